@@ -1,0 +1,225 @@
+/* SPDX-License-Identifier: GPL-2.0 */
+/*
+ * The C contract between KVM and the module that owns a TD's mirror page table.
+ *
+ * KVM is the caller of struct tdx_mirror_ops, the module is the caller of
+ * struct tdx_mirror_backend.  Both structures start with their size and the
+ * version of this contract; tdx_mirror_ops.create() refuses a backend of
+ * another size or version with -EINVAL.
+ */
+#ifndef _LINUX_TDX_MIRROR_H
+#define _LINUX_TDX_MIRROR_H
+
+#include <linux/types.h>
+
+/* Raised with every change of a structure or of a meaning in this file. */
+#define TDX_MIRROR_ABI_VERSION	1
+
+/* The exported getter, looked up with symbol_get() by kvm_intel. */
+#define TDX_MIRROR_GETTER	tdx_mirror_get_ops
+
+/*
+ * Exported (EXPORT_SYMBOL_GPL) by a kvm.ko that can delegate a mirror root:
+ * TDX_MIRROR_ABI_VERSION of its build.  The module looks at it only to say at
+ * load that the running KVM will never call it.
+ */
+extern const u32 kvm_mirror_provider_abi;
+
+struct tdx_mirror;
+
+/**
+ * struct tdx_mirror_err - what a SEAMCALL answered
+ * @status: completion status as in RAX, 0 is success
+ * @ext1: RCX on return (S-EPT entry, page type, ...), 0 if the leaf has none
+ * @ext2: RDX on return (level and state, owner, ...), 0 if the leaf has none
+ * @ext3: R8 on return (page size of a reclaim), 0 if the leaf has none
+ */
+struct tdx_mirror_err {
+	u64 status;
+	u64 ext1;
+	u64 ext2;
+	u64 ext3;
+};
+
+/**
+ * struct tdx_mirror_backend - what kvm_intel gives the mirror of one TD
+ * @size: sizeof(struct tdx_mirror_backend) of the caller
+ * @abi_version: TDX_MIRROR_ABI_VERSION of the caller
+ * @ctx: first argument of every hook; the module never looks inside
+ * @mmu_lock: the rwlock_t that is mmu_lock of the VM.  The module never takes
+ *	it, it only asserts with lockdep that the caller holds it.
+ * @gfn_bits: number of bits of a private GFN; GFNs are below 1 << gfn_bits
+ * @root_level: level of the root table, PG_LEVEL_512G (4) or PG_LEVEL_256T (5)
+ * @spte_present_mask: KVM's MMU-present bit, to be equal to the mirror's
+ * @spte_frozen: KVM's FROZEN_SPTE, to be equal to the mirror's
+ * @spte_nonpresent: KVM's SHADOW_NONPRESENT_VALUE, to be equal to the mirror's
+ *
+ * Levels are KVM's enum pg_level (1 = 4K) and name the level of the entry that
+ * is operated on.  A @gfn is aligned to the level's size.  No hook sleeps but
+ * @alloc_root_spt and @yield; every other one may be called with the RCU read
+ * lock held.
+ *
+ * @link_external_spt: TDH.MEM.SEPT.ADD.  mmu_lock held for read.
+ * @set_external_spte: TDH.MEM.PAGE.AUG, or PAGE.ADD before the TD is
+ *	finalized.  mmu_lock held for read.  Called for exactly one transition:
+ *	leaf, non-present to present.
+ * @block_external_spte: TDH.MEM.RANGE.BLOCK, one try.  mmu_lock held for write.
+ * @track_external: TDH.MEM.TRACK, one try.  mmu_lock held for write.
+ * @remove_external_spte: TDH.MEM.PAGE.REMOVE, one try.  mmu_lock held for write.
+ * @wbinvd_external_page: TDH.PHYMEM.PAGE.WBINVD of a page just removed, then
+ *	clears it where an erratum asks for that.  mmu_lock held for write.
+ * @free_external_spt: TDH.PHYMEM.PAGE.RECLAIM, one try, then WBINVD.  Only once
+ *	the HKID is released.  The page itself stays the module's to put back.
+ * @kick_vcpus: force all vCPUs out of the guest and wait until they are out.
+ *	mmu_lock held for write.
+ * @hold_vcpus: true: vCPUs may not enter the guest until called with false.
+ *	mmu_lock held for write.
+ * @bug_vm: the VM is unusable from now on; returns at once, never the host's end.
+ * @is_finalized: whether TDH.MR.FINALIZE was done (leaves need BLOCK and TRACK)
+ * @is_hkid_assigned: whether the TD's HKID is still assigned
+ * @alloc_root_spt: a zeroed page for the mirror's root table, may sleep;
+ *	charged to the VM's memcg.  NULL if there is none.
+ * @take_spt: a page for a mirror table from @vcpu's pre-filled cache, each
+ *	entry set to @spte_nonpresent
+ * @take_external_spt: a page for an S-EPT table from @vcpu's pre-filled cache
+ * @put_spt: gives back a page that was linked in no table or whose grace
+ *	period has passed
+ * @put_external_spt: gives back a page that the TDX module does not own
+ * @account: @nr more (or fewer) mirror table pages are in use
+ * @page_stats: @nr more (or fewer) leaves are mapped at @level
+ * @need_resched: whether mmu_lock, held for write, should be yielded now
+ * @yield: drops mmu_lock, held for write, reschedules and takes it again
+ */
+struct tdx_mirror_backend {
+	u32 size;
+	u32 abi_version;
+	void *ctx;
+	void *mmu_lock;
+	u32 gfn_bits;
+	u32 root_level;
+	u64 spte_present_mask;
+	u64 spte_frozen;
+	u64 spte_nonpresent;
+
+	void (*link_external_spt)(void *ctx, u64 gfn, int level,
+				  void *external_spt, struct tdx_mirror_err *err);
+	void (*set_external_spte)(void *ctx, u64 gfn, int level, u64 pfn,
+				  struct tdx_mirror_err *err);
+	void (*block_external_spte)(void *ctx, u64 gfn, int level,
+				    struct tdx_mirror_err *err);
+	void (*track_external)(void *ctx, struct tdx_mirror_err *err);
+	void (*remove_external_spte)(void *ctx, u64 gfn, int level,
+				     struct tdx_mirror_err *err);
+	void (*wbinvd_external_page)(void *ctx, u64 pfn, int level,
+				     struct tdx_mirror_err *err);
+	void (*free_external_spt)(void *ctx, void *external_spt,
+				  struct tdx_mirror_err *err);
+	void (*kick_vcpus)(void *ctx);
+	void (*hold_vcpus)(void *ctx, bool hold);
+	void (*bug_vm)(void *ctx);
+	bool (*is_finalized)(void *ctx);
+	bool (*is_hkid_assigned)(void *ctx);
+	void *(*alloc_root_spt)(void *ctx);
+	void *(*take_spt)(void *ctx, void *vcpu);
+	void *(*take_external_spt)(void *ctx, void *vcpu);
+	void (*put_spt)(void *ctx, void *spt);
+	void (*put_external_spt)(void *ctx, void *external_spt);
+	void (*account)(void *ctx, void *spt, int nr);
+	void (*page_stats)(void *ctx, int level, long nr);
+	bool (*need_resched)(void *ctx);
+	void (*yield)(void *ctx);
+};
+
+/**
+ * enum tdx_mirror_map_result - outcome of tdx_mirror_ops.map()
+ * @TDX_MIRROR_MAP_RETRY: nothing changed, the caller retries the fault
+ * @TDX_MIRROR_MAP_FIXED: the leaf is mapped now
+ * @TDX_MIRROR_MAP_SPURIOUS: the leaf was mapped to that PFN already
+ *
+ * Errors are negative: -EIO after a bug (the VM is bugged), -EINVAL for a GFN
+ * or level out of range, -EBUSY for contention before the TD is finalized.
+ */
+enum tdx_mirror_map_result {
+	TDX_MIRROR_MAP_RETRY = 0,
+	TDX_MIRROR_MAP_FIXED = 1,
+	TDX_MIRROR_MAP_SPURIOUS = 2,
+};
+
+/**
+ * struct tdx_mirror_stats - exact at a quiescent point of the TD
+ * @mapped: leaves mapped since creation
+ * @zapped: leaves zapped since creation
+ * @leaf_transitions: leaf non-present to present transitions; equal to the
+ *	successful calls of set_external_spte
+ * @set_external_spte_calls: all calls of set_external_spte
+ * @link_calls: calls of link_external_spt
+ * @block_calls: calls of block_external_spte
+ * @track_calls: calls of track_external
+ * @remove_calls: calls of remove_external_spte
+ * @wbinvd_calls: calls of wbinvd_external_page
+ * @reclaim_calls: calls of free_external_spt
+ * @busy: hook calls that answered with contention
+ * @retries: hook calls that were repeated for contention
+ * @giveups: operations that ended for contention
+ * @kicks: calls of kick_vcpus
+ * @frozen_seen: operations that bailed out at a frozen entry
+ * @spurious: maps that found the leaf mapped
+ * @quarantined: pages that the TDX module may still own, GFN blocked
+ * @leaked: pages never given back to the allocator
+ * @tables: mirror table pages in use, the root included
+ */
+struct tdx_mirror_stats {
+	u64 mapped, zapped, leaf_transitions, set_external_spte_calls;
+	u64 link_calls, block_calls, track_calls, remove_calls;
+	u64 wbinvd_calls, reclaim_calls, busy, retries, giveups, kicks;
+	u64 frozen_seen, spurious, quarantined, leaked, tables;
+};
+
+/**
+ * struct tdx_mirror_ops - entry points of the module
+ * @size: sizeof(struct tdx_mirror_ops) of the module
+ * @abi_version: TDX_MIRROR_ABI_VERSION of the module
+ *
+ * @create: a mirror for one TD.  @backend must live until @destroy returns.
+ *	Sleeps.  Returns NULL and sets *@err to -EINVAL (size, version, levels,
+ *	SPTE encoding or a missing hook) or -ENOMEM.
+ * @map: maps @gfn to @pfn at @level (PG_LEVEL_4K).  mmu_lock held for read.
+ *	Never loops, never allocates but by the page suppliers of @vcpu.
+ * @zap_range: unmaps [@start, @end).  mmu_lock held for write; dropped and
+ *	retaken through @yield only if @can_yield.  Cannot fail: what the TDX
+ *	module may still own is quarantined and the VM bugged.  Returns the
+ *	number of leaves that were zapped.
+ * @teardown: gives back all tables.  HKID released, mmu_lock held for write,
+ *	no walker left but RCU readers.  Leaks and counts on doubt.
+ * @destroy: frees the mirror, after @teardown or without a map before.  Waits
+ *	for a grace period and then puts back the tables.  Sleeps.
+ * @walk: debug: the raw SPTE that maps @gfn and its *@level.  Takes RCU itself.
+ * @stats: figures of one TD, from any context.
+ */
+struct tdx_mirror_ops {
+	u32 size;
+	u32 abi_version;
+
+	struct tdx_mirror *(*create)(const struct tdx_mirror_backend *backend,
+				     int *err);
+	int (*map)(struct tdx_mirror *mirror, void *vcpu, u64 gfn, u64 pfn,
+		   int level);
+	u64 (*zap_range)(struct tdx_mirror *mirror, u64 start, u64 end,
+			 bool can_yield);
+	void (*teardown)(struct tdx_mirror *mirror);
+	void (*destroy)(struct tdx_mirror *mirror);
+	u64 (*walk)(struct tdx_mirror *mirror, u64 gfn, int *level);
+	void (*stats)(struct tdx_mirror *mirror, struct tdx_mirror_stats *stats);
+};
+
+/**
+ * tdx_mirror_get_ops() - the one symbol that the module exports
+ *
+ * Look it up with symbol_get() and give it back with symbol_put(): the
+ * reference is what keeps the module loaded while a TD uses it.
+ *
+ * Return: the entry points, never NULL.
+ */
+const struct tdx_mirror_ops *tdx_mirror_get_ops(void);
+
+#endif /* _LINUX_TDX_MIRROR_H */
