@@ -25,6 +25,15 @@
  */
 extern const u32 kvm_mirror_provider_abi;
 
+/*
+ * The mirror's encoding of the SPTE values that KVM sees as well, see
+ * FROZEN_SPTE, SHADOW_NONPRESENT_VALUE and SPTE_MMU_PRESENT_MASK in
+ * arch/x86/kvm/mmu/spte.h.  create() refuses a KVM with other ones.
+ */
+#define TDX_MIRROR_SPTE_PRESENT		0x0000000000000800ULL
+#define TDX_MIRROR_SPTE_NONPRESENT	0x8000000000000000ULL
+#define TDX_MIRROR_SPTE_FROZEN		0x80000000000001a0ULL
+
 struct tdx_mirror;
 
 /**

@@ -1,0 +1,107 @@
+// SPDX-License-Identifier: GPL-2.0
+
+#define pr_fmt(fmt) KBUILD_MODNAME ": " fmt
+
+#include <linux/kvm_host.h>
+#include <linux/lockdep.h>
+#include <linux/mm.h>
+#include <linux/module.h>
+#include <linux/notifier.h>
+#include <linux/spinlock.h>
+#include <linux/tdx_mirror.h>
+
+#include "helpers.h"
+
+void tdx_mirror_assert_held_read(void *mmu_lock)
+{
+	lockdep_assert_held_read((rwlock_t *)mmu_lock);
+}
+
+void tdx_mirror_assert_held_write(void *mmu_lock)
+{
+	lockdep_assert_held_write((rwlock_t *)mmu_lock);
+}
+
+u64 tdx_mirror_virt_to_pfn(void *virt)
+{
+	return page_to_pfn(virt_to_page(virt));
+}
+
+/* NULL for a PFN that is no memory of the direct map. */
+void *tdx_mirror_pfn_to_virt(u64 pfn)
+{
+	if (!pfn_valid(pfn))
+		return NULL;
+	return page_to_virt(pfn_to_page(pfn));
+}
+
+/*
+ * The word that a page from the allocator leaves to its owner: a mirror table
+ * keeps its S-EPT page there.
+ */
+void *tdx_mirror_page_private(void *virt)
+{
+	return (void *)page_private(virt_to_page(virt));
+}
+
+void tdx_mirror_set_page_private(void *virt, void *value)
+{
+	set_page_private(virt_to_page(virt), (unsigned long)value);
+}
+
+/*
+ * Says whether the running KVM will ever ask for a mirror.  kvm.ko carries the
+ * marker and kvm_put_kvm() tells a KVM without it from one not loaded yet.
+ */
+static bool tdx_mirror_check_kvm(void)
+{
+	const u32 *abi = symbol_get(kvm_mirror_provider_abi);
+
+	if (abi) {
+		u32 version = *abi;
+
+		symbol_put(kvm_mirror_provider_abi);
+		if (version == TDX_MIRROR_ABI_VERSION)
+			pr_info("kvm_intel has the mirror hooks, ABI %u\n",
+				version);
+		else
+			pr_warn("kvm_intel has the mirror hooks of ABI %u, this module those of ABI %u: TDs cannot use it\n",
+				version, TDX_MIRROR_ABI_VERSION);
+		return true;
+	}
+
+	if (symbol_get(kvm_put_kvm)) {
+		symbol_put(kvm_put_kvm);
+		pr_notice("kvm_intel lacks the mirror hooks: TDs use KVM's own mirror, nothing will call this module\n");
+		return true;
+	}
+
+	return false;
+}
+
+static int tdx_mirror_module_event(struct notifier_block *nb,
+				   unsigned long event, void *data)
+{
+	const struct module *mod = data;
+
+	if (event == MODULE_STATE_LIVE && !strcmp(mod->name, "kvm"))
+		tdx_mirror_check_kvm();
+	return NOTIFY_OK;
+}
+
+static struct notifier_block tdx_mirror_module_nb = {
+	.notifier_call = tdx_mirror_module_event,
+};
+
+/* Reports on KVM now, and again whenever it is loaded. */
+int tdx_mirror_watch_kvm(void)
+{
+	if (!tdx_mirror_check_kvm())
+		pr_info("KVM is not loaded yet: its mirror hooks are looked for when it is\n");
+	return register_module_notifier(&tdx_mirror_module_nb);
+}
+
+void tdx_mirror_unwatch_kvm(void)
+{
+	unregister_module_notifier(&tdx_mirror_module_nb);
+}

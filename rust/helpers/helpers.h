@@ -1,0 +1,22 @@
+/* SPDX-License-Identifier: GPL-2.0 */
+/*
+ * Kernel facilities that the kernel crate does not offer, as plain functions
+ * with plain types for the Rust side (rust/glue/).
+ */
+#ifndef _TDX_MIRROR_HELPERS_H
+#define _TDX_MIRROR_HELPERS_H
+
+#include <linux/types.h>
+
+void tdx_mirror_assert_held_read(void *mmu_lock);
+void tdx_mirror_assert_held_write(void *mmu_lock);
+
+u64 tdx_mirror_virt_to_pfn(void *virt);
+void *tdx_mirror_pfn_to_virt(u64 pfn);
+void *tdx_mirror_page_private(void *virt);
+void tdx_mirror_set_page_private(void *virt, void *value);
+
+int tdx_mirror_watch_kvm(void);
+void tdx_mirror_unwatch_kvm(void);
+
+#endif /* _TDX_MIRROR_HELPERS_H */
