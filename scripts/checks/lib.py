@@ -1,0 +1,129 @@
+# SPDX-License-Identifier: GPL-2.0
+"""What all checks share: the files of the project, tools, and results."""
+
+import fnmatch
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import tempfile
+
+TOP = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+
+# Never part of the project, even in an unpacked tarball without git.
+NOT_OURS = ("build/", ".git/", "target/", "tools/testing/host/target/")
+
+
+class Result:
+    """Findings of one check.  No finding means that it passed."""
+
+    def __init__(self):
+        self.findings = []
+        self.todo = ""
+        self.note = ""
+
+    def bad(self, text):
+        self.findings.append(text)
+
+    def missing(self, what, todo):
+        """A tool or a folder is not there: the check fails, it is never skipped."""
+        self.findings.append(f"{what} is missing")
+        self.todo = todo
+
+
+def files(*patterns):
+    """Files of the checkout that match a pattern, also those not yet in git."""
+    if os.path.isdir(os.path.join(TOP, ".git")) or os.path.isfile(os.path.join(TOP, ".git")):
+        out = subprocess.run(
+            ["git", "ls-files", "-z", "-co", "--exclude-standard"],
+            cwd=TOP, check=True, stdout=subprocess.PIPE,
+        ).stdout.decode()
+        names = [n for n in out.split("\0") if n]
+    else:
+        names = []
+        for folder, _, leaves in os.walk(TOP):
+            names += [os.path.relpath(os.path.join(folder, leaf), TOP) for leaf in leaves]
+    names = [
+        n for n in sorted(set(names))
+        if not n.startswith(NOT_OURS) and "/target/" not in n
+        and os.path.isfile(os.path.join(TOP, n)) and not os.path.islink(os.path.join(TOP, n))
+    ]
+    if not patterns:
+        return names
+    return [n for n in names if any(fnmatch.fnmatch(n, p) for p in patterns)]
+
+
+def read(name):
+    with open(os.path.join(TOP, name), encoding="utf-8", errors="replace") as f:
+        return f.read()
+
+
+def build_dir(*parts):
+    path = os.path.join(TOP, "build", "check", *parts)
+    os.makedirs(path, exist_ok=True)
+    return path
+
+
+def run(argv, cwd=TOP, env=None, timeout=1800):
+    """Runs a command and returns (exit status, output and errors together)."""
+    try:
+        done = subprocess.run(
+            argv, cwd=cwd, env=env, timeout=timeout, errors="replace",
+            stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+        )
+    except FileNotFoundError:
+        return 127, f"{argv[0]}: not found"
+    except subprocess.TimeoutExpired:
+        return 124, f"{argv[0]}: no end after {timeout} s"
+    return done.returncode, done.stdout
+
+
+def in_root(argv):
+    """The command line that runs argv in the tool root (IN_ROOT), else on this machine."""
+    return shlex.split(os.environ.get("IN_ROOT", "")) + list(argv)
+
+
+def have(tool):
+    """Whether a tool is there, in the tool root if there is one."""
+    if not os.environ.get("IN_ROOT"):
+        return shutil.which(tool) is not None
+    return run(in_root(["sh", "-c", 'command -v "$0"', tool]))[0] == 0
+
+
+def need(result, tool, package):
+    """False, and a finding, if a tool is not there."""
+    if have(tool):
+        return True
+    where = "the tool root" if os.environ.get("IN_ROOT") else "this machine"
+    result.missing(f"the tool {tool}", f"install the package {package} in {where} (`make setup` does)")
+    return False
+
+
+def kernel_build():
+    """The built kernel tree, or None."""
+    path = os.environ.get("KDIR", "")
+    return path if path and os.path.exists(os.path.join(path, "Makefile")) else None
+
+
+def kernel_source():
+    """The source of the kernel tree, or None.
+
+    A tree built out of its source names the source in its Makefile.
+    """
+    path = os.environ.get("KSRC", "")
+    if not path and kernel_build():
+        path = kernel_build()
+        with open(os.path.join(path, "Makefile"), encoding="utf-8", errors="replace") as f:
+            found = re.search(r"^include (\S+)/Makefile$", f.read(4096), re.M)
+        if found:
+            path = os.path.normpath(os.path.join(path, found.group(1)))
+    return path if path and os.path.exists(os.path.join(path, "scripts/checkpatch.pl")) else None
+
+
+NO_KERNEL = "set KDIR to a built kernel tree (and KSRC to its source); `make check` does both"
+
+
+def temp():
+    """A folder for one check, under build/ so that the tool root sees it."""
+    return tempfile.TemporaryDirectory(dir=build_dir("tmp"))

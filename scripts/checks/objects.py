@@ -1,0 +1,116 @@
+# SPDX-License-Identifier: GPL-2.0
+"""No way to panic in the built objects."""
+
+import os
+import re
+
+import lib
+
+# Names that only a panicking construct refers to.  The mangled names hold the
+# path in the clear, so this also finds what was inlined from core.
+PANIC = re.compile(
+    r"panic|unwrap_failed|expect_failed|slice_\w*_fail|index_len_fail|index_order_fail|len_mismatch_fail|"
+    r"str\w*slice_error_fail|handle_alloc_error|rust_build_error|assert_failed|rust_helper_BUG\b|const_\w*_overflow"
+)
+# Names of core and of the panic runtime that say nothing about our code.
+HARMLESS = re.compile(r"PanicInfo|panic_fmt_marker|in_panic|panic_cpu")
+
+FUNCTION = re.compile(r"^[0-9a-f]+ <([^>]+)>:$")
+RELOCATION = re.compile(r"^\s+[0-9a-f]+:\s+R_\w+\s+(\S+)")
+
+
+def plain_name(symbol):
+    """The readable part of a v0-mangled Rust name: its identifiers."""
+    if not symbol.startswith("_R"):
+        return symbol
+    words, i = [], 2
+    while i < len(symbol):
+        number = re.match(r"(\d+)_?", symbol[i:])
+        # After a crate's `Cs..._` hash comes its length: digits inside the
+        # hash are skipped by jumping over the hash as a whole.
+        hashed = re.match(r"Cs[0-9A-Za-z]*_", symbol[i:])
+        if hashed:
+            i += hashed.end()
+        elif number:
+            size, start = int(number.group(1)), i + number.end()
+            words.append(symbol[start:start + size])
+            i = start + size
+        else:
+            i += 1
+    return "::".join(w for w in words if w) or symbol
+
+
+def panicking_calls(disassembly):
+    """(function, panicking symbol) of each reference in `objdump -dr` output."""
+    found, current = [], "?"
+    for line in disassembly.split("\n"):
+        head = FUNCTION.match(line)
+        if head:
+            current = head.group(1)
+            continue
+        where = RELOCATION.match(line)
+        if not where:
+            continue
+        symbol = re.sub(r"[-+]0x[0-9a-f]+$", "", where.group(1))
+        if PANIC.search(symbol) and not HARMLESS.search(symbol):
+            found.append((current, symbol))
+    return found
+
+
+def objects():
+    """Built objects that come from rust/: in the checkout or in the build folder."""
+    place = os.environ.get("MODULE_OUT", "")
+    roots = [place] if place else [os.path.join(lib.TOP, "rust"), os.path.join(lib.TOP, "build")]
+    found = []
+    for root in roots:
+        for folder, _, leaves in os.walk(root):
+            if "/check/" in folder + "/" or "/target" in folder or "/rootfs" in folder:
+                continue
+            for leaf in leaves:
+                if re.fullmatch(r"tdx_\w+_main\.o", leaf):
+                    found.append(os.path.join(folder, leaf))
+    # Several builds may lie around: the newest of each name counts.
+    newest = {}
+    for path in sorted(found, key=os.path.getmtime):
+        newest[os.path.basename(path)] = path
+    return newest
+
+
+def panic_symbols(result):
+    if not lib.need(result, "objdump", "binutils"):
+        return
+    built = objects()
+    roots = [os.path.basename(n)[:-3] + ".o" for n in lib.files("rust/tdx_*_main.rs")]
+    if not roots:
+        result.missing("rust/tdx_*_main.rs", "run this in a whole checkout")
+        return
+    sources = max((os.path.getmtime(os.path.join(lib.TOP, n)) for n in lib.files("rust/*.rs")), default=0)
+    count = 0
+    for leaf in roots:
+        if leaf not in built:
+            result.bad(f"{leaf} is not built")
+            result.todo = "make modules"
+            continue
+        path = built[leaf]
+        if os.path.getmtime(path) < sources and not os.environ.get("CHECK_OLD_OBJECTS"):
+            result.bad(f"{os.path.relpath(path, lib.TOP)} is older than the sources")
+            result.todo = "make modules"
+            continue
+        status, out = lib.run(lib.in_root(["objdump", "-dr", "--no-show-raw-insn", os.path.relpath(path, lib.TOP)]))
+        if status:
+            result.bad(f"objdump {leaf}: {out.strip()[-200:]}")
+            continue
+        calls = panicking_calls(out)
+        for function, symbol in sorted(set(calls)):
+            result.bad(f"{leaf}: {plain_name(function)} refers to {plain_name(symbol)}")
+        # A table (of functions, say) could refer to one as well.
+        status, out = lib.run(lib.in_root(["nm", "-u", os.path.relpath(path, lib.TOP)]))
+        known = {s for _, s in calls}
+        for line in out.split("\n"):
+            symbol = line.split()[-1] if line.split() else ""
+            if PANIC.search(symbol) and not HARMLESS.search(symbol) and symbol not in known:
+                result.bad(f"{leaf}: data refers to {plain_name(symbol)}")
+        count += 1
+    if result.findings and not result.todo:
+        result.todo = "checked arithmetic, get() instead of an index, an error instead of unwrap"
+    result.note = f"{count} objects"

@@ -1,0 +1,154 @@
+# SPDX-License-Identifier: GPL-2.0
+"""Rust source as text: blanking of comments and literals, `use` trees, paths."""
+
+import re
+
+IDENT = r"(?:r#)?[A-Za-z_][A-Za-z0-9_]*"
+
+
+def blank(text, keep_comments=False):
+    """Replaces comments, strings and characters by blanks; keeps every newline.
+
+    With keep_comments only the literals go.
+    """
+    out = []
+    i, n = 0, len(text)
+
+    def put(piece, keep):
+        out.append(piece if keep else re.sub(r"[^\n]", " ", piece))
+
+    while i < n:
+        two = text[i:i + 2]
+        if two == "//":
+            end = text.find("\n", i)
+            end = n if end < 0 else end
+            put(text[i:end], keep_comments)
+            i = end
+        elif two == "/*":
+            depth, j = 1, i + 2
+            while j < n and depth:
+                if text[j:j + 2] == "/*":
+                    depth, j = depth + 1, j + 2
+                elif text[j:j + 2] == "*/":
+                    depth, j = depth - 1, j + 2
+                else:
+                    j += 1
+            put(text[i:j], keep_comments)
+            i = j
+        else:
+            # A raw string, where it cannot be the end of a longer name.
+            raw = re.compile(r'(?:b|c)?r(#*)"').match(text, i)
+            if raw and not (i and (text[i - 1].isalnum() or text[i - 1] == "_")):
+                end = text.find('"' + raw.group(1), raw.end())
+                end = n if end < 0 else end + 1 + len(raw.group(1))
+                put(text[i:end], False)
+                i = end
+            elif text[i] == '"':
+                j = i + 1
+                while j < n and text[j] != '"':
+                    j += 2 if text[j] == "\\" else 1
+                put(text[i:j + 1], False)
+                i = j + 1
+            elif text[i] == "'":
+                # A character, or a lifetime, which stays.
+                char = re.compile(r"'(?:\\(?:x[0-9a-fA-F]{2}|u\{[^}]*\}|.)|[^\\'\n])'").match(text, i)
+                if char:
+                    put(char.group(0), False)
+                    i = char.end()
+                else:
+                    out.append("'")
+                    i += 1
+            else:
+                out.append(text[i])
+                i += 1
+    return "".join(out)
+
+
+def matching(text, start, opening="{", closing="}"):
+    """The place after the bracket that closes the one at start."""
+    depth = 0
+    for i in range(start, len(text)):
+        if text[i] == opening:
+            depth += 1
+        elif text[i] == closing:
+            depth -= 1
+            if not depth:
+                return i + 1
+    return len(text)
+
+
+TEST_ONLY = re.compile(r"#\[\s*cfg\s*\(\s*(?:test|all\s*\(\s*test\b[^]]*)\s*\)\s*\]")
+
+
+def without_tests(text):
+    """Blanks items under #[cfg(test)]; expects text from blank()."""
+    while True:
+        found = TEST_ONLY.search(text)
+        if not found:
+            return text
+        rest = re.compile(r"[;{]").search(text, found.end())
+        if not rest:
+            end = len(text)
+        elif rest.group(0) == ";":
+            end = rest.end()
+        else:
+            end = matching(text, rest.start())
+        text = text[:found.start()] + re.sub(r"[^\n]", " ", text[found.start():end]) + text[end:]
+
+
+def line_of(text, place):
+    return text.count("\n", 0, place) + 1
+
+
+def split_top(text):
+    """Splits at the commas that are in no bracket."""
+    parts, depth, last = [], 0, 0
+    for i, c in enumerate(text):
+        if c in "{(":
+            depth += 1
+        elif c in "})":
+            depth -= 1
+        elif c == "," and not depth:
+            parts.append(text[last:i])
+            last = i + 1
+    parts.append(text[last:])
+    return [p.strip() for p in parts if p.strip()]
+
+
+def expand(tree):
+    """A use tree as a list of (path segments, name that it binds)."""
+    tree = tree.strip()
+    brace = tree.find("{")
+    if brace >= 0:
+        prefix = [s for s in tree[:brace].replace(" ", "").split("::") if s]
+        found = []
+        for part in split_top(tree[brace + 1:tree.rfind("}")]):
+            for path, name in expand(part):
+                if path == ["self"]:
+                    path, name = [], (prefix[-1] if prefix and name == "self" else name)
+                found.append((prefix + path, name))
+        return found
+    parts = re.split(r"\s+as\s+", tree)
+    path = [s.strip() for s in parts[0].split("::") if s.strip()]
+    name = parts[1].strip() if len(parts) > 1 else (path[-1] if path else "")
+    return [(path, name)]
+
+
+USE = re.compile(r"^\s*(pub(?:\s*\([^)]*\))?\s+)?use\s+((?:[^;])*);", re.M)
+PATH = re.compile(rf"(?<![\w:])(?:::\s*)?({IDENT}(?:\s*::\s*{IDENT})+)")
+
+
+def references(text):
+    """Paths in a text from blank(): (line, segments, bound name or None, is public)."""
+    found = []
+
+    def take(match):
+        line = line_of(text, match.start(2))
+        for path, name in expand(match.group(2).lstrip(":").strip()):
+            found.append((line, path, name, bool(match.group(1))))
+        return re.sub(r"[^\n]", " ", match.group(0))
+
+    rest = USE.sub(take, text)
+    for match in PATH.finditer(rest):
+        found.append((line_of(rest, match.start()), re.sub(r"\s", "", match.group(1)).split("::"), None, False))
+    return found

@@ -1,0 +1,118 @@
+# SPDX-License-Identifier: GPL-2.0
+"""Planted violations: each check must find them, and nothing in good code."""
+
+import layers
+import objects
+import rust_text as rt
+import text
+import unsafe_code
+
+GOOD = {
+    "tdx_mirror_main.rs": "mod glue;\nmod mirror;\nmod tdx;\nmod sept;\nuse kernel::prelude::*;\nuse glue::abi;\n",
+    "mirror/mod.rs": "pub mod addr;\npub mod level;\npub mod mmu;\npub use mmu::Mmu;\npub use addr::Gfn;\n",
+    "mirror/addr.rs": "use core::fmt;\nuse super::level::Level;\n",
+    "mirror/level.rs": "// crate::mirror::mmu is only named in a comment\n",
+    "mirror/spte.rs": "use crate::mirror::{addr::Pfn, level::Level};\n",
+    "mirror/cell.rs": "use super::{spte::Spte, sys::AtomicU64};\n",
+    "mirror/sys/mod.rs": "mod kernel;\npub use self::kernel::AtomicU64;\n",
+    "mirror/sys/kernel.rs": "use kernel::sync::atomic::Atomic;\n",
+    "mirror/mmu.rs": "use super::cell::SpteCell;\nuse super::addr;\nfn f() { addr::g(); }\n"
+                     "#[cfg(test)]\nmod tests { use std::vec::Vec; }\n",
+    "mirror/mmu2.rs": "use super::mmu::A;\n",
+    "tdx/mod.rs": "use crate::mirror::addr::Gfn;\n",
+    "sept.rs": "use crate::{mirror::external::E, tdx};\nfn f() { tdx::call(); }\n",
+    "mirror/external.rs": "use super::addr::Pfn;\n",
+    "emu/mod.rs": "use crate::tdx::Leaf;\nuse crate::mirror::addr::Pfn;\n",
+    "glue/mod.rs": "use crate::mirror::Mmu;\nuse kernel::prelude::*;\nuse crate::sept;\n",
+}
+
+# What is planted into which file, and a part of the finding that must come.
+PLANTED = [
+    ("emu/mod.rs", "use crate::mirror::mmu::Mmu;\n", "emu uses mirror::mmu"),
+    ("emu/mod.rs", "use crate::mirror::Mmu;\n", "emu uses mirror::mmu"),
+    ("emu/mod.rs", "fn f() { let _ = crate::mirror::mmu::new(); }\n", "emu uses mirror::mmu"),
+    ("emu/mod.rs", "use crate::mirror as m;\nfn f() { m::mmu::new(); }\n", "emu uses mirror::mmu"),
+    ("emu/mod.rs", "use crate::{tdx::{self, Leaf}, sept::Sept};\n", "emu uses sept"),
+    ("mirror/mmu.rs", "use kernel::prelude::*;\n", "mirror::mmu uses the crate kernel"),
+    ("mirror/mmu.rs", "fn f() { kernel::pr_info(); }\n", "mirror::mmu uses the crate kernel"),
+    ("mirror/mmu.rs", "use alloc::vec::Vec;\n", "mirror::mmu uses the crate alloc"),
+    ("mirror/mmu.rs", "use std::sync::Arc;\n", "mirror::mmu uses the crate std"),
+    ("mirror/mmu.rs", "extern \"C\" { fn x(); }\n", "in a pure layer"),
+    ("mirror/mmu.rs", "use crate::tdx::Leaf;\n", "mirror::mmu uses tdx"),
+    ("mirror/addr.rs", "use super::spte::Spte;\n", "mirror::addr uses mirror::spte"),
+    ("mirror/addr.rs", "use super::super::glue::abi;\n", "mirror::addr uses glue"),
+    ("mirror/spte.rs", "use super::mmu::Mmu;\n", "mirror::spte uses mirror::mmu"),
+    ("mirror/sys/mod.rs", "use ::std::vec::Vec;\n", "uses the crate std"),
+    ("tdx/mod.rs", "use crate::mirror::cell::SpteCell;\n", "tdx uses mirror::cell"),
+    ("tdx/mod.rs", "use crate::emu::Module;\n", "tdx uses emu"),
+    ("sept.rs", "use crate::mirror::mmu::Mmu;\n", "sept uses mirror::mmu"),
+    ("glue/mod.rs", "use crate::emu::Module;\n", "glue uses emu"),
+    ("mirror/level.rs", "use super::addr::Gfn;\n", "no arrow"),
+    ("mirror/mmu.rs", "use super::mmu2::A;\n", "circle of modules"),
+    ("other/mod.rs", "use crate::tdx::Leaf;\n", "other has no layer"),
+    ("mirror/mmu.rs", "fn f<'a>(c: char) { if c == '\"' {} }\nuse std::a;\nfn g() { let _ = \"\"; }\n", "the crate std"),
+]
+
+UNSAFE = [
+    # (file, text, part of the finding or None for no finding)
+    ("mirror/cell.rs", "// SAFETY: it is ours.\nlet x = unsafe { y() };\n", None),
+    ("mirror/cell.rs", "// SAFETY: it is ours.\nlet x = f(\n    unsafe { y() },\n);\n", None),
+    ("mirror/cell.rs", "let x = unsafe { y() };\n", "without a SAFETY"),
+    ("mirror/cell.rs", "// SAFETY: for a.\nlet a = unsafe { y() };\nlet b = unsafe { y() };\n", "rust/mirror/cell.rs:3"),
+    ("mirror/cell.rs", "/// Reads.\n///\n/// # Safety\n/// Valid.\n#[inline]\npub unsafe fn f() {}\n", None),
+    ("mirror/cell.rs", "/// Reads.\npub unsafe fn f() {}\n", "without a `# Safety`"),
+    ("mirror/cell.rs", "unsafe impl Sync for X {}\n", "unsafe impl without"),
+    ("mirror/cell.rs", "type F = unsafe extern \"C\" fn(u64);\n", None),
+    ("mirror/mmu.rs", "// SAFETY: no.\nunsafe { y() };\n", "outside the allowed"),
+    ("mirror/mmu.rs", "// unsafe\nlet s = \"unsafe\"; let r = r#\"unsafe \" \"#;\n/* unsafe */\n", None),
+    ("emu/tree.rs", "unsafe { y() };\n", "outside the allowed"),
+]
+
+DISASSEMBLY = """
+0000000000000000 <_RNvNtCs1234_4main6mirror3map>:
+   0:	push   %rbx
+			10: R_X86_64_PLT32	_RNvNtCsabc_4core9panicking5panic-0x4
+0000000000000040 <good>:
+			41: R_X86_64_PLT32	_RNvXs_NtCsabc_4core3fmt9PanicInfo3fmt-0x4
+			45: R_X86_64_PLT32	rust_helper_udelay-0x4
+0000000000000080 <index>:
+			81: R_X86_64_PLT32	_RNvNtNtCsabc_4core5slice5index26slice_end_index_len_fail-0x4
+			91: R_X86_64_PC32	_RNvNtNtCsabc_4core9panicking11panic_const24panic_const_add_overflow-0x4
+"""
+
+
+def selftest(result):
+    count = 0
+    for finding in layers.check_sources(GOOD):
+        result.bad(f"layers: a finding in good code: {finding}")
+    for name, planted, wanted in PLANTED:
+        sources = dict(GOOD)
+        sources[name] = sources.get(name, "") + planted
+        found = layers.check_sources(sources)
+        count += 1
+        if not any(wanted in f for f in found):
+            result.bad(f"layers: {planted.strip()!r} in {name} gave {found or 'nothing'}, not `{wanted}`")
+    for name, source, wanted in UNSAFE:
+        _, found = unsafe_code.examine(name, source)
+        count += 1
+        if (wanted is None and found) or (wanted is not None and not any(wanted in f for f in found)):
+            result.bad(f"unsafe: {source!r} in {name} gave {found or 'nothing'}, not `{wanted}`")
+    calls = objects.panicking_calls(DISASSEMBLY)
+    count += 1
+    if [c[0] for c in calls] != ["_RNvNtCs1234_4main6mirror3map", "index", "index"]:
+        result.bad(f"panic-symbols: {calls}")
+    if objects.plain_name(calls[0][0]) != "main::mirror::map":
+        result.bad(f"panic-symbols: name {objects.plain_name(calls[0][0])}")
+    for line, wanted in (("see deb.debian" ".org now", True), ("cp a /wo" "rk/x", True), ("a plain line", False)):
+        count += 1
+        if bool(text.PLACES.search(line)) != wanted:
+            result.bad(f"text: {line!r}")
+    for line, wanted in (("// TO" "DO later", True), ("TO" "DOS", False)):
+        count += 1
+        if bool(text.OPEN.search(line)) != wanted:
+            result.bad(f"text: {line!r}")
+    plain = rt.without_tests(rt.blank("fn f() { a.unwrap(); }\n#[cfg(test)]\nmod t { fn g() { b.unwrap(); } }\n"))
+    count += 1
+    if len(text.PANICS.findall(plain)) != 1:
+        result.bad("panics: one unwrap outside tests, and another number was found")
+    result.note = f"{count} cases"

@@ -1,0 +1,93 @@
+# SPDX-License-Identifier: GPL-2.0
+"""What no file of the project may hold, and how large a file may grow."""
+
+import os
+import re
+
+import lib
+
+# Written in pieces, so that this file does not find itself.
+HOSTS = [
+    "deb.debian" ".org", "security.debian" ".org", "snapshot.debian" ".org", "ftp.debian" ".org",
+    "static.crates" ".io", "index.crates" ".io", "pypi" ".org", "registry.npm" "js", "proxy.golang" ".org",
+]
+PATHS = ["/wo" "rk/", "/ro" "ot/", "/fa" "rm/", "/var/tmp/td" "xw", "/home/" "[a-z]"]
+MARKERS = ["TO" "DO", "FIX" "ME", "X" "XX", "HA" "CK"]
+
+PLACES = re.compile("|".join(h.replace(".", r"\.") for h in HOSTS) + "|" + "|".join(PATHS))
+OPEN = re.compile(r"\b(?:" + "|".join(MARKERS) + r")\b")
+PANICS = re.compile(
+    r"\.unwrap\(\)|\.expect\(|\b(?:panic|unreachable|todo|unimplemented|assert|assert_eq|assert_ne)!")
+
+
+LINES = 700
+KIB = 2048
+SOURCES = ("*.rs", "*.c", "*.h", "*.S", "*.py", "*.sh")
+
+
+def text(result):
+    """Registry hosts, paths of a machine, open ends."""
+    names = lib.files()
+    for name in names:
+        if name.endswith((".lock", ".gz", ".bin", ".xz", ".zst", ".png")):
+            continue
+        body = lib.read(name)
+        if "\0" in body:
+            continue
+        for number, line in enumerate(body.split("\n"), 1):
+            if PLACES.search(line):
+                result.bad(f"{name}:{number}: registry host or path of one machine: {line.strip()[:80]}")
+            # Only added lines of a patch are ours.
+            ours = line.startswith("+") if name.endswith(".patch") else True
+            if ours and name.startswith(("rust/", "include/", "patches/", "tools/", "scripts/")) and OPEN.search(line):
+                result.bad(f"{name}:{number}: open end: {line.strip()[:80]}")
+    result.note = f"{len(names)} files"
+    result.todo = "derive the host or the path at run time; finish what is open"
+
+
+def panics(result):
+    """Panicking constructs in the text of kernel Rust, outside tests."""
+    import rust_text as rt
+
+    names = [n for n in lib.files("rust/*.rs") if not re.search(r"(?:^|/)tests?(?:\.rs|/)|kunit", n)]
+    for name in names:
+        plain = rt.without_tests(rt.blank(lib.read(name)))
+        for found in PANICS.finditer(plain):
+            # `const _: () = assert!(..)` is worked out by the compiler.
+            start = max(plain.rfind(";", 0, found.start()), plain.rfind("}", 0, found.start()))
+            statement = plain[start + 1:found.start()]
+            if found.group(0).startswith("assert") and re.search(r"\bconst\b[^{]*(?:=\s*|\{\s*)[^;]*$", statement):
+                continue
+            result.bad(f"{name}:{rt.line_of(plain, found.start())}: {found.group(0)}")
+    result.note = f"{len(names)} files"
+    result.todo = "return an error; in kernel Rust only tests may panic"
+
+
+def sizes(result):
+    """Long source files and large files."""
+    for name in lib.files():
+        path = os.path.join(lib.TOP, name)
+        if os.path.getsize(path) > KIB * 1024:
+            result.bad(f"{name}: {os.path.getsize(path) // 1024} KiB, at most {KIB}")
+    sources = [n for n in lib.files(*SOURCES, "scripts/check") if not n.startswith("rust/bindings/")]
+    longest = 0
+    for name in sources:
+        lines = lib.read(name).count("\n")
+        longest = max(longest, lines)
+        if lines > LINES:
+            result.bad(f"{name}: {lines} lines, at most {LINES}")
+    result.note = f"{len(sources)} sources, the longest of {longest} lines"
+    result.todo = "split the file by what it knows"
+
+
+def spdx(result):
+    """A licence line in the first three lines of each source."""
+    names = lib.files("*.rs", "*.c", "*.h", "*.S", "*.py", "*.sh", "*.rst", "*.toml", "*.lds", "*Kbuild", "*Makefile",
+                      "*Kconfig", "scripts/check", ".ci/run")
+    names = [n for n in names if os.path.basename(n) not in (".rustfmt.toml",)]
+    for name in names:
+        head = lib.read(name).split("\n")[:3]
+        if not any("SPDX-License-Identifier: GPL-2.0" in line for line in head):
+            result.bad(f"{name}: no SPDX line in its first three lines")
+    result.note = f"{len(names)} files"
+    result.todo = "add `SPDX-License-Identifier: GPL-2.0` as a comment"

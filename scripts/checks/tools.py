@@ -1,0 +1,183 @@
+# SPDX-License-Identifier: GPL-2.0
+"""Checks that other tools do: rustfmt, clippy, checkpatch, kernel-doc, docutils."""
+
+import glob
+import os
+import re
+import shlex
+import shutil
+
+import lib
+
+
+def rustfmt(result):
+    names = lib.files("*.rs")
+    if not lib.need(result, "rustfmt", "rustfmt"):
+        return
+    status, out = lib.run(lib.in_root(
+        ["rustfmt", "--check", "--edition", "2021", "--config-path", ".rustfmt.toml", *names]))
+    seen = re.findall(r"^Diff in (\S+?):(\d+):?", out, re.M)
+    for name, line in seen[:40]:
+        result.bad(f"{os.path.relpath(name, lib.TOP) if os.path.isabs(name) else name}:{line}: not formatted")
+    if status and not seen:
+        result.bad(out.strip()[-400:])
+    result.note = f"{len(names)} files"
+    result.todo = "rustfmt --edition 2021 FILE"
+
+
+def warnings_of(out):
+    """The first line and the place of each warning and error of rustc."""
+    found = []
+    for match in re.finditer(r"^(?:warning|error)(?:\[\w+\])?: (.*)\n(?:\s*-->\s*(\S+))?", out, re.M):
+        if re.match(r"(?:\d+ warnings? emitted|aborting due|`[^`]*` \(|could not compile|build failed)", match.group(1)):
+            continue
+        found.append(f"{match.group(2) or ''}: {match.group(1)}".lstrip(": "))
+    return found
+
+
+def clippy_kernel(result):
+    """Clippy over the modules with the kernel's own flags, built on the side."""
+    if not lib.kernel_build():
+        result.missing("a built kernel tree", lib.NO_KERNEL)
+        return
+    if not lib.need(result, "clippy-driver", "rust-clippy"):
+        return
+    # A copy, so that neither objects nor command files of the real build change.
+    copy = lib.build_dir("clippy")
+    for name in lib.files("Kbuild", "Makefile", "rust/*", "include/*"):
+        target = os.path.join(copy, name)
+        source = os.path.join(lib.TOP, name)
+        os.makedirs(os.path.dirname(target), exist_ok=True)
+        if not os.path.exists(target) or os.path.getmtime(target) != os.path.getmtime(source):
+            shutil.copy2(source, target)
+    # Clippy speaks only when it runs: have it look at every crate again.
+    for leaf in glob.glob(os.path.join(copy, "rust", "*_main.o")):
+        os.unlink(leaf)
+    flags = shlex.split(os.environ.get("KMAKE_FLAGS", ""))
+    status, out = lib.run(lib.in_root(
+        ["make", "-C", lib.kernel_build(), f"M={copy}", "CLIPPY=1", *flags, "modules"]))
+    found = warnings_of(out)
+    for line in found[:60]:
+        result.bad(line.replace(copy + "/", ""))
+    if status and not found:
+        result.bad("make CLIPPY=1 modules: " + out.strip()[-600:])
+    if not re.search(r"\bCLIPPY\b", out) and not result.findings:
+        result.bad("clippy did not run: " + out.strip()[-300:])
+    result.todo = "do what clippy says; #[expect(lint, reason = ...)] where it is wrong"
+
+
+def clippy_host(result):
+    """Clippy over the crates that run on the host."""
+    crates = lib.files("*Cargo.toml")
+    if not crates:
+        result.missing("a Cargo.toml", "run this in a whole checkout")
+        return
+    if not shutil.which("cargo"):
+        result.missing("the tool cargo", "install cargo on this machine")
+        return
+    if lib.run(["cargo", "clippy", "--version"])[0]:
+        result.missing("clippy of the host's cargo", "rustup component add clippy")
+        return
+    env = dict(os.environ, CARGO_TARGET_DIR=lib.build_dir("target"), CLIPPY_CONF_DIR=lib.TOP, CARGO_TERM_COLOR="never")
+    done = 0
+    for crate in crates:
+        if re.search(r"^\[lib\]|^\[package\]", lib.read(crate), re.M) is None:
+            continue
+        locked = ["--locked"] if os.path.exists(os.path.join(lib.TOP, os.path.dirname(crate), "Cargo.lock")) else []
+        status, out = lib.run(
+            ["cargo", "clippy", "--quiet", *locked, "--all-targets", "--manifest-path", crate, "--", "-D", "warnings"],
+            env=env)
+        found = warnings_of(out)
+        for line in found[:60]:
+            result.bad(line)
+        if status and not found:
+            result.bad(f"{crate}: {out.strip()[-400:]}")
+        done += 1
+    result.note = f"{done} crates"
+    result.todo = "do what clippy says; #[expect(lint, reason = ...)] where it is wrong"
+
+
+# What checkpatch says and this project does not follow, and why.
+IGNORED = {
+    # The human who sends a series signs it; a tool must not.
+    "patch": ["MISSING_SIGN_OFF", "NO_AUTHOR_SIGN_OFF",
+              # The entry is in MAINTAINERS of this project.
+              "FILE_PATH_CHANGES",
+              # Series here are prepared against a release, not a git commit.
+              "UNKNOWN_COMMIT_ID"],
+    # An external module tests for what its kernel offers.
+    "file": ["LINUX_VERSION_CODE",
+             # Added by the entry in MAINTAINERS of this project.
+             "FILE_PATH_CHANGES"],
+}
+# The same for single files.
+IGNORED_IN = {
+    # The exported function is in Rust, not above the macro.
+    "rust/helpers/exports.c": ["EXPORT_SYMBOL"],
+    # bindgen reads this without the kernel's headers, so C's own types appear.
+    "rust/bindings/bindings_helper.h": ["CAMELCASE"],
+}
+
+
+def checkpatch(result):
+    source = lib.kernel_source()
+    if not source:
+        result.missing("the kernel source", lib.NO_KERNEL)
+        return
+    if not lib.need(result, "perl", "perl"):
+        return
+    sources = lib.files("*.c", "*.h", "*.S")
+    patches = lib.files("patches/*.patch")
+    for kind, names in (("file", sources), ("patch", patches)):
+        for name in names:
+            argv = ["perl", os.path.join(source, "scripts/checkpatch.pl"), "--strict", "--no-tree", "--no-summary",
+                    "--terse", "--show-types", "--ignore", ",".join(IGNORED[kind] + IGNORED_IN.get(name, []))]
+            status, out = lib.run(lib.in_root(argv + (["-f"] if kind == "file" else []) + [name]))
+            lines = [ln for ln in out.split("\n") if re.search(r"(?:ERROR|WARNING|CHECK):", ln)]
+            for line in lines:
+                result.bad(line if line.startswith(name) else f"{name}: {line}")
+            if status and not lines:
+                result.bad(f"{name}: checkpatch ended with {status}: {out.strip()[-200:]}")
+    result.note = f"{len(sources)} files, {len(patches)} patches"
+    result.todo = "follow Documentation/process/coding-style.rst of the kernel"
+
+
+def kernel_doc(result):
+    source = lib.kernel_source()
+    if not source:
+        result.missing("the kernel source", lib.NO_KERNEL)
+        return
+    if not lib.need(result, "python3", "python3"):
+        return
+    names = lib.files("include/*.h")
+    if not names:
+        result.missing("include/*.h", "run this in a whole checkout")
+        return
+    for name in names:
+        if "/**" not in lib.read(name) and "/uapi/" not in name:
+            result.bad(f"{name}: no kernel-doc in it")
+            continue
+        status, out = lib.run(lib.in_root(
+            ["python3", os.path.join(source, "scripts/kernel-doc"), "-none", "-Wall", "-Werror", name]))
+        for line in out.strip().split("\n"):
+            if status and line.strip():
+                result.bad(line.strip())
+    result.note = f"{len(names)} headers"
+    result.todo = "document what kernel-doc names"
+
+
+def rst(result):
+    names = lib.files("Documentation/*.rst")
+    for name in ("tdx-mirror", "design", "testing", "unsafe"):
+        if f"Documentation/{name}.rst" not in names:
+            result.missing(f"Documentation/{name}.rst", "write it")
+    if lib.run(lib.in_root(["python3", "-c", "import docutils"]))[0]:
+        where = "the tool root" if os.environ.get("IN_ROOT") else "this machine"
+        result.missing("docutils", f"install the package python3-docutils in {where}")
+        return
+    status, out = lib.run(lib.in_root(["python3", "scripts/checks/rst_parse.py", *names]))
+    for line in out.strip().split("\n"):
+        if status and line:
+            result.bad(line)
+    result.note = f"{len(names)} documents"
+    result.todo = "correct the markup"

@@ -1,0 +1,203 @@
+# SPDX-License-Identifier: GPL-2.0
+"""Where `unsafe` may stand, that each one says why, and the table of all."""
+
+import os
+import re
+
+import lib
+import rust_text as rt
+
+TABLE = "Documentation/unsafe.rst"
+
+# Files and folders of rust/ that may hold `unsafe`, and what it is for there.
+ALLOWED = {
+    "mirror/cell.rs": "the only loads and stores of SPTE memory",
+    "mirror/table.rs": "from an SPTE to the table that it points to, and owning one",
+    "mirror/lock.rs": "making an evidence token says that mmu_lock is held",
+    "mirror/sys": "atomics and fences of the machine below",
+    "emu/platform.rs": "the promise that a platform makes about its memory: an unsafe trait",
+    "emu/mem.rs": "guest and S-EPT pages by physical address",
+    "emu_vmx": "VMX instructions, the VMCS and the entry trampoline",
+    "emu_glue": "the edge to the C side of the emulator",
+    "glue": "the edge to KVM: C pointers, function tables, C helpers",
+    "tdx_mirror_main.rs": "the exported getter",
+    "tdx_emu_main.rs": "registration of the hook",
+    "tdx_mirror_test_main.rs": "the device node of the test module",
+    "tdx_mirror_kunit_main.rs": "evidence tokens made for a test",
+    "bindings": "generated declarations, no code",
+}
+
+UNSAFE = re.compile(r"\bunsafe\b")
+
+
+def rule_of(name):
+    """The entry of ALLOWED that covers a file below rust/, or None."""
+    for rule in ALLOWED:
+        if name == rule or name.startswith(rule + "/"):
+            return rule
+        if rule == "bindings" and name.startswith("bindings"):
+            return rule
+    return None
+
+
+def kind(text, place):
+    """What the keyword at this place begins: block, fn, impl, trait, extern, type."""
+    rest = text[place + len("unsafe"):]
+    word = re.match(r"\s*(\{|fn\b|impl\b|trait\b|extern\b|auto\b|no_mangle\b|\()", rest)
+    word = word.group(1) if word else ""
+    if word == "{":
+        return "block"
+    if word in ("impl", "trait", "auto"):
+        return "impl" if word == "impl" else "trait"
+    fn = re.match(rf"\s*(?:extern\s+)?fn\s+{rt.IDENT}", rest)
+    if fn:
+        return "fn"
+    if re.match(r"\s*extern\s*\{", rest):
+        return "extern"
+    if re.match(r"\s*(?:extern\s+)?fn\s*\(", rest):
+        return "type"
+    return "attribute"
+
+
+def explained(lines, line, wanted):
+    """Whether the comment above (or on) a line has one of the words in it.
+
+    Looks up through the comment, attributes and the start of the same
+    statement, and stops at a blank line or at the end of another statement.
+    """
+    if any(w in lines[line] for w in wanted):
+        return True
+    for above in range(line - 1, max(line - 60, -1), -1):
+        text = lines[above].strip()
+        if any(w in text for w in wanted):
+            return True
+        if text.startswith(("//", "#[", "*", "/*")):
+            continue
+        if not text or text.endswith((";", "}", "},")):
+            return False
+        # A line that opens a body ends the search, one that opens a call or a
+        # binding of the same statement does not.
+        if text.endswith("{") and not re.search(r"=>|=\s*[\w:]*\s*\{$|\bmatch\b", text):
+            return False
+    return False
+
+
+def examine(name, text):
+    """(number of `unsafe`, findings) of a file below rust/."""
+    findings = []
+    plain = rt.blank(text)
+    lines = rt.blank(text, keep_comments=True).split("\n")
+    rule = rule_of(name)
+    count = 0
+    for found in UNSAFE.finditer(plain):
+        count += 1
+        line = rt.line_of(plain, found.start())
+        where = f"rust/{name}:{line}"
+        if rule is None:
+            findings.append(f"{where}: `unsafe` outside the allowed files")
+            continue
+        if rule == "bindings":
+            continue
+        what = kind(plain, found.start())
+        if what in ("block", "impl", "extern") and not explained(lines, line - 1, ("SAFETY:",)):
+            findings.append(f"{where}: unsafe {what} without a SAFETY comment above it")
+        if what in ("fn", "trait") and not explained(lines, line - 1, ("# Safety", "SAFETY:")):
+            findings.append(f"{where}: unsafe {what} without a `# Safety` section")
+    return count, findings
+
+
+def folder_of(name):
+    """Row of the table that a file of the project belongs to."""
+    parts = name.split("/")
+    if parts[0] == "rust" and len(parts) > 2:
+        # mirror/sys has a row of its own: it is where the machine begins.
+        return "/".join(parts[:3]) if parts[1:3] == ["mirror", "sys"] and len(parts) > 3 else "/".join(parts[:2])
+    if parts[0] == "tools" and len(parts) > 3:
+        return "/".join(parts[:3])
+    return parts[0]
+
+
+def survey():
+    """Counts by folder and by file, and the findings in rust/."""
+    folders, by_file, findings = {}, {}, []
+    for name in lib.files("*.rs"):
+        text = lib.read(name)
+        if name.startswith("rust/"):
+            count, bad = examine(os.path.relpath(name, "rust"), text)
+            findings += bad
+        else:
+            count = len(UNSAFE.findall(rt.blank(text)))
+        row = folders.setdefault(folder_of(name), [0, 0, 0])
+        row[0] += 1
+        row[1] += text.count("\n")
+        row[2] += count
+        if count and name.startswith("rust/"):
+            by_file[name] = count
+    return folders, by_file, findings
+
+
+def grid(rows):
+    """An RST simple table; the first row is the heading."""
+    widths = [max(len(str(row[i])) for row in rows) for i in range(len(rows[0]))]
+    bar = "  ".join("=" * w for w in widths)
+    lines = [bar]
+    for i, row in enumerate(rows):
+        lines.append("  ".join(str(c).ljust(w) for c, w in zip(row, widths)).rstrip())
+        if not i:
+            lines.append(bar)
+    return "\n".join(lines + [bar])
+
+
+def table():
+    """The text of the table as it should be committed."""
+    folders, by_file, _ = survey()
+    rows = [("folder", "files", "lines", "unsafe")] + [
+        (f, *folders[f]) for f in sorted(folders)
+    ] + [("all", *(sum(row[i] for row in folders.values()) for i in range(3)))]
+    files = [("file", "unsafe", "what for")]
+    for name in sorted(by_file):
+        rule = rule_of(os.path.relpath(name, "rust"))
+        files.append((name, by_file[name], ALLOWED.get(rule, "not allowed")))
+    return f""".. SPDX-License-Identifier: GPL-2.0
+
+====================================
+Unsafe Rust, by folder and by reason
+====================================
+
+Written by ``scripts/check --update unsafe``; ``make check`` fails when it is
+out of date.  The numbers are occurrences of the keyword outside comments and
+literals: blocks, functions, traits and implementations.  Each block in rust/
+says in a SAFETY comment why it is sound, each function in a Safety section
+what its caller must see to.  A folder below rust/ with a zero may not have any.
+
+By folder
+=========
+
+{grid(rows)}
+
+The files in rust/ that have some
+=================================
+
+{grid(files) if len(files) > 1 else "None."}
+"""
+
+
+def update():
+    with open(os.path.join(lib.TOP, TABLE), "w", encoding="utf-8") as f:
+        f.write(table())
+    return TABLE
+
+
+def unsafe(result):
+    folders, by_file, findings = survey()
+    for finding in findings:
+        result.bad(finding)
+    path = os.path.join(lib.TOP, TABLE)
+    if not os.path.exists(path):
+        result.missing(TABLE, "scripts/check --update unsafe, and commit it")
+    elif lib.read(TABLE) != table():
+        result.bad(f"{TABLE} is out of date")
+        result.todo = "scripts/check --update unsafe, and commit it"
+    if findings:
+        result.todo = "move the code to an allowed file, or write why the block is sound"
+    result.note = f"{sum(by_file.values())} in {len(by_file)} files of rust/"
