@@ -19,12 +19,13 @@ ARROWS = {
     "mirror::sys": ["mirror::sys"],
     "mirror::addr": ["mirror::level"],
     "mirror::level": [],
-    "mirror::error": ["mirror::addr", "mirror::level"],
-    "mirror::lock": ["mirror::sys"],
+    "mirror::stats": ["mirror::sys"],
+    "mirror::lock": [],
     "mirror::spte": ["mirror::addr", "mirror::level"],
     "mirror::cell": ["mirror::spte", "mirror::sys", "mirror::lock"],
-    "mirror::external": ["mirror::addr", "mirror::level", "mirror::lock", "mirror::error"],
-    "mirror::table": ["mirror::cell", "mirror::lock", "mirror::external"],
+    "mirror::external": ["mirror::addr", "mirror::level", "mirror::lock", "mirror::stats"],
+    "mirror::error": ["mirror::spte", "mirror::external"],
+    "mirror::table": ["mirror::cell", "mirror::lock", "mirror::external", "mirror::error"],
     "mirror::frozen": ["mirror::cell", "mirror::lock", "mirror::external", "mirror::table"],
     "mirror::cursor": ["mirror::cell", "mirror::lock", "mirror::external", "mirror::table", "mirror::frozen"],
     "mirror": ["mirror"],
@@ -95,14 +96,14 @@ class Crate:
             refs = rt.references(rt.without_tests(rt.blank(text)))
             self.parsed[name] = refs
             module = module_of(name)
-            for _, path, bound, public in refs:
-                if public and bound:
+            for _, path, bound, public, inline in refs:
+                if public and bound and not inline:
                     self.exports.setdefault(module, {})[bound] = path
 
-    def absolute(self, module, path, aliases):
+    def absolute(self, module, path, aliases, inline=()):
         """Segments of a path from the crate root, or None for a local name."""
         head = path[0]
-        here = [] if module == "main" else module.split("::")
+        here = ([] if module == "main" else module.split("::")) + list(inline)
         if head == "crate":
             return path[1:]
         if head in ("self", "super"):
@@ -140,18 +141,20 @@ class Crate:
             if inner:
                 onward = self.absolute(name or "main", inner, {})
                 if onward and onward != path:
-                    return self.target(onward, depth + 1)
+                    found = self.target(onward, depth + 1)
+                    # Who offers a type of another crate as its own answers for it.
+                    return name if found.startswith("::") else found
         return name or "crate"
 
     def uses(self):
         """(file, line, own module, used module) of every path to another module."""
         for name, refs in self.parsed.items():
             module = module_of(name)
-            aliases = {b: p for _, p, b, _ in refs if b}
-            for line, path, _, _ in refs:
+            aliases = {b: p for _, p, b, _, inline in refs if b and not inline}
+            for line, path, _, _, inline in refs:
                 if not path:
                     continue
-                full = self.absolute(module, path, aliases)
+                full = self.absolute(module, path, aliases, inline)
                 if full is None:
                     continue
                 used = self.target(full)

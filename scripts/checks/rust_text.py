@@ -138,17 +138,29 @@ USE = re.compile(r"^\s*(pub(?:\s*\([^)]*\))?\s+)?use\s+((?:[^;])*);", re.M)
 PATH = re.compile(rf"(?<![\w:])(?:::\s*)?({IDENT}(?:\s*::\s*{IDENT})+)")
 
 
+INLINE = re.compile(rf"\bmod\s+({IDENT})\s*(?=\{{)")
+
+
+def inline_modules(text):
+    """(first place, last place, name) of each `mod name { .. }`, outer ones first."""
+    return [(m.end(), matching(text, m.end()), m.group(1)) for m in INLINE.finditer(text)]
+
+
 def references(text):
-    """Paths in a text from blank(): (line, segments, bound name or None, is public)."""
-    found = []
+    """Paths in a text from blank(): (line, segments, bound name or None, is public, inline modules)."""
+    found, inline = [], inline_modules(text)
+
+    def inside(place):
+        return [name for first, last, name in inline if first <= place < last]
 
     def take(match):
         line = line_of(text, match.start(2))
         for path, name in expand(match.group(2).lstrip(":").strip()):
-            found.append((line, path, name, bool(match.group(1))))
+            found.append((line, path, name, bool(match.group(1)), inside(match.start(2))))
         return re.sub(r"[^\n]", " ", match.group(0))
 
     rest = USE.sub(take, text)
     for match in PATH.finditer(rest):
-        found.append((line_of(rest, match.start()), re.sub(r"\s", "", match.group(1)).split("::"), None, False))
+        found.append((line_of(rest, match.start()), re.sub(r"\s", "", match.group(1)).split("::"), None, False,
+                      inside(match.start())))
     return found
