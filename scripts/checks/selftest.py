@@ -1,7 +1,10 @@
 # SPDX-License-Identifier: GPL-2.0
 """Planted violations: each check must find them, and nothing in good code."""
 
+import os
+
 import layers
+import lib
 import objects
 import rust_text as rt
 import text
@@ -83,8 +86,38 @@ DISASSEMBLY = """
 """
 
 
+PANICKING = """#![no_std]
+#[no_mangle] pub fn index(a: &[u8], i: usize) -> u8 { a[i] }
+#[no_mangle] pub fn unwrapped(a: Option<u8>) -> u8 { a.unwrap() }
+#[no_mangle] pub fn added(a: u8, b: u8) -> u8 { a + b }
+#[no_mangle] pub fn sliced(a: &[u8], n: usize) -> &[u8] { &a[n..] }
+#[no_mangle] pub fn fine(a: &[u8], i: usize) -> u8 { a.get(i).copied().unwrap_or(0).wrapping_add(1) }
+"""
+
+
+def compiled(result):
+    """Functions that a real compiler made panic are found in a real object."""
+    if not lib.need(result, "rustc", "rustc") or not lib.need(result, "objdump", "binutils"):
+        return
+    with lib.temp() as folder:
+        source = os.path.join(folder, "plant.rs")
+        with open(source, "w", encoding="utf-8") as f:
+            f.write(PANICKING)
+        status, out = lib.run(lib.in_root(
+            ["rustc", "--edition", "2021", "--crate-type", "lib", "--emit", "obj", "-O", "-Coverflow-checks=y",
+             "-Csymbol-mangling-version=v0", "-o", source[:-3] + ".o", source]))
+        if status:
+            result.bad(f"panic-symbols: rustc: {out.strip()[-300:]}")
+            return
+        _, out = lib.run(lib.in_root(["objdump", "-dr", "--no-show-raw-insn", source[:-3] + ".o"]))
+    found = {function for function, _ in objects.panicking_calls(out)}
+    if found != {"index", "unwrapped", "added", "sliced"}:
+        result.bad(f"panic-symbols: found {sorted(found)} in a planted object")
+
+
 def selftest(result):
-    count = 0
+    count = 1
+    compiled(result)
     for finding in layers.check_sources(GOOD):
         result.bad(f"layers: a finding in good code: {finding}")
     for name, planted, wanted in PLANTED:
