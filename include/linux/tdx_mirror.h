@@ -66,7 +66,8 @@ struct tdx_mirror_err {
  * Levels are KVM's enum pg_level (1 = 4K) and name the level of the entry that
  * is operated on.  A @gfn is aligned to the level's size.  No hook sleeps but
  * @alloc_root_spt and @yield; every other one may be called with the RCU read
- * lock held.
+ * lock held.  A hook that is called against its rules makes no SEAMCALL, bugs
+ * the VM and answers with a software error (status bits 63 and 47:40 set).
  *
  * @link_external_spt: TDH.MEM.SEPT.ADD.  mmu_lock held for read.
  * @set_external_spte: TDH.MEM.PAGE.AUG, or PAGE.ADD before the TD is
@@ -77,8 +78,9 @@ struct tdx_mirror_err {
  * @remove_external_spte: TDH.MEM.PAGE.REMOVE, one try.  mmu_lock held for write.
  * @wbinvd_external_page: TDH.PHYMEM.PAGE.WBINVD of a page just removed, then
  *	clears it where an erratum asks for that.  mmu_lock held for write.
- * @free_external_spt: TDH.PHYMEM.PAGE.RECLAIM, one try, then WBINVD.  Only once
- *	the HKID is released.  The page itself stays the module's to put back.
+ * @free_external_spt: TDH.PHYMEM.PAGE.RECLAIM, one try, then clears the page
+ *	where an erratum asks for that.  Only once the HKID is released, which
+ *	flushed the caches.  The page itself stays the module's to put back.
  * @kick_vcpus: force all vCPUs out of the guest and wait until they are out.
  *	mmu_lock held for write.
  * @hold_vcpus: true: vCPUs may not enter the guest until called with false.
@@ -89,12 +91,14 @@ struct tdx_mirror_err {
  * @alloc_root_spt: a zeroed page for the mirror's root table, may sleep;
  *	charged to the VM's memcg.  NULL if there is none.
  * @take_spt: a page for a mirror table from @vcpu's pre-filled cache, each
- *	entry set to @spte_nonpresent
- * @take_external_spt: a page for an S-EPT table from @vcpu's pre-filled cache
+ *	entry set to @spte_nonpresent.  Called by tdx_mirror_ops.map() only.
+ *	The cache holds enough for one walk, NULL if it is used up.
+ * @take_external_spt: the same for a page of an S-EPT table, content undefined
  * @put_spt: gives back a page that was linked in no table or whose grace
  *	period has passed
  * @put_external_spt: gives back a page that the TDX module does not own
- * @account: @nr more (or fewer) mirror table pages are in use
+ * @account: @nr more (or fewer) mirror table pages are in use.  @spt is still
+ *	allocated.  Balanced when @teardown of struct tdx_mirror_ops returns.
  * @page_stats: @nr more (or fewer) leaves are mapped at @level
  * @need_resched: whether mmu_lock, held for write, should be yielded now
  * @yield: drops mmu_lock, held for write, reschedules and takes it again
@@ -194,10 +198,11 @@ struct tdx_mirror_stats {
  *	SPTE encoding or a missing hook) or -ENOMEM.
  * @map: maps @gfn to @pfn at @level (PG_LEVEL_4K).  mmu_lock held for read.
  *	Never loops, never allocates but by the page suppliers of @vcpu.
- * @zap_range: unmaps [@start, @end).  mmu_lock held for write; dropped and
- *	retaken through @yield only if @can_yield.  Cannot fail: what the TDX
- *	module may still own is quarantined and the VM bugged.  Returns the
- *	number of leaves that were zapped.
+ * @zap_range: unmaps [@start, @end), a non-empty range of GFNs below
+ *	1 << gfn_bits.  mmu_lock held for write; dropped and retaken through
+ *	@yield only if @can_yield.  Cannot fail: what the TDX module may still
+ *	own is quarantined and the VM bugged.  Returns the number of leaves that
+ *	were zapped.
  * @teardown: gives back all tables.  HKID released, mmu_lock held for write,
  *	no walker left but RCU readers.  Leaks and counts on doubt.
  * @destroy: frees the mirror, after @teardown or without a map before.  Waits
