@@ -1,0 +1,97 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! A walk over the entries of a range, in order and without recursion.
+
+use super::addr::{Gfn, GfnRange};
+use super::cell::SpteCell;
+use super::level::{Level, Position};
+use super::lock::TablesStay;
+use super::spte::{Spte, SpteKind};
+use super::table::{self, PageMap, Table};
+
+/// An entry that ends the walk for a GFN: anything but a link to a table.
+#[derive(Debug)]
+pub struct Slot<'t> {
+    /// Which entry.
+    pub at: Position,
+    /// Its memory.
+    pub cell: &'t SpteCell,
+    /// Its value when it was met.
+    pub spte: Spte,
+}
+
+impl Slot<'_> {
+    /// What the entry was when it was met.
+    pub fn kind(&self) -> SpteKind {
+        self.spte.kind(self.at.level())
+    }
+
+    /// The first frame number after the entry.
+    pub fn end(&self) -> u64 {
+        let gfn = self.at.gfn().as_u64();
+        gfn.saturating_add(self.at.level().pages())
+    }
+}
+
+/// Walks from `root` to the entry that ends the walk for `gfn`.
+///
+/// `None` only where a model has no such entry, or a link leads nowhere.
+pub fn find<'t, M: PageMap, L: TablesStay>(
+    map: &M,
+    l: &'t L,
+    root: &'t Table,
+    root_level: Level,
+    gfn: Gfn,
+) -> Option<Slot<'t>> {
+    let mut table = root;
+    let mut level = root_level;
+    // At most five rounds: the level falls in each, and at 4K nothing is a table.
+    loop {
+        let at = Position::covering(gfn, level);
+        let cell = table.cell(at)?;
+        let spte = cell.load();
+        match (spte.kind(level), level.child()) {
+            (SpteKind::Table(_), Some(below)) => {
+                table = table::child(map, l, spte, at)?;
+                level = below;
+            }
+            _ => return Some(Slot { at, cell, spte }),
+        }
+    }
+}
+
+/// The entries that end the walk for the GFNs of a range, each once, in order of GFN.
+///
+/// It keeps a GFN only, no pointer, so it may live on while the lock is yielded.
+#[derive(Debug)]
+pub struct Cursor {
+    next: u64,
+    end: u64,
+}
+
+impl Cursor {
+    /// A cursor at the start of `range`.
+    pub fn new(range: GfnRange) -> Self {
+        Self {
+            next: range.start(),
+            end: range.end(),
+        }
+    }
+
+    /// The next entry, or `None` at the end of the range.
+    pub fn next<'t, M: PageMap, L: TablesStay>(
+        &mut self,
+        map: &M,
+        l: &'t L,
+        root: &'t Table,
+        root_level: Level,
+    ) -> Option<Slot<'t>> {
+        if self.next >= self.end {
+            return None;
+        }
+        let slot = find(map, l, root, root_level, Gfn::new(self.next)?)?;
+        // Always further: the entry covers `next`, so it ends after it.
+        self.next = slot.end();
+        Some(slot)
+    }
+}
