@@ -1,0 +1,111 @@
+// SPDX-License-Identifier: GPL-2.0
+//! Kernel side of the software TDX module: the one instance of it, and the C
+//! entry points that the hook and debugfs call.
+
+mod ffi;
+mod host;
+mod processor;
+
+use crate::emu::{Module, Regs};
+use host::Host;
+use kernel::error::to_result;
+use kernel::prelude::*;
+use processor::Processor;
+
+/// TDH.VP.ENTER.
+const VP_ENTER: u64 = 0;
+/// What the kernel's own SEAMCALL wrapper returns if the instruction raised #UD,
+/// as it does after VMXOFF (TDX_SEAMCALL_UD).
+const SEAMCALL_UD: u64 = 0x8000_ff00_0000_0006;
+
+static MODULE: Module<Host, Processor> = Module::new(Host::new(), Processor::new());
+
+/// Attaches the software TDX module to the kernel, which brings TDX up on it.
+pub(crate) fn start() -> Result {
+    MODULE.platform().probe();
+    let vmx = MODULE.guest().probe();
+    let config = crate::emu::Platform::config(MODULE.platform());
+
+    pr_info!(
+        "software TDX module for tests: TDs are NOT protected; {} CPUs, KeyIDs {} to {}, TD code runs on {}\n",
+        config.lps,
+        config.private_hkid_min,
+        config.private_hkid_max,
+        if vmx { "VMX" } else { "no processor" },
+    );
+
+    to_result(ffi::debugfs_init())?;
+    match to_result(ffi::register()) {
+        Ok(()) => {
+            pr_info!("TDX is up\n");
+            Ok(())
+        }
+        Err(ENODEV) => {
+            // A test device may still drive the emulator.
+            pr_info!("the platform offers no TDX: SEAMCALLs stay with the CPU\n");
+            Ok(())
+        }
+        Err(error) => {
+            ffi::debugfs_exit();
+            Err(error)
+        }
+    }
+}
+
+/// Undoes `start`. Comes only if the kernel did not take TDX up on the module, as
+/// it holds a reference otherwise.
+pub(crate) fn stop() {
+    ffi::debugfs_exit();
+}
+
+/// A SEAMCALL from the kernel's hook.
+///
+/// # Safety
+///
+/// `args` must be valid for reads and writes; preemption must be off.
+#[no_mangle]
+unsafe extern "C" fn tdx_emu_seamcall(leaf: u64, args: *mut Regs) -> u64 {
+    // SAFETY: By the contract; `Regs` has the layout of `struct tdx_module_args`,
+    // which rust/helpers/emu_abi_check.c checks.
+    let regs = unsafe { &mut *args };
+    let status = MODULE.seamcall(ffi::this_cpu(), leaf, regs);
+
+    if leaf == VP_ENTER && MODULE.guest().is_gone() && ffi::rebooting() {
+        return SEAMCALL_UD;
+    }
+    status
+}
+
+/// Prints all counters.
+///
+/// # Safety
+///
+/// `m` must be a seq_file in its show callback.
+#[no_mangle]
+unsafe extern "C" fn tdx_emu_stats_show(m: *mut ffi::SeqFile) {
+    MODULE.stats().each(|name, value| {
+        // SAFETY: By the contract.
+        unsafe { ffi::seq_value(m, name, value) };
+    });
+}
+
+/// Sets the counters to zero.
+#[no_mangle]
+extern "C" fn tdx_emu_stats_reset() {
+    MODULE.stats().reset();
+}
+
+/// Loads a script of failures to inject. 0 or a negative errno.
+///
+/// # Safety
+///
+/// `script` must be valid for reads of `len` bytes.
+#[no_mangle]
+unsafe extern "C" fn tdx_emu_inject_load(script: *const u8, len: usize) -> core::ffi::c_int {
+    // SAFETY: By the contract.
+    let script = unsafe { core::slice::from_raw_parts(script, len) };
+    match MODULE.inject().load(script) {
+        Ok(()) => 0,
+        Err(_) => EINVAL.to_errno(),
+    }
+}

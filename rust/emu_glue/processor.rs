@@ -1,0 +1,56 @@
+// SPDX-License-Identifier: GPL-2.0
+//! What executes TDs here: VMX if the CPU has it.
+
+use super::ffi;
+use super::host::Host;
+use crate::emu::{Entry, GuestExit, GuestRegs, GuestRun, Unavailable, Vcpu, VcpuInit};
+use crate::emu_vmx::Vmx;
+use kernel::sync::SetOnce;
+
+/// The executor of this machine.
+pub(super) struct Processor {
+    vmx: SetOnce<Vmx>,
+}
+
+impl Processor {
+    pub(super) const fn new() -> Self {
+        Self {
+            vmx: SetOnce::new(),
+        }
+    }
+
+    /// Finds VMX; true if it is there.
+    pub(super) fn probe(&self) -> bool {
+        if let Some(vmx) = Vmx::probe(ffi::tsc_hz()) {
+            self.vmx.populate(vmx);
+        }
+        self.vmx.as_ref().is_some()
+    }
+
+    /// Whether VMX was turned off under us.
+    pub(super) fn is_gone(&self) -> bool {
+        self.vmx.as_ref().is_some_and(Vmx::is_gone)
+    }
+}
+
+impl GuestRun<Host> for Processor {
+    fn init(&self, p: &Host, init: &VcpuInit) -> Result<(), Unavailable> {
+        self.vmx.as_ref().ok_or(Unavailable)?.init(p, init)
+    }
+
+    fn flush(&self, p: &Host, vcpu: &Vcpu) {
+        if let Some(vmx) = self.vmx.as_ref() {
+            vmx.flush(p, vcpu);
+        }
+    }
+
+    fn run(&self, p: &Host, vcpu: &Vcpu, entry: Entry, regs: &mut GuestRegs) -> GuestExit {
+        match self.vmx.as_ref() {
+            Some(vmx) => vmx.run(p, vcpu, entry, regs),
+            None => GuestExit::Failed {
+                reason: 0xffff,
+                detail: 0,
+            },
+        }
+    }
+}

@@ -1,0 +1,84 @@
+// SPDX-License-Identifier: GPL-2.0
+//! The combined EPT root, and walks of it by software.
+//!
+//! The lower half of a TD's guest physical addresses is private and mapped by
+//! the S-EPT, the upper half (shared bit set) by the EPT in field 203Ch. The CPU
+//! of a TDX host knows both; VMX knows one pointer, so each vCPU gets a root page
+//! whose halves are copies of the two roots' halves. Below the root it is the
+//! real tables that the CPU walks.
+
+use core::sync::atomic::{AtomicU64, Ordering};
+
+use crate::emu::{Platform, Vcpu, TDVPS_EPT_ROOT};
+
+const ENTRIES: usize = 512;
+const READ: u64 = 1;
+/// Any access makes an entry present.
+const PRESENT: u64 = 7;
+const LARGE: u64 = 1 << 7;
+const ADDRESS: u64 = 0x000f_ffff_ffff_f000;
+/// Nothing mapped, and no #VE but an exit.
+const ABSENT: u64 = 1 << 63;
+
+/// The page at `pa` as a table.
+pub(super) fn table<P: Platform>(p: &P, pa: u64) -> Option<&[AtomicU64; ENTRIES]> {
+    let page = p.page(pa & ADDRESS)?;
+    // SAFETY: `Platform::page` gives 4096 bytes, aligned to that, which live as
+    // long as `p` and which everybody accesses atomically.
+    Some(unsafe { page.cast().as_ref() })
+}
+
+/// Copies the halves of the two roots into the combined root of `vcpu`. The
+/// caller has the TLBs flushed where an entry went away; one that came needs no
+/// flush. `None` if a page is missing.
+pub(super) fn refresh_root<P: Platform>(p: &P, vcpu: &Vcpu) -> Option<()> {
+    let root = table(p, *vcpu.pages.get(TDVPS_EPT_ROOT)?)?;
+    let private = table(p, vcpu.sept_root)?;
+    let shared = match vcpu.shared_ept & ADDRESS {
+        0 => None,
+        pa => Some(table(p, pa)?),
+    };
+
+    for (i, entry) in root.iter().enumerate() {
+        let source = if i < ENTRIES / 2 {
+            Some(private)
+        } else {
+            shared
+        };
+        let value = match source.and_then(|s| s.get(i)) {
+            Some(e) => e.load(Ordering::Acquire),
+            None => ABSENT,
+        };
+        if entry.load(Ordering::Relaxed) != value {
+            entry.store(value, Ordering::Release);
+        }
+    }
+    Some(())
+}
+
+/// EPT pointer of `vcpu`: write-back, no accessed and dirty flags, since the
+/// S-EPT uses their bits otherwise.
+pub(super) fn pointer(vcpu: &Vcpu) -> Option<u64> {
+    let root = *vcpu.pages.get(TDVPS_EPT_ROOT)?;
+    Some(root | u64::from(vcpu.sept_levels.saturating_sub(1)) << 3 | 6)
+}
+
+/// Where the guest finds `gpa`, if it may read there.
+pub(super) fn translate<P: Platform>(p: &P, vcpu: &Vcpu, gpa: u64) -> Option<u64> {
+    let mut pa = *vcpu.pages.get(TDVPS_EPT_ROOT)?;
+
+    for level in (1..=vcpu.sept_levels.min(5)).rev() {
+        let shift = 12 + 9 * (level - 1);
+        let index = (gpa >> shift) as usize % ENTRIES;
+        let entry = table(p, pa)?.get(index)?.load(Ordering::Acquire);
+        if entry & PRESENT == 0 || entry & READ == 0 {
+            return None;
+        }
+        if level == 1 || (level <= 3 && entry & LARGE != 0) {
+            let offset = (1u64 << shift) - 1;
+            return Some((entry & ADDRESS & !offset) | (gpa & offset));
+        }
+        pa = entry & ADDRESS;
+    }
+    None
+}

@@ -1,0 +1,194 @@
+// SPDX-License-Identifier: GPL-2.0
+//! Runs a TD's own code on the CPU's VMX: [`GuestRun`] for the software TDX module.
+//!
+//! Linux has VMX on on every CPU while TDX is up. Each vCPU has a VMCS in its
+//! TDVPS; KVM's current VMCS is put aside for the time of an entry. The S-EPT is
+//! what the host built by SEAMCALLs: its entries are EPT entries, which the CPU
+//! walks. All of this happens with interrupts off and allocates nothing.
+
+mod ept;
+mod exits;
+mod ffi;
+mod posted;
+mod setup;
+mod state;
+mod vmcs;
+mod walk;
+
+use core::sync::atomic::{AtomicBool, Ordering};
+
+use crate::emu::{
+    Entry, GuestExit, GuestRegs, GuestRun, Inject, Platform, Unavailable, Vcpu, VcpuInit,
+};
+use ffi::{Gprs, VmxError};
+use setup::Controls;
+use state::{Pages, State};
+use vmcs::{field, Current};
+
+/// Entries that one `run` makes by itself when the exit needs no decision.
+const SELF_HANDLED_MAX: u32 = 64;
+const RFLAGS_IF: u64 = 1 << 9;
+/// Interruptibility: blocking by STI and by MOV SS, which last one instruction.
+const SHADOW: u64 = 3;
+/// Exit reason of a failed VM entry, see `GuestExit::Failed`.
+const NOT_ENTERED: u16 = 0xffff;
+
+/// VMX of this machine as an executor of TDs.
+pub(crate) struct Vmx {
+    controls: Controls,
+    /// Ticks of the preemption timer while the guest has interrupts off: some
+    /// CPUs do not recognize a host interrupt then.
+    timer_off: u64,
+    /// Ticks otherwise, when interrupts exit.
+    timer_on: u64,
+    /// VMX turned out to be off.
+    gone: AtomicBool,
+}
+
+impl Vmx {
+    /// `None` if the CPU lacks VMX or something of it that is needed here.
+    pub(crate) fn probe(tsc_hz: u64) -> Option<Self> {
+        let controls = Controls::probe()?;
+        let ticks =
+            |per_second: u64| (tsc_hz / per_second >> controls.timer_shift).clamp(16, 0xffff_ffff);
+        Some(Self {
+            controls,
+            timer_off: ticks(1000),
+            timer_on: ticks(20),
+            gone: AtomicBool::new(false),
+        })
+    }
+
+    /// Whether an instruction of VMX has faulted, as it does when the machine
+    /// goes down with a vCPU in KVM_RUN.
+    pub(crate) fn is_gone(&self) -> bool {
+        self.gone.load(Ordering::Relaxed)
+    }
+
+    fn failed(&self, vm: Option<&Current>, error: VmxError) -> GuestExit {
+        let detail = match error {
+            VmxError::Fault => {
+                self.gone.store(true, Ordering::Relaxed);
+                0x100
+            }
+            VmxError::Refused => 0x200,
+            VmxError::Fail => vm
+                .and_then(|vm| vm.read(field::INSTRUCTION_ERROR).ok())
+                .unwrap_or(0),
+        };
+        GuestExit::Failed {
+            reason: NOT_ENTERED,
+            detail,
+        }
+    }
+
+    /// Brings the VMCS up to date for an entry.
+    fn prepare<P: Platform>(
+        &self,
+        p: &P,
+        vcpu: &Vcpu,
+        entry: &Entry,
+        vm: &Current,
+        state: &mut State,
+        regs: &GuestRegs,
+    ) -> Result<(), VmxError> {
+        if !state.ready {
+            setup::write_first(vm, &self.controls, vcpu)?;
+            state.ready = true;
+        }
+        setup::write_host(vm)?;
+        ept::refresh_root(p, vcpu).ok_or(VmxError::Fail)?;
+        if entry.flush {
+            ffi::invept_all()?;
+        }
+        if entry.first {
+            posted::sync(p, vcpu, vm)?;
+        }
+
+        if vm.read(field::GUEST_RIP)? != regs.rip {
+            let blocking = vm.read(field::GUEST_INTERRUPTIBILITY)?;
+            vm.write(field::GUEST_INTERRUPTIBILITY, blocking & !SHADOW)?;
+            vm.write(field::GUEST_RIP, regs.rip)?;
+        }
+        match entry.inject {
+            Inject::None => (),
+            Inject::Ve => exits::raise(vm, 20, None)?,
+            Inject::Exception(vector, code) => exits::raise(vm, vector, code)?,
+            Inject::Nmi => exits::raise_nmi(vm)?,
+        }
+
+        let open = vm.read(field::GUEST_RFLAGS)? & RFLAGS_IF != 0;
+        let ticks = if open { self.timer_on } else { self.timer_off };
+        vm.write(field::PREEMPTION_TIMER, ticks)
+    }
+
+    /// Enters until an exit needs a decision.
+    fn enter<P: Platform>(
+        &self,
+        p: &P,
+        vcpu: &Vcpu,
+        vm: &Current,
+        gprs: &mut Gprs,
+        state: &mut State,
+        xsave: *mut u8,
+    ) -> Result<GuestExit, VmxError> {
+        let mut launch = true;
+        for _ in 0..SELF_HANDLED_MAX {
+            // SAFETY: `prepare` has written every field that an entry needs, the
+            // host's for this CPU. The EPT maps what the core's S-EPT and KVM's
+            // EPT map: the TD's pages and shared memory. Interrupts are off in
+            // TDH.VP.ENTER. The XSAVE page is the vCPU's, which only this CPU runs, and
+            // `state::init` has checked that XFAM fits.
+            unsafe { ffi::enter(gprs, &mut state.guest, xsave, launch)? };
+            launch = false;
+            if let Some(exit) = exits::decode(p, vcpu, vm)? {
+                return Ok(exit);
+            }
+        }
+        Ok(GuestExit::Preempted)
+    }
+}
+
+impl<P: Platform> GuestRun<P> for Vmx {
+    fn init(&self, p: &P, init: &VcpuInit) -> Result<(), Unavailable> {
+        state::init(p, init, self.controls.revision).ok_or(Unavailable)
+    }
+
+    fn flush(&self, _p: &P, _vcpu: &Vcpu) {
+        // `Current` leaves the VMCS clear after each run.
+    }
+
+    fn run(&self, p: &P, vcpu: &Vcpu, entry: Entry, regs: &mut GuestRegs) -> GuestExit {
+        let Some(mut pages) = Pages::of(p, vcpu) else {
+            return self.failed(None, VmxError::Fail);
+        };
+        let xsave = pages.xsave();
+        // SAFETY: The page is a VMCS since `init`, and `GuestRun` promises that no
+        // other CPU uses the vCPU. Interrupts are off in TDH.VP.ENTER.
+        let vm = match unsafe { Current::load(pages.vmcs) } {
+            Ok(vm) => vm,
+            Err(error) => return self.failed(None, error),
+        };
+        // SAFETY: As above; this is the only reference.
+        let state = unsafe { pages.state() };
+
+        state.guest.xcr0 = entry.xcr0;
+        let mut gprs = Gprs {
+            gpr: regs.gpr,
+            cr2: state.cr2,
+        };
+        let exit = self
+            .prepare(p, vcpu, &entry, &vm, state, regs)
+            .and_then(|()| self.enter(p, vcpu, &vm, &mut gprs, state, xsave));
+        state.cr2 = gprs.cr2;
+        regs.gpr = gprs.gpr;
+
+        match exit.and_then(|exit| Ok((exit, vm.read(field::GUEST_RIP)?))) {
+            Ok((exit, rip)) => {
+                regs.rip = rip;
+                exit
+            }
+            Err(error) => self.failed(Some(&vm), error),
+        }
+    }
+}

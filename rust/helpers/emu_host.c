@@ -1,0 +1,191 @@
+// SPDX-License-Identifier: GPL-2.0
+/* The machine as the software TDX module sees it, its hook and its debugfs. */
+#include <linux/cleanup.h>
+#include <linux/cpumask.h>
+#include <linux/debugfs.h>
+#include <linux/err.h>
+#include <linux/mm.h>
+#include <linux/module.h>
+#include <linux/seq_file.h>
+#include <linux/slab.h>
+#include <linux/topology.h>
+#include <linux/uaccess.h>
+#include <asm/apic.h>
+#include <asm/archrandom.h>
+#include <asm/cpuid/api.h>
+#include <asm/msr.h>
+#include <asm/tdx.h>
+#include <asm/tdx_emu.h>
+#include <asm/tsc.h>
+#include <asm/virt.h>
+
+#include "emu.h"
+
+u32 emu_this_cpu(void)
+{
+	return raw_smp_processor_id();
+}
+
+u32 emu_nr_cpus(void)
+{
+	return num_present_cpus();
+}
+
+u32 emu_package_of(u32 cpu)
+{
+	return cpu < nr_cpu_ids ? topology_physical_package_id(cpu) : 0;
+}
+
+u32 emu_nr_packages(void)
+{
+	return topology_max_packages();
+}
+
+u32 emu_phys_bits(void)
+{
+	return boot_cpu_data.x86_phys_bits;
+}
+
+/* Number of MKTME KeyIDs in the low, of TDX KeyIDs in the high half. */
+u64 emu_keyid_partitioning(void)
+{
+	u64 value;
+
+	return rdmsrq_safe(MSR_IA32_MKTME_KEYID_PARTITIONING, &value) ? 0 : value;
+}
+
+u64 emu_tsc(void)
+{
+	return rdtsc();
+}
+
+u64 emu_tsc_hz(void)
+{
+	return (u64)tsc_khz * 1000;
+}
+
+/*
+ * Asks the local APIC: with interrupts off a request that it holds is still to
+ * come.  Without x2APIC the answer is no, which only delays interruption.
+ */
+bool emu_interrupt_pending(void)
+{
+	u64 irr = 0;
+	int i;
+
+	if (!x2apic_enabled())
+		return false;
+	for (i = 0; i < 8; i++)
+		irr |= native_rdmsrq(APIC_BASE_MSR + (APIC_IRR >> 4) + i);
+
+	return irr;
+}
+
+void emu_cpuid(u32 leaf, u32 subleaf, u32 out[4])
+{
+	cpuid_count(leaf, subleaf, &out[0], &out[1], &out[2], &out[3]);
+}
+
+bool emu_random(u64 *value)
+{
+	unsigned long v;
+
+	if (!rdrand_long(&v))
+		return false;
+	*value = v;
+	return true;
+}
+
+/* NULL unless @pa lies in memory of the direct map. */
+void *emu_page(u64 pa)
+{
+	u64 pfn = pa >> PAGE_SHIFT;
+
+	return pfn_valid(pfn) ? pfn_to_kaddr(pfn) : NULL;
+}
+
+static const struct tdx_emu_ops emu_ops = {
+	.owner = THIS_MODULE,
+	.call = tdx_emu_seamcall,
+};
+
+int emu_register(void)
+{
+	return tdx_emu_register(&emu_ops);
+}
+
+bool emu_rebooting(void)
+{
+	return system_state > SYSTEM_RUNNING;
+}
+
+void emu_seq_value(struct seq_file *m, const u8 *name, size_t len, u64 value)
+{
+	seq_printf(m, "%.*s %llu\n", (int)len, name, value);
+}
+
+static int stats_show(struct seq_file *m, void *unused)
+{
+	tdx_emu_stats_show(m);
+	return 0;
+}
+DEFINE_SHOW_ATTRIBUTE(stats);
+
+static ssize_t reset_write(struct file *file, const char __user *buf, size_t len,
+			   loff_t *pos)
+{
+	tdx_emu_stats_reset();
+	return len;
+}
+
+static const struct file_operations reset_fops = {
+	.owner = THIS_MODULE,
+	.open = simple_open,
+	.write = reset_write,
+};
+
+static ssize_t inject_write(struct file *file, const char __user *buf, size_t len,
+			    loff_t *pos)
+{
+	void *script __free(kfree) = NULL;
+	int ret;
+
+	if (len > PAGE_SIZE)
+		return -E2BIG;
+
+	script = kmalloc(len ?: 1, GFP_KERNEL);
+	if (!script)
+		return -ENOMEM;
+	if (copy_from_user(script, buf, len))
+		return -EFAULT;
+
+	ret = tdx_emu_inject_load(script, len);
+
+	return ret ?: len;
+}
+
+static const struct file_operations inject_fops = {
+	.owner = THIS_MODULE,
+	.open = simple_open,
+	.write = inject_write,
+};
+
+static struct dentry *emu_dir;
+
+int emu_debugfs_init(void)
+{
+	emu_dir = debugfs_create_dir("tdx_emu", NULL);
+	if (IS_ERR(emu_dir))
+		return PTR_ERR(emu_dir);
+
+	debugfs_create_file("stats", 0444, emu_dir, NULL, &stats_fops);
+	debugfs_create_file("reset", 0200, emu_dir, NULL, &reset_fops);
+	debugfs_create_file("inject", 0200, emu_dir, NULL, &inject_fops);
+
+	return 0;
+}
+
+void emu_debugfs_exit(void)
+{
+	debugfs_remove_recursive(emu_dir);
+}
