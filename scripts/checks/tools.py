@@ -72,21 +72,23 @@ def clippy_host(result):
     if not crates:
         result.missing("a Cargo.toml", "run this in a whole checkout")
         return
-    if not shutil.which("cargo"):
-        result.missing("the tool cargo", "install cargo on this machine")
-        return
+    # The machine's own toolchain if it has clippy, else the one of the tool root.
+    prefix = []
     if lib.run(["cargo", "clippy", "--version"])[0]:
-        result.missing("clippy of the host's cargo", "rustup component add clippy")
-        return
-    env = dict(os.environ, CARGO_TARGET_DIR=lib.build_dir("target"), CLIPPY_CONF_DIR=lib.TOP, CARGO_TERM_COLOR="never")
+        prefix = lib.in_root([])
+        if lib.run(prefix + ["cargo", "clippy", "--version"])[0]:
+            result.missing("cargo with clippy", "install cargo and rust-clippy, here or in the tool root")
+            return
+    env = ["env", "CARGO_TERM_COLOR=never", f"CLIPPY_CONF_DIR={lib.TOP}",
+           f"CARGO_TARGET_DIR={lib.build_dir('target', 'root' if prefix else 'host')}"]
     done = 0
     for crate in crates:
         if re.search(r"^\[lib\]|^\[package\]", lib.read(crate), re.M) is None:
             continue
         locked = ["--locked"] if os.path.exists(os.path.join(lib.TOP, os.path.dirname(crate), "Cargo.lock")) else []
         status, out = lib.run(
-            ["cargo", "clippy", "--quiet", *locked, "--all-targets", "--manifest-path", crate, "--", "-D", "warnings"],
-            env=env)
+            [*prefix, *env, "cargo", "clippy", "--quiet", *locked, "--all-targets", "--manifest-path", crate,
+             "--", "-D", "warnings"])
         found = warnings_of(out)
         for line in found[:60]:
             result.bad(line)
@@ -110,13 +112,25 @@ IGNORED = {
              # Added by the entry in MAINTAINERS of this project.
              "FILE_PATH_CHANGES"],
 }
-# The same for single files.
+# The same for single files, and for folders (with a slash at the end).
 IGNORED_IN = {
+    # The names of tests are what TAP shows.
+    "tools/testing/": ["EMBEDDED_FUNCTION_NAME"],
+    # Programs of userspace: memory that a guest writes, and no bits.h.
+    "tools/testing/selftests/": ["VOLATILE", "BIT_MACRO"],
+    # `asm goto` needs its labels in the macro, and is read as C there.
+    "rust/helpers/emu_vmx.c": ["MACRO_WITH_FLOW_CONTROL", "SPACING"],
     # The exported function is in Rust, not above the macro.
     "rust/helpers/exports.c": ["EXPORT_SYMBOL"],
     # bindgen reads this without the kernel's headers, so C's own types appear.
     "rust/bindings/bindings_helper.h": ["CAMELCASE"],
 }
+
+
+def ignored_in(name):
+    """Types that are ignored in one file."""
+    return [t for where, types in IGNORED_IN.items()
+            if name == where or (where.endswith("/") and name.startswith(where)) for t in types]
 
 
 def checkpatch(result):
@@ -131,7 +145,7 @@ def checkpatch(result):
     for kind, names in (("file", sources), ("patch", patches)):
         for name in names:
             argv = ["perl", os.path.join(source, "scripts/checkpatch.pl"), "--strict", "--no-tree", "--no-summary",
-                    "--terse", "--show-types", "--ignore", ",".join(IGNORED[kind] + IGNORED_IN.get(name, []))]
+                    "--terse", "--show-types", "--ignore", ",".join(IGNORED[kind] + ignored_in(name))]
             status, out = lib.run(lib.in_root(argv + (["-f"] if kind == "file" else []) + [name]))
             lines = [ln for ln in out.split("\n") if re.search(r"(?:ERROR|WARNING|CHECK):", ln)]
             for line in lines:
@@ -140,6 +154,22 @@ def checkpatch(result):
                 result.bad(f"{name}: checkpatch ended with {status}: {out.strip()[-200:]}")
     result.note = f"{len(sources)} files, {len(patches)} patches"
     result.todo = "follow Documentation/process/coding-style.rst of the kernel"
+
+
+def shell(result):
+    """shellcheck over every shell script, known by its name or its first line."""
+    names = [n for n in lib.files()
+             if n.endswith(".sh") or re.match(r"#!\s*/(?:usr/)?bin/(?:env )?(?:ba|da)?sh\b", lib.read(n)[:40])]
+    if not lib.need(result, "shellcheck", "shellcheck"):
+        return
+    # SC2317 and its successor take functions that a trap or a callback runs for dead code.
+    status, out = lib.run(lib.in_root(
+        ["shellcheck", "--format=gcc", "--external-sources", "--exclude=SC2317,SC2329", *names]))
+    for line in out.strip().split("\n"):
+        if status and line:
+            result.bad(line)
+    result.note = f"{len(names)} scripts"
+    result.todo = "follow shellcheck; a directive with its reason where it is wrong"
 
 
 def kernel_doc(result):
