@@ -6,12 +6,14 @@
 //! memory. This module owns that copy for the TDs whose KVM asks for it through
 //! `tdx_mirror_get_ops()`, see `include/linux/tdx_mirror.h`.
 
-#![allow(missing_docs)]
-
 use kernel::prelude::*;
 
 mod bindings;
 mod glue;
+// Public, because the pure layers serve other crates too: not each of their items is used here.
+pub mod mirror;
+pub mod sept;
+pub mod tdx;
 
 module! {
     type: TdxMirror,
@@ -21,22 +23,25 @@ module! {
     license: "GPL",
 }
 
-#[pin_data(PinnedDrop)]
-struct TdxMirror {}
+/// What lives while the module is loaded. Fields go in order: the files first, which show the rest.
+#[pin_data]
+struct TdxMirror {
+    #[pin]
+    _files: glue::debugfs::Files,
+    _kvm: glue::kvm::Watch,
+}
 
 impl kernel::InPlaceModule for TdxMirror {
     fn init(_module: &'static ThisModule) -> impl PinInit<Self, Error> {
-        pr_info!("ABI version {}\n", bindings::TDX_MIRROR_ABI_VERSION);
-        // SAFETY: x
-        let _ = unsafe { bindings::tdx_mirror_watch_kvm() };
-        try_pin_init!(Self {})
-    }
-}
-
-#[pinned_drop]
-impl PinnedDrop for TdxMirror {
-    fn drop(self: Pin<&mut Self>) {
-        // SAFETY: x
-        unsafe { bindings::tdx_mirror_unwatch_kvm() };
+        // SAFETY: Called once, when the module is loaded, before anything else can reach it.
+        unsafe { glue::registry::init() };
+        pr_info!(
+            "mirror page table of TDX guests, ABI version {}\n",
+            bindings::TDX_MIRROR_ABI_VERSION
+        );
+        try_pin_init!(Self {
+            _files <- glue::debugfs::Files::new(),
+            _kvm: glue::kvm::Watch::new()?,
+        })
     }
 }

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: GPL-2.0 */
 /*
- * Input of bindgen for tdx_mirror.rs: the C side of the FFI edge and nothing of
+ * Input of bindgen for contract.rs: the C side of the FFI edge and nothing of
  * the kernel, so that the result does not depend on a configuration.
  */
 #define _LINUX_TYPES_H

@@ -11,5 +11,5 @@
 
 use kernel::ffi;
 
-mod tdx_mirror;
-pub(crate) use tdx_mirror::*;
+mod contract;
+pub(crate) use contract::*;

@@ -1,14 +1,14 @@
 #!/bin/sh
 # SPDX-License-Identifier: GPL-2.0
 #
-# Regenerates tdx_mirror.rs, the Rust view of include/linux/tdx_mirror.h and of
+# Regenerates contract.rs, the Rust view of include/linux/tdx_mirror.h and of
 # rust/helpers/helpers.h, with bindgen 0.71.  With --check it changes nothing
 # and fails if the checked-in file differs.  BINDGEN and RUSTFMT name the tools.
 
 set -eu
 
 dir=$(cd "$(dirname "$0")" && pwd)
-out=$dir/tdx_mirror.rs
+out=$dir/contract.rs
 new=$(mktemp)
 trap 'rm -f "$new"' EXIT
 
@@ -33,7 +33,7 @@ trap 'rm -f "$new"' EXIT
 if [ "${1-}" = --check ]; then
 	if ! cmp -s "$new" "$out"; then
 		diff -u "$out" "$new" | head -40 >&2 || true
-		echo "$0: tdx_mirror.rs is out of date, run $0" >&2
+		echo "$0: contract.rs is out of date, run $0" >&2
 		exit 1
 	fi
 else

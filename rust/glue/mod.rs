@@ -1,8 +1,13 @@
 // SPDX-License-Identifier: GPL-2.0
 
-use crate::bindings;
+//! The edge between KVM's C and the mirror: the only part of the module that knows the kernel.
 
-#[no_mangle]
-pub extern "C" fn tdx_mirror_get_ops() -> *const bindings::tdx_mirror_ops {
-    core::ptr::null()
-}
+pub(crate) mod abi;
+mod backend;
+pub(crate) mod debugfs;
+mod hooks;
+pub(crate) mod kvm;
+mod page;
+mod rcu;
+pub(crate) mod registry;
+mod rwlock;

@@ -49,6 +49,13 @@ void tdx_mirror_set_page_private(void *virt, void *value)
 	set_page_private(virt_to_page(virt), (unsigned long)value);
 }
 
+/* Keeps a page from the allocator for ever. */
+void tdx_mirror_hold_page(u64 pfn)
+{
+	if (pfn_valid(pfn))
+		get_page(pfn_to_page(pfn));
+}
+
 /*
  * Says whether the running KVM will ever ask for a mirror.  kvm.ko carries the
  * marker and kvm_put_kvm() tells a KVM without it from one not loaded yet.

@@ -15,6 +15,7 @@ u64 tdx_mirror_virt_to_pfn(void *virt);
 void *tdx_mirror_pfn_to_virt(u64 pfn);
 void *tdx_mirror_page_private(void *virt);
 void tdx_mirror_set_page_private(void *virt, void *value);
+void tdx_mirror_hold_page(u64 pfn);
 
 int tdx_mirror_watch_kvm(void);
 void tdx_mirror_unwatch_kvm(void);

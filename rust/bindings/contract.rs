@@ -348,6 +348,9 @@ unsafe extern "C" {
     pub fn tdx_mirror_set_page_private(virt: *mut ffi::c_void, value: *mut ffi::c_void);
 }
 unsafe extern "C" {
+    pub fn tdx_mirror_hold_page(pfn: u64_);
+}
+unsafe extern "C" {
     pub fn tdx_mirror_watch_kvm() -> ffi::c_int;
 }
 unsafe extern "C" {

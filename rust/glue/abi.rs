@@ -1,0 +1,283 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! The entry points that KVM calls, `struct tdx_mirror_ops`.
+//!
+//! Everything that comes in is checked here, because nothing behind the edge may panic. Locks are
+//! asserted with lockdep when the evidence tokens are made.
+
+use core::{convert::Infallible, mem::ManuallyDrop, ptr::NonNull};
+use kernel::{
+    error::code,
+    ffi::{c_int, c_void},
+    list::{ListArc, ListLinks},
+    prelude::*,
+    sync::{Arc, UniqueArc}, //
+};
+
+use super::backend::{Caches, HookSeamcalls, KernelVm};
+use super::hooks::Hooks;
+use super::rcu;
+use super::registry;
+use super::rwlock::MmuLock;
+use crate::bindings::{self, tdx_mirror, tdx_mirror_backend, tdx_mirror_ops, tdx_mirror_stats};
+use crate::mirror::addr::{Gfn, GfnRange, Pfn, FRAME_BITS};
+use crate::mirror::error::{MapError, MapOutcome};
+use crate::mirror::level::Level;
+use crate::mirror::mmu;
+use crate::mirror::spte::Spte;
+use crate::mirror::table::Root;
+use crate::sept::Sept;
+
+type Inner = mmu::Mirror<Sept<HookSeamcalls>, KernelVm>;
+
+/// The mirror of one TD: what `struct tdx_mirror *` points to.
+#[pin_data(PinnedDrop)]
+pub(crate) struct Mirror {
+    hooks: Arc<Hooks>,
+    lock: MmuLock,
+    inner: ManuallyDrop<Inner>,
+    #[pin]
+    links: ListLinks,
+}
+
+kernel::list::impl_list_arc_safe! {
+    impl ListArcSafe<0> for Mirror { untracked; }
+}
+kernel::list::impl_list_item! {
+    impl ListItem<0> for Mirror { using ListLinks { self.links }; }
+}
+
+// The pointer that KVM holds is that of an `Arc`, the registry holds the second reference.
+impl Mirror {
+    /// Makes the mirror that `backend` asks for and registers it.
+    ///
+    /// # Safety
+    ///
+    /// As of [`Hooks::new`]; the returned mirror is what must not outlive `backend`.
+    unsafe fn create(backend: *const tdx_mirror_backend) -> Result<Arc<Self>> {
+        // SAFETY: By the safety requirements.
+        let hooks = unsafe { Hooks::new(backend) }.map_err(|refusal| {
+            pr_err!("mirror refused: {refusal}\n");
+            EINVAL
+        })?;
+        let config = hooks.config();
+        let hooks = Arc::new(hooks, GFP_KERNEL)?;
+        // SAFETY: KVM's lock lives as long as the backend.
+        let lock = unsafe { MmuLock::new(hooks.mmu_lock()) };
+
+        // First all that may fail: the root's page has no owner that would put it back.
+        let memory = UniqueArc::<Self>::new_uninit(GFP_KERNEL)?;
+        let page = hooks.alloc_root_spt().ok_or(ENOMEM)?;
+        // SAFETY: The page is whole and the mirror's alone until it is put.
+        let root = unsafe { Root::new(page) };
+        let sept = Sept::new(HookSeamcalls::new(hooks.clone()));
+        let vm = KernelVm::new(hooks.clone(), page);
+        let mirror = memory.pin_init_with::<Infallible>(pin_init!(Self {
+            hooks,
+            lock,
+            inner: ManuallyDrop::new(mmu::Mirror::new(config, sept, vm, root)),
+            links <- ListLinks::new(),
+        }));
+        let listed = match mirror {
+            Ok(mirror) => ListArc::<Self>::from(mirror),
+            Err(never) => match never {},
+        };
+        let mirror = listed.clone_arc();
+        registry::add(listed);
+        Ok(mirror)
+    }
+
+    /// The figures now.
+    pub(crate) fn stats(&self) -> tdx_mirror_stats {
+        let mirror = self.inner.stats();
+        let calls = self.inner.external().stats();
+        tdx_mirror_stats {
+            mapped: mirror.mapped.get(),
+            zapped: mirror.zapped.get(),
+            leaf_transitions: mirror.leaf_transitions.get(),
+            set_external_spte_calls: calls.map_calls.get(),
+            link_calls: calls.link_calls.get(),
+            block_calls: calls.block_calls.get(),
+            track_calls: calls.track_calls.get(),
+            remove_calls: calls.remove_calls.get(),
+            wbinvd_calls: calls.wbinvd_calls.get(),
+            reclaim_calls: calls.reclaim_calls.get(),
+            busy: calls.busy.get(),
+            retries: calls.retries.get(),
+            giveups: calls.giveups.get(),
+            kicks: calls.kicks.get(),
+            frozen_seen: mirror.frozen_seen.get(),
+            spurious: mirror.spurious.get(),
+            quarantined: mirror.quarantined.get(),
+            leaked: mirror.leaked.get(),
+            tables: mirror.tables.get(),
+        }
+    }
+
+    fn map(&self, vcpu: *mut c_void, gfn: u64, pfn: u64, level: c_int) -> c_int {
+        let (Some(gfn), Some(pfn), Some(level)) =
+            (Gfn::new(gfn), Pfn::new(pfn), Level::from_kvm(level))
+        else {
+            return code::EINVAL.to_errno();
+        };
+        // SAFETY: The contract says that KVM holds mmu_lock for read during the call.
+        let shared = unsafe { self.lock.assume_read() };
+        // SAFETY: The contract says that the suppliers serve the vCPU during the call.
+        let mut pages = unsafe { Caches::new(&self.hooks, vcpu) };
+        match self.inner.map(&shared, &mut pages, gfn, pfn, level) {
+            Ok(MapOutcome::Fixed) => bindings::TDX_MIRROR_MAP_FIXED as c_int,
+            Ok(MapOutcome::Spurious) => bindings::TDX_MIRROR_MAP_SPURIOUS as c_int,
+            Ok(MapOutcome::Retry(_)) => bindings::TDX_MIRROR_MAP_RETRY as c_int,
+            Err(MapError::Invalid) => code::EINVAL.to_errno(),
+            Err(MapError::Busy(_)) => code::EBUSY.to_errno(),
+            Err(MapError::Bugged) => code::EIO.to_errno(),
+        }
+    }
+
+    fn zap_range(&self, start: u64, end: u64, can_yield: bool) -> u64 {
+        // No GFN is larger; what lies between the TD's last one and this limit the mirror skips.
+        let Some(range) = GfnRange::new(start, end.min(1 << FRAME_BITS)) else {
+            return 0;
+        };
+        // SAFETY: The contract says that KVM holds mmu_lock for write during the call.
+        let mut exclusive = unsafe { self.lock.assume_write() };
+        self.inner.zap_range(&mut exclusive, range, can_yield)
+    }
+
+    fn teardown(&self) {
+        // SAFETY: The contract says that KVM holds mmu_lock for write during the call.
+        let exclusive = unsafe { self.lock.assume_write() };
+        self.inner.teardown(&exclusive);
+    }
+
+    fn walk(&self, gfn: u64) -> (Spte, c_int) {
+        Gfn::new(gfn)
+            .and_then(|gfn| rcu::read(|rcu| self.inner.walk(rcu, gfn)))
+            .map_or((Spte::NON_PRESENT, 0), |(at, spte)| {
+                (spte, at.level().as_kvm())
+            })
+    }
+}
+
+#[pinned_drop]
+impl PinnedDrop for Mirror {
+    fn drop(self: Pin<&mut Self>) {
+        // SAFETY: Nothing uses the field after this, and it is not pinned.
+        let inner = unsafe { ManuallyDrop::take(&mut self.get_unchecked_mut().inner) };
+        // A walk without mmu_lock may have begun before KVM let go of the mirror.
+        rcu::synchronize();
+        let (_, mut vm) = inner.destroy();
+        vm.put_deferred();
+    }
+}
+
+/// The mirror behind KVM's pointer, or `None` for NULL.
+///
+/// # Safety
+///
+/// `mirror` is NULL or came from `create()`, and KVM does not destroy it during `'a`.
+unsafe fn mirror_of<'a>(mirror: *mut tdx_mirror) -> Option<&'a Mirror> {
+    // SAFETY: By the safety requirements.
+    unsafe { mirror.cast::<Mirror>().as_ref() }
+}
+
+unsafe extern "C" fn create(
+    backend: *const tdx_mirror_backend,
+    err: *mut c_int,
+) -> *mut tdx_mirror {
+    // SAFETY: The contract says that the backend lives until `destroy()` returns.
+    match unsafe { Mirror::create(backend) } {
+        Ok(mirror) => Arc::into_raw(mirror).cast_mut().cast(),
+        Err(error) => {
+            if let Some(err) = NonNull::new(err) {
+                // SAFETY: KVM gave a place for it.
+                unsafe { err.write(error.to_errno()) };
+            }
+            core::ptr::null_mut()
+        }
+    }
+}
+
+unsafe extern "C" fn map(
+    mirror: *mut tdx_mirror,
+    vcpu: *mut c_void,
+    gfn: u64,
+    pfn: u64,
+    level: c_int,
+) -> c_int {
+    // SAFETY: The contract says that the mirror lives and that mmu_lock is held for read.
+    match unsafe { mirror_of(mirror) } {
+        Some(mirror) => mirror.map(vcpu, gfn, pfn, level),
+        None => code::EINVAL.to_errno(),
+    }
+}
+
+unsafe extern "C" fn zap_range(
+    mirror: *mut tdx_mirror,
+    start: u64,
+    end: u64,
+    can_yield: bool,
+) -> u64 {
+    // SAFETY: The contract says that the mirror lives and that mmu_lock is held for write.
+    match unsafe { mirror_of(mirror) } {
+        Some(mirror) => mirror.zap_range(start, end, can_yield),
+        None => 0,
+    }
+}
+
+unsafe extern "C" fn teardown(mirror: *mut tdx_mirror) {
+    // SAFETY: The contract says that the mirror lives and that mmu_lock is held for write.
+    if let Some(mirror) = unsafe { mirror_of(mirror) } {
+        mirror.teardown();
+    }
+}
+
+unsafe extern "C" fn destroy(mirror: *mut tdx_mirror) {
+    if mirror.is_null() {
+        return;
+    }
+    // SAFETY: It came from `Arc::into_raw()` in `create()`, and KVM gives it up with this call.
+    let mirror = unsafe { Arc::from_raw(mirror.cast::<Mirror>().cast_const()) };
+    registry::finish(&mirror);
+    // The registry let go of its reference: this is the last one.
+    drop(mirror);
+}
+
+unsafe extern "C" fn walk(mirror: *mut tdx_mirror, gfn: u64, level: *mut c_int) -> u64 {
+    // SAFETY: The contract says that the mirror lives.
+    let (spte, at) = match unsafe { mirror_of(mirror) } {
+        Some(mirror) => mirror.walk(gfn),
+        None => (Spte::NON_PRESENT, 0),
+    };
+    if let Some(level) = NonNull::new(level) {
+        // SAFETY: KVM gave a place for it.
+        unsafe { level.write(at) };
+    }
+    spte.raw()
+}
+
+unsafe extern "C" fn stats(mirror: *mut tdx_mirror, out: *mut tdx_mirror_stats) {
+    // SAFETY: The contract says that the mirror lives.
+    if let (Some(mirror), Some(out)) = (unsafe { mirror_of(mirror) }, NonNull::new(out)) {
+        // SAFETY: KVM gave a place for it.
+        unsafe { out.write(mirror.stats()) };
+    }
+}
+
+static OPS: tdx_mirror_ops = tdx_mirror_ops {
+    size: size_of::<tdx_mirror_ops>() as u32,
+    abi_version: bindings::TDX_MIRROR_ABI_VERSION,
+    create: Some(create),
+    map: Some(map),
+    zap_range: Some(zap_range),
+    teardown: Some(teardown),
+    destroy: Some(destroy),
+    walk: Some(walk),
+    stats: Some(stats),
+};
+
+/// The entry points; exported by `rust/helpers/exports.c`.
+#[no_mangle]
+pub(crate) extern "C" fn tdx_mirror_get_ops() -> *const tdx_mirror_ops {
+    &OPS
+}

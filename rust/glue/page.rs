@@ -1,0 +1,75 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Pages of the kernel's direct map: their frames and the one word that is kept with each.
+//!
+//! The word is `page->private`, which the allocator leaves to the owner of a page and which is 0
+//! in a page fresh from it. It holds the S-EPT page that stands beside a mirror table and, once a
+//! table was unlinked and its S-EPT page taken away, the next one of a [`DeferredPages`].
+
+use core::sync::atomic::{AtomicPtr, Ordering};
+
+use crate::bindings;
+use crate::mirror::addr::{PagePtr, Pfn, PAGE_SHIFT};
+
+/// The frame of a page that a page supplier of KVM handed out.
+pub(super) fn pfn_of(page: PagePtr) -> Pfn {
+    // SAFETY: Only arithmetic on the address, which is in the direct map.
+    let pfn = unsafe { bindings::tdx_mirror_virt_to_pfn(page.as_ptr().cast()) };
+    Pfn::from_pa_bits(pfn << PAGE_SHIFT)
+}
+
+/// The page of a frame, or `None` if the frame is no memory of the kernel.
+pub(super) fn page_at(pfn: Pfn) -> Option<PagePtr> {
+    // SAFETY: The helper takes any number.
+    PagePtr::new(unsafe { bindings::tdx_mirror_pfn_to_virt(pfn.as_u64()) }.cast())
+}
+
+/// Keeps `word` with a page that a page supplier handed out and that was not put back.
+pub(super) fn set_word(page: PagePtr, word: Option<PagePtr>) {
+    let word = word.map_or(core::ptr::null_mut(), PagePtr::as_ptr);
+    // SAFETY: The page is the mirror's, and so is its `page->private`.
+    unsafe { bindings::tdx_mirror_set_page_private(page.as_ptr().cast(), word.cast()) };
+}
+
+/// What was kept with a page that a page supplier handed out and that was not put back.
+pub(super) fn word(page: PagePtr) -> Option<PagePtr> {
+    // SAFETY: As in `set_word()`.
+    PagePtr::new(unsafe { bindings::tdx_mirror_page_private(page.as_ptr().cast()) }.cast())
+}
+
+/// Takes a reference to a guest's page that is never given back, so that the page never is free
+/// again. Frames without a `struct page` have no allocator to keep them from.
+pub(super) fn hold(pfn: Pfn) {
+    // SAFETY: The helper takes any number; KVM's reference keeps the page until its zap returns.
+    unsafe { bindings::tdx_mirror_hold_page(pfn.as_u64()) };
+}
+
+/// Pages that were unlinked and wait for a grace period, chained through their words, so that
+/// nothing is allocated under `mmu_lock`.
+pub(super) struct DeferredPages {
+    head: AtomicPtr<u8>,
+}
+
+impl DeferredPages {
+    /// None.
+    pub(super) const fn new() -> Self {
+        Self {
+            head: AtomicPtr::new(core::ptr::null_mut()),
+        }
+    }
+
+    /// Adds a page. Additions do not run at the same time as each other, since only a teardown
+    /// makes them, with `mmu_lock` held for write.
+    pub(super) fn add(&self, page: PagePtr) {
+        set_word(page, PagePtr::new(self.head.load(Ordering::Relaxed)));
+        self.head.store(page.as_ptr(), Ordering::Release);
+    }
+
+    /// Takes one page out, its word cleared.
+    pub(super) fn take(&mut self) -> Option<PagePtr> {
+        let page = PagePtr::new(*self.head.get_mut())?;
+        *self.head.get_mut() = word(page).map_or(core::ptr::null_mut(), PagePtr::as_ptr);
+        set_word(page, None);
+        Some(page)
+    }
+}

@@ -1,0 +1,61 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Evidence tokens for KVM's `mmu_lock`, backed by lockdep.
+//!
+//! The module never takes the lock. The contract says which entry point is called with it held
+//! and how, and the tokens carry that into the signatures of the mirror.
+
+use core::ptr::NonNull;
+use kernel::ffi::c_void;
+
+use crate::bindings;
+use crate::mirror::lock::{Exclusive, Shared};
+
+/// The `rwlock_t` that is `mmu_lock` of a VM.
+///
+/// # Invariants
+///
+/// It points to an initialised `rwlock_t` that lives longer than this value.
+pub(crate) struct MmuLock(NonNull<c_void>);
+
+// SAFETY: Only lockdep looks at the lock, which any thread may ask about any lock.
+unsafe impl Send for MmuLock {}
+// SAFETY: As above.
+unsafe impl Sync for MmuLock {}
+
+impl MmuLock {
+    /// Names the lock.
+    ///
+    /// # Safety
+    ///
+    /// `lock` points to an initialised `rwlock_t` that lives longer than the returned value.
+    pub(crate) unsafe fn new(lock: NonNull<c_void>) -> Self {
+        // INVARIANT: By the safety requirements.
+        Self(lock)
+    }
+
+    /// Evidence for a caller that holds the lock for read; lockdep warns if it does not.
+    ///
+    /// # Safety
+    ///
+    /// The calling thread holds the lock for read as long as the token lives.
+    pub(crate) unsafe fn assume_read(&self) -> Shared<'_> {
+        // SAFETY: By the type invariant.
+        unsafe { bindings::tdx_mirror_assert_held_read(self.0.as_ptr()) };
+        // SAFETY: By the safety requirements.
+        unsafe { Shared::assume_held() }
+    }
+
+    /// Evidence for a caller that holds the lock for write; lockdep warns if it does not.
+    ///
+    /// # Safety
+    ///
+    /// The calling thread holds the lock for write as long as the token lives, but for the time
+    /// in which the mirror itself yields it.
+    pub(crate) unsafe fn assume_write(&self) -> Exclusive<'_> {
+        // SAFETY: By the type invariant.
+        unsafe { bindings::tdx_mirror_assert_held_write(self.0.as_ptr()) };
+        // SAFETY: By the safety requirements.
+        unsafe { Exclusive::assume_held() }
+    }
+}
