@@ -146,8 +146,13 @@ def selftest(result):
         count += 1
         if bool(text.OPEN.search(line)) != wanted:
             result.bad(f"text: {line!r}")
-    plain = rt.without_tests(rt.blank("fn f() { a.unwrap(); }\n#[cfg(test)]\nmod t { fn g() { b.unwrap(); } }\n"))
-    count += 1
-    if len(text.PANICS.findall(plain)) != 1:
-        result.bad("panics: one unwrap outside tests, and another number was found")
+    for source, wanted in (
+            ("fn f() { a.unwrap(); }\n#[cfg(test)]\nmod t { fn g() { b.unwrap(); } }\n", 1),
+            ("const _: () = assert!(A < B);\nconst _: () = {\n    assert!(C);\n    assert!(D);\n};\n", 0),
+            ("const N: u32 = 3;\nfn f() { assert!(x); }\n", 1),
+            ("const fn f() { panic!(); }\n", 1)):
+        count += 1
+        plain = text.without_const(rt.without_tests(rt.blank(source)))
+        if len(text.PANICS.findall(plain)) != wanted:
+            result.bad(f"panics: {source!r} has {wanted}, and another number was found")
     result.note = f"{count} cases"
