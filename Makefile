@@ -1,0 +1,54 @@
+# SPDX-License-Identifier: GPL-2.0
+# Entry points; the work is done by scripts/. Kbuild holds the module's rules.
+#
+# make run         an emulated TDX host, a TD on the Rust mirror and on KVM's own
+# make test        every test; the last line says how many passed and failed
+# make selftests   the kselftests on the emulated host, in both modes
+# make host-test   the tests that run on this machine (cargo)
+# make check       formatting, lints, layers, unsafe, panics, patches
+# make modules     the modules; KDIR=<built kernel tree> for your own kernel
+# make vm          a boot of the emulated host: CMD='shell commands'
+# make setup       only the tools, Bochs and the kernel
+# make clean       remove build/ (the cache stays)
+
+.DEFAULT_GOAL := help
+.PHONY: help run test selftests host-test check modules vm setup clean
+
+SESSION := scripts/session
+
+help:
+	@sed -n 's/^# make /make /p' $(firstword $(MAKEFILE_LIST))
+	@echo
+	@echo 'TDX_MIRROR_CACHE=<folder>  where tools and kernel are kept (default: ~/.cache/tdx-mirror)'
+	@echo 'TDX_MIRROR_JOBS=<n>        parallel jobs of builds (default: CPUs + 1)'
+
+run:
+	@$(SESSION) scripts/run
+
+test:
+	@$(SESSION) scripts/test
+
+selftests:
+	@$(SESSION) scripts/selftests $(TESTS)
+
+host-test:
+	@$(SESSION) scripts/host-test
+
+check:
+	@$(SESSION) scripts/run-check $(CHECKS)
+
+modules:
+ifeq ($(KDIR),)
+	@$(SESSION) sh -c 'scripts/setup && scripts/build modules'
+else
+	@scripts/modules '$(KDIR)'
+endif
+
+vm:
+	@$(SESSION) scripts/vm '$(CMD)'
+
+setup:
+	@$(SESSION) scripts/setup
+
+clean:
+	rm -rf build

@@ -1,0 +1,126 @@
+# SPDX-License-Identifier: GPL-2.0
+# shellcheck shell=bash
+# Shared by the scripts of the emulated TDX host: where things are, messages,
+# timed steps, stamps, the tool root. Sourced, never run.
+set -euo pipefail
+
+TDX_TOP=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd -P)
+TDX_CACHE=${TDX_MIRROR_CACHE:-${XDG_CACHE_HOME:-${HOME:-/root}/.cache}/tdx-mirror}
+mkdir -p "$TDX_CACHE"/{log,stamp,tmp}
+TDX_CACHE=$(cd "$TDX_CACHE" && pwd -P)
+TDX_ROOT=$TDX_CACHE/root
+TDX_BOCHS=$TDX_CACHE/bochs
+TDX_LINUX=$TDX_CACHE/linux
+TDX_OUT=$TDX_TOP/build
+TDX_JOBS=${TDX_MIRROR_JOBS:-$(($(nproc) + 1))}
+export TDX_TOP TDX_CACHE TDX_ROOT TDX_BOCHS TDX_LINUX TDX_OUT TDX_JOBS
+
+say()
+{
+	printf 'tdx-mirror: %s\n' "$*"
+}
+
+warn()
+{
+	printf 'tdx-mirror: warning: %s\n' "$*" >&2
+}
+
+# die WHAT [WHAT TO DO]
+die()
+{
+	printf 'tdx-mirror: error: %s\n' "$1" >&2
+	[ $# -lt 2 ] || printf 'tdx-mirror: what to do: %s\n' "$2" >&2
+	exit 1
+}
+
+# A key over the content of files and further words.
+content_key()
+{
+	local arg
+
+	for arg in "$@"; do
+		if [ -f "$arg" ]; then
+			sha256sum <"$arg"
+		else
+			printf '%s\n' "$arg"
+		fi
+	done | sha256sum | cut -c1-16
+}
+
+# Stamps are written only after a step succeeded, and atomically.
+stamp_is()
+{
+	[ -f "$TDX_CACHE/stamp/$1" ] && [ "$(cat "$TDX_CACHE/stamp/$1")" = "$2" ]
+}
+
+stamp_set()
+{
+	printf '%s\n' "$2" >"$TDX_CACHE/stamp/$1.new"
+	mv "$TDX_CACHE/stamp/$1.new" "$TDX_CACHE/stamp/$1"
+}
+
+stamp_get()
+{
+	cat "$TDX_CACHE/stamp/$1" 2>/dev/null || true
+}
+
+# step NAME 'title' 'what to do if it fails' command...
+# Runs a command with its output in a log, shows that it is alive and how long
+# it took. The steps that last say something every 20 seconds.
+step()
+{
+	local name=$1 title=$2 hint=$3 log=$TDX_CACHE/log/$1.log
+	local start=$SECONDS shown=$SECONDS pid rc=0 took
+	shift 3
+
+	printf '==> %s: %s\n' "$name" "$title"
+	("$@") >"$log" 2>&1 </dev/null &
+	pid=$!
+	while kill -0 "$pid" 2>/dev/null; do
+		sleep 0.2
+		if [ $((SECONDS - shown)) -ge 20 ]; then
+			shown=$SECONDS
+			printf '    %s: %d s: %s\n' "$name" $((SECONDS - start)) \
+				"$(tail -n 1 "$log" | tr -cd '[:print:]' | sed 's/^ *//' | cut -c1-70)"
+		fi
+	done
+	wait "$pid" || rc=$?
+	took=$((SECONDS - start))
+	if [ "$rc" != 0 ]; then
+		tail -n 25 "$log" | sed 's/^/    | /' >&2
+		printf 'tdx-mirror: log: %s\n' "$log" >&2
+		die "step $name failed with status $rc after $took s" "$hint"
+	fi
+	[ "$took" -lt 2 ] || printf '    %s: done in %d s\n' "$name" "$took"
+}
+
+# Put what a command in the tool root needs under it. Only inside a session:
+# the mounts are in its own mount namespace and go when it ends.
+mount_root()
+{
+	local dir
+
+	[ -n "${TDX_SESSION:-}" ] || die "the tool root is used outside a session" "start it through make"
+	mountpoint -q "$TDX_ROOT/proc" && return
+	mount -t proc proc "$TDX_ROOT/proc"
+	mount --rbind /sys "$TDX_ROOT/sys"
+	mount --rbind /dev "$TDX_ROOT/dev"
+	if [ ! -c "$TDX_ROOT/dev/pts/ptmx" ]; then
+		mkdir -p "$TDX_ROOT/dev/pts"
+		mount -t devpts -o newinstance,ptmxmode=0666,mode=0620 devpts "$TDX_ROOT/dev/pts"
+		mount --bind "$TDX_ROOT/dev/pts/ptmx" "$TDX_ROOT/dev/ptmx"
+	fi
+	mount --bind "$TDX_SESSION" "$TDX_ROOT/tmp"
+	for dir in "$TDX_CACHE" "$TDX_TOP"; do
+		mkdir -p "$TDX_ROOT$dir"
+		mount --bind "$dir" "$TDX_ROOT$dir"
+	done
+	[ ! -e /etc/resolv.conf ] || cp -L /etc/resolv.conf "$TDX_ROOT/etc/resolv.conf"
+}
+
+# in_root command...: run it in the tool root, in the same folder.
+in_root()
+{
+	mount_root
+	"$TDX_TOP/scripts/in-root" "$@"
+}

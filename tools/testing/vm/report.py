@@ -1,0 +1,232 @@
+#!/usr/bin/env python3
+# SPDX-License-Identifier: GPL-2.0
+"""Judge the serial log of a run of tdx-tests.
+
+usage: report.py run LOG         table of both modes, last line `tdx-mirror: run ok: ...`
+       report.py selftests LOG   checks per program, counts for the closing line
+
+The exit status is 1 if a program failed, something leaked, the kernel warned,
+or the two sides (mirror and software TDX module) or the two modes differ.
+"""
+
+import re
+import statistics
+import sys
+
+# What the kernel prints when it found something wrong.
+ALARM = re.compile(
+    r"WARNING: |\bBUG: |kernel BUG|KVM_BUG|Oops|general protection|Call Trace|unchecked MSR|"
+    r"possible (circular|recursive|irq lock)|INFO: (possible|task|rcu|trying)|suspicious RCU|"
+    r"inconsistent lock|held lock freed|bad unlock balance|lock held when returning|"
+    r"Invalid wait context|sleeping function called|scheduling while atomic|list_(add|del) corruption|"
+    r"Bad page|invariant")
+# Calls of the software TDX module that both modes must make equally often:
+# what is built, measured, mapped and taken apart, not how often it was retried.
+SAME_CALLS = re.compile(r"leaf_\d+_tdh_(mem_page_add|mem_page_aug|mem_page_remove|mem_sept_add|mr_extend|"
+                        r"mr_finalize|mng_create|mng_init|vp_create|vp_init|phymem_page_reclaim)_ok$")
+
+
+class Run:
+    """One execution of one program in one mode."""
+
+    def __init__(self, number, mode, program):
+        self.number, self.mode, self.program = number, mode, program
+        self.lines, self.stats, self.tsc, self.status = [], {"tdx_emu": {}, "tdx_mirror": {}}, None, None
+
+    def get(self, part, name):
+        return self.stats[part].get(name, 0)
+
+    def cases(self):
+        """(passed, failed, skipped) of the TAP lines of the program."""
+        passed = failed = skipped = 0
+        for line in self.lines:
+            if re.match(r"ok \d+", line):
+                if re.search(r"# *SKIP", line):
+                    skipped += 1
+                else:
+                    passed += 1
+            elif re.match(r"not ok \d+", line):
+                failed += 1
+        return passed, failed, skipped
+
+    def where(self):
+        return f"{self.program} (tdx_mirror={self.mode}, round {self.number})"
+
+
+def parse(path):
+    """(runs, alarms, exit line seen) of a serial log."""
+    runs, alarms, current, ended = [], [], None, False
+    for raw in open(path, encoding="utf-8", errors="replace"):
+        line = raw.rstrip("\r\n")
+        if ALARM.search(line) and not line.startswith("@"):
+            alarms.append(line)
+        words = line.split()
+        if line.startswith("@begin ") and len(words) == 4:
+            current = Run(int(words[1]), words[2], words[3])
+            runs.append(current)
+        elif line.startswith("@reset-failed"):
+            alarms.append(line)
+        elif line.startswith("@stat ") and current and len(words) == 7 and words[6].isdigit():
+            current.stats[words[4]][words[5]] = int(words[6])
+        elif line.startswith("@tsc ") and current and len(words) == 2:
+            current.tsc = int(words[1])
+        elif line.startswith("@end ") and current and len(words) == 5:
+            current.status = int(words[4])
+            current = None
+        elif current:
+            current.lines.append(line)
+        if line.startswith("vm: exit "):
+            ended = True
+    return runs, alarms, ended
+
+
+def judge(run):
+    """What is wrong with one execution."""
+    emu, mirror = run.stats["tdx_emu"], run.stats["tdx_mirror"]
+    found = []
+    if run.status is None:
+        return ["did not end"]
+    passed, failed, skipped = run.cases()
+    if failed or run.status not in (0, 4):
+        found.append(f"failed: status {run.status}, {failed} test cases not ok")
+    if run.status in (0, 4) and not passed + skipped:
+        found.append("reported no test case")
+    if not emu:
+        found.append("no counters of the software TDX module")
+    if emu.get("pamt_pages_owned"):
+        found.append(f"{emu['pamt_pages_owned']} pages still belong to the TDX module")
+    if emu.get("invariant_errors"):
+        found.append(f"{emu['invariant_errors']} invariant errors in the TDX module")
+    if mirror.get("tds_live"):
+        found.append(f"{mirror['tds_live']} TDs still live in the mirror")
+    for name in ("leaked", "quarantined"):
+        if mirror.get(name):
+            found.append(f"{mirror[name]} pages {name}")
+    if run.mode == "on":
+        if not mirror:
+            found.append("no counters of the mirror")
+        theirs, ours = emu.get("leaf_present_transitions", 0), mirror.get("leaf_transitions", 0)
+        if theirs != ours:
+            found.append(f"TDX module saw {theirs} leaf transitions to present, the mirror {ours}")
+        if mirror.get("mapped") != mirror.get("zapped"):
+            found.append(f"{mirror.get('mapped')} leaves mapped, {mirror.get('zapped')} zapped")
+        if emu.get("leaf_present_transitions") and not mirror.get("tds_created"):
+            found.append("the TD did not use the mirror")
+    elif mirror.get("tds_created"):
+        found.append("a TD used the mirror though it is off")
+    return found
+
+
+def compare_modes(runs):
+    """Counters that must not depend on who keeps the mirror."""
+    found, by_key = [], {}
+    for run in runs:
+        by_key.setdefault((run.number, run.program), {})[run.mode] = run
+    for (number, program), modes in by_key.items():
+        if set(modes) < {"on", "off"}:
+            continue
+        names = set(modes["on"].stats["tdx_emu"]) | set(modes["off"].stats["tdx_emu"])
+        for name in sorted(names):
+            if not SAME_CALLS.search(name) and name not in ("leaf_present_transitions", "leaf_removed"):
+                continue
+            on, off = modes["on"].get("tdx_emu", name), modes["off"].get("tdx_emu", name)
+            if on != off:
+                found.append(f"{program} round {number}: {name} is {on} with the mirror and {off} without")
+    return found
+
+
+def leaf_name(counter):
+    """leaf_6_tdh_mem_page_aug_calls -> TDH.MEM.PAGE.AUG"""
+    return re.sub(r"^leaf_\d+_(.*)_calls$", r"\1", counter).upper().replace("_", ".")
+
+
+def table(runs):
+    """Medians over the rounds, one column per mode."""
+    def median(mode, value):
+        values = [v for v in (value(run) for run in runs if run.mode == mode) if v is not None]
+        return int(statistics.median(values)) if values else None
+
+    rows = [
+        ("pages mapped", lambda r: r.get("tdx_emu", "leaf_present_transitions")),
+        ("pages zapped", lambda r: r.get("tdx_emu", "leaf_removed")),
+        ("pages leaked", lambda r: r.get("tdx_emu", "pamt_pages_owned") + r.get("tdx_mirror", "leaked")),
+        ("busy answers", lambda r: r.get("tdx_emu", "busy")),
+        ("retries", lambda r: r.get("tdx_mirror", "retries") if r.mode == "on" else None),
+        ("kicks", lambda r: r.get("tdx_mirror", "kicks") if r.mode == "on" else None),
+        ("VP.ENTERs", lambda r: r.get("tdx_emu", "guest_entries")),
+        ("TDCALLs", lambda r: r.get("tdx_emu", "guest_tdcalls")),
+        ("instructions", lambda r: r.tsc),
+    ]
+    leaves = sorted({n for r in runs for n in r.stats["tdx_emu"] if re.match(r"leaf_\d+_.*_calls$", n)},
+                    key=lambda n: int(n.split("_")[1]))
+    calls = [(leaf_name(n), lambda r, n=n: r.get("tdx_emu", n)) for n in leaves]
+    rounds = len({r.number for r in runs})
+    lines = [f"{'tdx_mirror=':30}{'on':>14}{'off':>14}{'on - off':>14}"]
+
+    def add(name, value):
+        on, off = median("on", value), median("off", value)
+        if not on and not off and name not in ("pages leaked", "retries", "kicks", "busy answers"):
+            return
+        shown = [f"{v:,}" if v is not None else "-" for v in (on, off)]
+        diff = f"{on - off:+,}" if on is not None and off is not None and on != off else ""
+        lines.append(f"{name:30}{shown[0]:>14}{shown[1]:>14}{diff:>14}".rstrip())
+
+    for name, value in rows:
+        add(name, value)
+    add("SEAMCALLs", lambda r: sum(r.get("tdx_emu", n) for n in leaves))
+    for name, value in calls:
+        add("  " + name, value)
+    lines.append(f"(medians of {rounds} rounds in one boot; instructions are the advance of the time stamp "
+                 "counter; off counts no retries and kicks)")
+    return lines
+
+
+def main(argv):
+    if len(argv) != 2 or argv[0] not in ("run", "selftests"):
+        print(__doc__.strip(), file=sys.stderr)
+        return 2
+    runs, alarms, ended = parse(argv[1])
+    problems = [f"kernel log: {line}" for line in alarms]
+    if not ended:
+        problems.append("the machine did not come to its end")
+    if not runs:
+        problems.append("no test program ran")
+    for run in runs:
+        problems += [f"{run.where()}: {what}" for what in judge(run)]
+    modes = {run.mode for run in runs}
+    if runs and modes != {"on", "off"}:
+        problems.append(f"ran only with tdx_mirror={', '.join(sorted(modes))}")
+
+    if argv[0] == "run":
+        problems += compare_modes(runs)
+        print("\n".join(table(runs)))
+        mapped = sum(r.get("tdx_emu", "leaf_present_transitions") for r in runs if r.mode == "on")
+        zapped = sum(r.get("tdx_emu", "leaf_removed") for r in runs if r.mode == "on")
+        leaked = sum(r.get("tdx_mirror", "leaked") + r.get("tdx_emu", "pamt_pages_owned") for r in runs)
+        if not mapped:
+            problems.append("no page was mapped")
+        for what in problems:
+            print(f"tdx-mirror: problem: {what}")
+        if problems:
+            print(f"tdx-mirror: run failed: {len(problems)} problems")
+            return 1
+        print(f"tdx-mirror: run ok: {mapped} pages mapped, {zapped} zapped, {leaked} leaked")
+        return 0
+
+    passed = failed = skipped = 0
+    for run in runs:
+        ok, bad, skip = run.cases()
+        passed, failed, skipped = passed + ok, failed + bad, skipped + skip
+        print(f"# {run.where()}: {ok} ok, {bad} not ok, {skip} skipped; leaf transitions: TDX module "
+              f"{run.get('tdx_emu', 'leaf_present_transitions')}"
+              + (f", mirror {run.get('tdx_mirror', 'leaf_transitions')}" if run.mode == "on" else ""))
+    for what in problems:
+        print(f"tdx-mirror: problem: {what}")
+    # A problem that no test case reported is a failure of its own.
+    failed = max(failed, 1) if problems else failed
+    print(f"selftests: {passed} passed, {failed} failed, {skipped} skipped")
+    return 1 if failed or problems else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
