@@ -93,6 +93,8 @@ pub struct Mirror<E: ExternalPt, V: Vm> {
     ext: E,
     vm: V,
     bugged: AtomicBool,
+    /// Whether the root is part of the account still.
+    root_counted: AtomicBool,
     stats: Stats,
 }
 
@@ -114,6 +116,7 @@ impl<E: ExternalPt, V: Vm> Mirror<E, V> {
             ext,
             vm,
             bugged: AtomicBool::new(false),
+            root_counted: AtomicBool::new(true),
             stats,
         }
     }
@@ -196,6 +199,7 @@ impl<E: ExternalPt, V: Vm> Mirror<E, V> {
     /// RCU readers may.  Whatever cannot be reclaimed is leaked and counted.
     pub fn teardown(&self, x: &Exclusive<'_>) {
         self.empty_table(x, self.root.table(x), self.config.root_level, 0);
+        self.uncount_root();
     }
 
     /// The entry that ends the walk for `gfn`, and its value; `None` for a GFN out of range.
@@ -212,17 +216,18 @@ impl<E: ExternalPt, V: Vm> Mirror<E, V> {
 
     /// Gives the root back after [`teardown()`](Self::teardown).  No walker is left.
     pub fn destroy(self) -> (E, V) {
-        let Self {
-            root,
-            ext,
-            vm,
-            stats,
-            ..
-        } = self;
-        stats.tables.dec();
-        vm.account(root.page(), false);
+        self.uncount_root();
+        let Self { root, ext, vm, .. } = self;
         vm.put_table(root.into_page());
         (ext, vm)
+    }
+
+    /// Takes the root out of the account, once: KVM expects that balanced after the teardown.
+    fn uncount_root(&self) {
+        if self.root_counted.swap(false, Ordering::Relaxed) {
+            self.stats.tables.dec();
+            self.vm.account(self.root.page(), false);
+        }
     }
 
     fn stopped(&self, stop: Stop) -> Result<MapOutcome, MapError> {
