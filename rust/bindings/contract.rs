@@ -351,6 +351,9 @@ unsafe extern "C" {
     pub fn tdx_mirror_hold_page(pfn: u64_);
 }
 unsafe extern "C" {
+    pub fn tdx_mirror_warn_bug();
+}
+unsafe extern "C" {
     pub fn tdx_mirror_watch_kvm() -> ffi::c_int;
 }
 unsafe extern "C" {

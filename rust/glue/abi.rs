@@ -71,7 +71,7 @@ impl Mirror {
         // SAFETY: The page is whole and the mirror's alone until it is put.
         let root = unsafe { Root::new(page) };
         let sept = Sept::new(HookSeamcalls::new(hooks.clone()));
-        let vm = KernelVm::new(hooks.clone(), page);
+        let vm = KernelVm::new(hooks.clone());
         let mirror = memory.pin_init_with::<Infallible>(pin_init!(Self {
             hooks,
             lock,
@@ -166,6 +166,13 @@ impl PinnedDrop for Mirror {
         let inner = unsafe { ManuallyDrop::take(&mut self.get_unchecked_mut().inner) };
         // A walk without mmu_lock may have begun before KVM let go of the mirror.
         rcu::synchronize();
+        let (quarantined, leaked) = {
+            let stats = inner.stats();
+            (stats.quarantined.get(), stats.leaked.get())
+        };
+        if quarantined != 0 || leaked != 0 {
+            pr_warn!("a TD ended with {quarantined} pages quarantined, {leaked} leaked\n");
+        }
         let (_, mut vm) = inner.destroy();
         vm.put_deferred();
     }
@@ -181,6 +188,12 @@ unsafe fn mirror_of<'a>(mirror: *mut tdx_mirror) -> Option<&'a Mirror> {
     unsafe { mirror.cast::<Mirror>().as_ref() }
 }
 
+/// Creates a mirror, see `struct tdx_mirror_ops`.
+///
+/// # Safety
+///
+/// `backend` is what [`Hooks::new`] asks for until `destroy()` returns, `err` is NULL or valid for
+/// a write.
 unsafe extern "C" fn create(
     backend: *const tdx_mirror_backend,
     err: *mut c_int,
@@ -198,6 +211,11 @@ unsafe extern "C" fn create(
     }
 }
 
+/// Maps one page, see `struct tdx_mirror_ops`.
+///
+/// # Safety
+///
+/// As of [`mirror_of`]; `mmu_lock` is held for read and the page suppliers serve `vcpu`.
 unsafe extern "C" fn map(
     mirror: *mut tdx_mirror,
     vcpu: *mut c_void,
@@ -212,6 +230,11 @@ unsafe extern "C" fn map(
     }
 }
 
+/// Unmaps a range, see `struct tdx_mirror_ops`.
+///
+/// # Safety
+///
+/// As of [`mirror_of`]; `mmu_lock` is held for write.
 unsafe extern "C" fn zap_range(
     mirror: *mut tdx_mirror,
     start: u64,
@@ -225,6 +248,11 @@ unsafe extern "C" fn zap_range(
     }
 }
 
+/// Gives back all tables, see `struct tdx_mirror_ops`.
+///
+/// # Safety
+///
+/// As of [`mirror_of`]; `mmu_lock` is held for write.
 unsafe extern "C" fn teardown(mirror: *mut tdx_mirror) {
     // SAFETY: The contract says that the mirror lives and that mmu_lock is held for write.
     if let Some(mirror) = unsafe { mirror_of(mirror) } {
@@ -232,6 +260,11 @@ unsafe extern "C" fn teardown(mirror: *mut tdx_mirror) {
     }
 }
 
+/// Frees a mirror, see `struct tdx_mirror_ops`.
+///
+/// # Safety
+///
+/// `mirror` is NULL or came from [`create()`] and is used by nobody any more.
 unsafe extern "C" fn destroy(mirror: *mut tdx_mirror) {
     if mirror.is_null() {
         return;
@@ -243,6 +276,11 @@ unsafe extern "C" fn destroy(mirror: *mut tdx_mirror) {
     drop(mirror);
 }
 
+/// Looks a GFN up, see `struct tdx_mirror_ops`.
+///
+/// # Safety
+///
+/// As of [`mirror_of`]; `level` is NULL or valid for a write.
 unsafe extern "C" fn walk(mirror: *mut tdx_mirror, gfn: u64, level: *mut c_int) -> u64 {
     // SAFETY: The contract says that the mirror lives.
     let (spte, at) = match unsafe { mirror_of(mirror) } {
@@ -256,6 +294,11 @@ unsafe extern "C" fn walk(mirror: *mut tdx_mirror, gfn: u64, level: *mut c_int) 
     spte.raw()
 }
 
+/// Figures of one TD, see `struct tdx_mirror_ops`.
+///
+/// # Safety
+///
+/// As of [`mirror_of`]; `out` is NULL or valid for a write.
 unsafe extern "C" fn stats(mirror: *mut tdx_mirror, out: *mut tdx_mirror_stats) {
     // SAFETY: The contract says that the mirror lives.
     if let (Some(mirror), Some(out)) = (unsafe { mirror_of(mirror) }, NonNull::new(out)) {

@@ -2,7 +2,10 @@
 
 //! The VM of one TD as the mirror sees it, on top of KVM's hooks.
 
-use core::marker::PhantomData;
+use core::{
+    marker::PhantomData,
+    sync::atomic::{AtomicU32, Ordering}, //
+};
 use kernel::{
     ffi::c_void,
     prelude::*,
@@ -12,6 +15,7 @@ use kernel::{
 
 use super::hooks::{Answer, Hooks};
 use super::page::{self, DeferredPages};
+use crate::bindings;
 use crate::mirror::addr::{PagePtr, Pfn};
 use crate::mirror::error::{Bug, Leak};
 use crate::mirror::level::{Level, Position};
@@ -91,26 +95,31 @@ impl SeptBackend for HookSeamcalls {
     }
 }
 
+/// Lines that the bugs and leaks of one TD may put into the log: a broken TD can have as many as it
+/// has pages, they are written under a lock, and the first ones tell most. All are counted.
+const MAX_REPORTS: u32 = 10;
+
 /// The VM that a mirror belongs to.
 pub(super) struct KernelVm {
     hooks: Arc<Hooks>,
-    root: PagePtr,
     deferred: DeferredPages,
+    reports: AtomicU32,
 }
 
-// SAFETY: The page is only compared, never followed.
-unsafe impl Send for KernelVm {}
-// SAFETY: As above.
-unsafe impl Sync for KernelVm {}
-
 impl KernelVm {
-    /// The VM behind `hooks`, whose mirror has the root table `root`.
-    pub(super) fn new(hooks: Arc<Hooks>, root: PagePtr) -> Self {
+    /// The VM behind `hooks`.
+    pub(super) fn new(hooks: Arc<Hooks>) -> Self {
         Self {
             hooks,
-            root,
             deferred: DeferredPages::new(),
+            reports: AtomicU32::new(0),
         }
+    }
+
+    /// Whether one more line may go to the log for this TD.
+    fn may_report(&self) -> bool {
+        // Wraps after 2^32 reports, and then some more lines come.
+        self.reports.fetch_add(1, Ordering::Relaxed) < MAX_REPORTS
     }
 
     /// Gives the tables back that wait for a grace period. The caller waited for it.
@@ -161,12 +170,18 @@ unsafe impl PageMap for KernelVm {
 
 impl Vm for KernelVm {
     fn bug(&self, bug: &Bug) {
-        pr_err!("bug, the VM ends: {bug:?}\n");
+        if self.may_report() {
+            pr_err!("bug, the VM ends: {bug:?}\n");
+        }
+        // SAFETY: May be called in any context.
+        unsafe { bindings::tdx_mirror_warn_bug() };
         self.hooks.bug_vm();
     }
 
     fn leaked(&self, leak: &Leak) {
-        pr_err!("page leaked: {leak:?}\n");
+        if self.may_report() {
+            pr_err!("page leaked: {leak:?}\n");
+        }
     }
 
     fn hold_page(&self, pfn: Pfn) {
@@ -174,11 +189,7 @@ impl Vm for KernelVm {
     }
 
     fn account(&self, page: PagePtr, linked: bool) {
-        // KVM accounts no root table of its own either, and has its books balanced when the
-        // teardown returns, which is before the root is put back.
-        if page != self.root {
-            self.hooks.account(page, if linked { 1 } else { -1 });
-        }
+        self.hooks.account(page, if linked { 1 } else { -1 });
     }
 
     fn page_stats(&self, level: Level, mapped: bool) {

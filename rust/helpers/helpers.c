@@ -56,6 +56,12 @@ void tdx_mirror_hold_page(u64 pfn)
 		get_page(pfn_to_page(pfn));
 }
 
+/* Shows once who called when a TD broke; the log line before says how. */
+void tdx_mirror_warn_bug(void)
+{
+	WARN_ON_ONCE(1);
+}
+
 /*
  * Says whether the running KVM will ever ask for a mirror.  kvm.ko carries the
  * marker and kvm_put_kvm() tells a KVM without it from one not loaded yet.

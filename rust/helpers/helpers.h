@@ -17,6 +17,8 @@ void *tdx_mirror_page_private(void *virt);
 void tdx_mirror_set_page_private(void *virt, void *value);
 void tdx_mirror_hold_page(u64 pfn);
 
+void tdx_mirror_warn_bug(void);
+
 int tdx_mirror_watch_kvm(void);
 void tdx_mirror_unwatch_kvm(void);
 

@@ -1,16 +1,13 @@
 // SPDX-License-Identifier: GPL-2.0
 /*
  * Test of the C contract of tdx_mirror.ko (include/linux/tdx_mirror.h) without
- * KVM and without TDX: a fake backend keeps the external table in an array and
- * checks every hook call against the rules of the contract.
+ * KVM and without TDX, see fake.h.
  *
  * Loading the module runs the tests and prints TAP into the kernel log; the
  * load fails with -EINVAL if a test failed.
  */
 #define pr_fmt(fmt) KBUILD_MODNAME ": " fmt
 
-#include <linux/completion.h>
-#include <linux/gfp.h>
 #include <linux/kthread.h>
 #include <linux/lockdep.h>
 #include <linux/mm.h>
@@ -18,418 +15,22 @@
 #include <linux/random.h>
 #include <linux/sched.h>
 #include <linux/slab.h>
-#include <linux/spinlock.h>
-#include <linux/tdx_mirror.h>
 #include <asm/pgtable_types.h>
 
-#define FAKE_GFNS	4096UL
-#define FAKE_GFN_BITS	36
-/* No struct page stands behind these, so that a dereference would be seen. */
-#define FAKE_PFN(gfn)	(BIT_ULL(39) + (gfn))
+#include "fake.h"
+
 #define NR_THREADS	4
 
-#define STATUS_SUCCESS		0ULL
-/* OPERAND_BUSY on the S-EPT operand, as the TDX module answers it. */
-#define STATUS_BUSY_SEPT	0x8000020000000092ULL
-/* OPERAND_INVALID on the first operand: nothing that a retry could cure. */
-#define STATUS_INVALID		0xc000010000000001ULL
-
-/* States of a leaf of the fake external table, in the low bits of its word. */
-#define LEAF_PRESENT	BIT_ULL(0)
-#define LEAF_BLOCKED	BIT_ULL(1)
-#define LEAF_TRACKED	BIT_ULL(2)
-
-enum fake_call {
-	CALL_LINK,
-	CALL_SET,
-	CALL_BLOCK,
-	CALL_TRACK,
-	CALL_REMOVE,
-	CALL_WBINVD,
-	CALL_RECLAIM,
-	NR_CALLS,
-};
-
-/**
- * struct fake - a TD without KVM and TDX
- * @leaf: word of each GFN's leaf: PFN << 12 | LEAF_*
- * @calls: calls of each hook
- * @fail: how many of the next calls of each hook answer @fail_status
- * @fail_status: what they answer
- * @fail_if_held: also with all vCPUs held out, when nobody is left to contend
- * @spt: mirror tables taken and not put back
- * @ext_spt: S-EPT pages taken and not put back
- * @errors: calls that break a rule of the contract
- */
-struct fake {
-	rwlock_t mmu_lock;
-	bool finalized, hkid_released, held, resched, fail_if_held;
-	atomic_t bugged, kicks, yields, errors;
-	atomic_t spt, ext_spt, linked, accounted;
-	atomic_long_t mapped_pages;
-	atomic64_t leaf[FAKE_GFNS];
-	atomic_t calls[NR_CALLS];
-	atomic_t fail[NR_CALLS];
-	u64 fail_status;
-	struct tdx_mirror_backend backend;
-	struct tdx_mirror *mirror;
-};
-
-static const struct tdx_mirror_ops *ops;
+const struct tdx_mirror_ops *ops;
 
 static unsigned int test_nr, failures;
 
-static void check(bool ok, const char *what)
+void check(bool ok, const char *what)
 {
 	test_nr++;
 	if (!ok)
 		failures++;
 	pr_info("%sok %u - %s\n", ok ? "" : "not ", test_nr, what);
-}
-
-/* Counts a violation and says which rule it was, once per place. */
-#define RULE(fake, cond) do {						\
-	if (!(cond)) {							\
-		pr_err_once("rule broken: %s (%s)\n", #cond, __func__);	\
-		atomic_inc(&(fake)->errors);				\
-	}								\
-} while (0)
-
-/* Answers an error if the test asked for one; true if the call shall go on. */
-static bool fake_begin(struct fake *f, enum fake_call call,
-		       struct tdx_mirror_err *err)
-{
-	atomic_inc(&f->calls[call]);
-	*err = (struct tdx_mirror_err){};
-	if ((!f->held || f->fail_if_held) && atomic_read(&f->fail[call]) &&
-	    atomic_dec_if_positive(&f->fail[call]) >= 0) {
-		err->status = f->fail_status;
-		return false;
-	}
-	return true;
-}
-
-static atomic64_t *fake_leaf(struct fake *f, u64 gfn, int level)
-{
-	RULE(f, level == PG_LEVEL_4K);
-	RULE(f, gfn < FAKE_GFNS);
-	return &f->leaf[gfn % FAKE_GFNS];
-}
-
-static void fake_link(void *ctx, u64 gfn, int level, void *external_spt,
-		      struct tdx_mirror_err *err)
-{
-	struct fake *f = ctx;
-
-	lockdep_assert_held_read(&f->mmu_lock);
-	RULE(f, level >= PG_LEVEL_2M && level <= PG_LEVEL_512G);
-	RULE(f, !(gfn & ((1ULL << (9 * (level - 1))) - 1)));
-	RULE(f, external_spt && PAGE_ALIGNED(external_spt));
-	if (fake_begin(f, CALL_LINK, err))
-		atomic_inc(&f->linked);
-}
-
-static void fake_set(void *ctx, u64 gfn, int level, u64 pfn,
-		     struct tdx_mirror_err *err)
-{
-	struct fake *f = ctx;
-	u64 old;
-
-	lockdep_assert_held_read(&f->mmu_lock);
-	if (!fake_begin(f, CALL_SET, err))
-		return;
-	/* Only leaf, non-present to present. */
-	old = atomic64_cmpxchg(fake_leaf(f, gfn, level), 0,
-			       pfn << PAGE_SHIFT | LEAF_PRESENT);
-	RULE(f, !old);
-}
-
-static void fake_block(void *ctx, u64 gfn, int level,
-		       struct tdx_mirror_err *err)
-{
-	struct fake *f = ctx;
-
-	lockdep_assert_held_write(&f->mmu_lock);
-	if (!fake_begin(f, CALL_BLOCK, err))
-		return;
-	RULE(f, f->finalized);
-	RULE(f, (atomic64_read(fake_leaf(f, gfn, level)) & 7) == LEAF_PRESENT);
-	atomic64_or(LEAF_BLOCKED, fake_leaf(f, gfn, level));
-}
-
-static void fake_track(void *ctx, struct tdx_mirror_err *err)
-{
-	struct fake *f = ctx;
-	int i;
-
-	lockdep_assert_held_write(&f->mmu_lock);
-	if (!fake_begin(f, CALL_TRACK, err))
-		return;
-	for (i = 0; i < FAKE_GFNS; i++) {
-		if (atomic64_read(&f->leaf[i]) & LEAF_BLOCKED)
-			atomic64_or(LEAF_TRACKED, &f->leaf[i]);
-	}
-}
-
-static void fake_remove(void *ctx, u64 gfn, int level,
-			struct tdx_mirror_err *err)
-{
-	struct fake *f = ctx;
-	u64 want = LEAF_PRESENT;
-
-	lockdep_assert_held_write(&f->mmu_lock);
-	if (!fake_begin(f, CALL_REMOVE, err))
-		return;
-	if (f->finalized)
-		want |= LEAF_BLOCKED | LEAF_TRACKED;
-	RULE(f, (atomic64_read(fake_leaf(f, gfn, level)) & 7) == want);
-	atomic64_set(fake_leaf(f, gfn, level), 0);
-}
-
-static void fake_wbinvd(void *ctx, u64 pfn, int level,
-			struct tdx_mirror_err *err)
-{
-	struct fake *f = ctx;
-
-	lockdep_assert_held_write(&f->mmu_lock);
-	if (fake_begin(f, CALL_WBINVD, err))
-		RULE(f, pfn >= FAKE_PFN(0) && pfn < FAKE_PFN(FAKE_GFNS));
-}
-
-static void fake_reclaim(void *ctx, void *external_spt,
-			 struct tdx_mirror_err *err)
-{
-	struct fake *f = ctx;
-
-	RULE(f, f->hkid_released);
-	if (fake_begin(f, CALL_RECLAIM, err))
-		atomic_dec(&f->linked);
-}
-
-static void fake_kick(void *ctx)
-{
-	struct fake *f = ctx;
-
-	lockdep_assert_held_write(&f->mmu_lock);
-	atomic_inc(&f->kicks);
-}
-
-static void fake_hold(void *ctx, bool hold)
-{
-	struct fake *f = ctx;
-
-	lockdep_assert_held_write(&f->mmu_lock);
-	RULE(f, f->held != hold);
-	f->held = hold;
-}
-
-static void fake_bug(void *ctx)
-{
-	atomic_inc(&((struct fake *)ctx)->bugged);
-}
-
-static bool fake_is_finalized(void *ctx)
-{
-	return ((struct fake *)ctx)->finalized;
-}
-
-static bool fake_is_hkid_assigned(void *ctx)
-{
-	return !((struct fake *)ctx)->hkid_released;
-}
-
-static void *fake_alloc_root(void *ctx)
-{
-	struct fake *f = ctx;
-	void *page = (void *)get_zeroed_page(GFP_KERNEL_ACCOUNT);
-
-	if (page)
-		atomic_inc(&f->spt);
-	return page;
-}
-
-/* The caches of KVM are filled before; here an atomic allocation must do. */
-static void *fake_take_spt(void *ctx, void *vcpu)
-{
-	struct fake *f = ctx;
-	u64 *page = (u64 *)__get_free_page(GFP_ATOMIC);
-
-	RULE(f, vcpu == f);
-	if (!page)
-		return NULL;
-	memset64(page, TDX_MIRROR_SPTE_NONPRESENT, PAGE_SIZE / sizeof(*page));
-	atomic_inc(&f->spt);
-	return page;
-}
-
-static void *fake_take_external_spt(void *ctx, void *vcpu)
-{
-	struct fake *f = ctx;
-	void *page = (void *)get_zeroed_page(GFP_ATOMIC);
-
-	RULE(f, vcpu == f);
-	if (page)
-		atomic_inc(&f->ext_spt);
-	return page;
-}
-
-static void fake_put_spt(void *ctx, void *spt)
-{
-	atomic_dec(&((struct fake *)ctx)->spt);
-	free_page((unsigned long)spt);
-}
-
-static void fake_put_external_spt(void *ctx, void *spt)
-{
-	atomic_dec(&((struct fake *)ctx)->ext_spt);
-	free_page((unsigned long)spt);
-}
-
-static void fake_account(void *ctx, void *spt, int nr)
-{
-	atomic_add(nr, &((struct fake *)ctx)->accounted);
-}
-
-static void fake_page_stats(void *ctx, int level, long nr)
-{
-	struct fake *f = ctx;
-
-	RULE(f, level == PG_LEVEL_4K);
-	atomic_long_add(nr, &f->mapped_pages);
-}
-
-static bool fake_need_resched(void *ctx)
-{
-	return ((struct fake *)ctx)->resched;
-}
-
-static void fake_yield(void *ctx)
-{
-	struct fake *f = ctx;
-
-	atomic_inc(&f->yields);
-	write_unlock(&f->mmu_lock);
-	cond_resched();
-	write_lock(&f->mmu_lock);
-}
-
-/* A fake TD without a mirror, finalized. */
-static struct fake *fake_alloc(void)
-{
-	struct fake *f = kvzalloc(sizeof(*f), GFP_KERNEL);
-
-	if (!f)
-		return NULL;
-	rwlock_init(&f->mmu_lock);
-	f->finalized = true;
-	f->fail_status = STATUS_BUSY_SEPT;
-	f->backend = (struct tdx_mirror_backend){
-		.size = sizeof(f->backend),
-		.abi_version = TDX_MIRROR_ABI_VERSION,
-		.ctx = f,
-		.mmu_lock = &f->mmu_lock,
-		.gfn_bits = FAKE_GFN_BITS,
-		.root_level = PG_LEVEL_512G,
-		.spte_present_mask = TDX_MIRROR_SPTE_PRESENT,
-		.spte_frozen = TDX_MIRROR_SPTE_FROZEN,
-		.spte_nonpresent = TDX_MIRROR_SPTE_NONPRESENT,
-		.link_external_spt = fake_link,
-		.set_external_spte = fake_set,
-		.block_external_spte = fake_block,
-		.track_external = fake_track,
-		.remove_external_spte = fake_remove,
-		.wbinvd_external_page = fake_wbinvd,
-		.free_external_spt = fake_reclaim,
-		.kick_vcpus = fake_kick,
-		.hold_vcpus = fake_hold,
-		.bug_vm = fake_bug,
-		.is_finalized = fake_is_finalized,
-		.is_hkid_assigned = fake_is_hkid_assigned,
-		.alloc_root_spt = fake_alloc_root,
-		.take_spt = fake_take_spt,
-		.take_external_spt = fake_take_external_spt,
-		.put_spt = fake_put_spt,
-		.put_external_spt = fake_put_external_spt,
-		.account = fake_account,
-		.page_stats = fake_page_stats,
-		.need_resched = fake_need_resched,
-		.yield = fake_yield,
-	};
-	return f;
-}
-
-/* A fake TD with its mirror. */
-static struct fake *fake_new(void)
-{
-	struct fake *f = fake_alloc();
-	int err = 0;
-
-	if (!f)
-		return NULL;
-	f->mirror = ops->create(&f->backend, &err);
-	if (f->mirror)
-		return f;
-	pr_err("create() answered %d\n", err);
-	kvfree(f);
-	return NULL;
-}
-
-static int fake_map(struct fake *f, u64 gfn, u64 pfn, int level)
-{
-	int ret;
-
-	read_lock(&f->mmu_lock);
-	ret = ops->map(f->mirror, f, gfn, pfn, level);
-	read_unlock(&f->mmu_lock);
-	return ret;
-}
-
-static u64 fake_zap(struct fake *f, u64 start, u64 end, bool can_yield)
-{
-	u64 zapped;
-
-	write_lock(&f->mmu_lock);
-	zapped = ops->zap_range(f->mirror, start, end, can_yield);
-	write_unlock(&f->mmu_lock);
-	return zapped;
-}
-
-static void fake_fail(struct fake *f, enum fake_call call, int times, u64 status)
-{
-	f->fail_status = status;
-	atomic_set(&f->fail[call], times);
-}
-
-/*
- * Ends a TD in KVM's order: everything zapped, HKID released, tables given
- * back, mirror freed.  @leaked_tables S-EPT pages are lost, with their mirror
- * pages or without.
- */
-static void fake_end(struct fake *f, const char *what, int leaked_tables)
-{
-	struct tdx_mirror_stats stats;
-
-	fake_zap(f, 0, 1ULL << FAKE_GFN_BITS, true);
-	f->hkid_released = true;
-	write_lock(&f->mmu_lock);
-	ops->teardown(f->mirror);
-	write_unlock(&f->mmu_lock);
-	ops->stats(f->mirror, &stats);
-	ops->destroy(f->mirror);
-
-	check(!atomic_read(&f->errors), what);
-	check(!f->held, "vCPUs may run again");
-	check(stats.leaf_transitions == stats.mapped, "every map is one transition");
-	check(stats.set_external_spte_calls == atomic_read(&f->calls[CALL_SET]),
-	      "all calls of set_external_spte are counted");
-	check(stats.kicks == atomic_read(&f->kicks), "all kicks are counted");
-	check(!atomic_long_read(&f->mapped_pages) || stats.quarantined,
-	      "page statistics end at zero");
-	check(atomic_read(&f->ext_spt) == leaked_tables,
-	      "all S-EPT pages but the lost ones came back");
-	check(atomic_read(&f->spt) == 0 && atomic_read(&f->accounted) == 0,
-	      "all mirror tables came back");
-	kvfree(f);
 }
 
 static void test_refused(struct fake *f, const char *what)
@@ -563,7 +164,7 @@ static void test_build(void)
 	if (!f)
 		return check(false, "mirror for test_build");
 	f->finalized = false;
-	fake_fail(f, CALL_SET, 1, STATUS_BUSY_SEPT);
+	fake_fail(f, CALL_SET, 1, STATUS_BUSY);
 	check(fake_map(f, 0, FAKE_PFN(0), PG_LEVEL_4K) == -EBUSY, "contention while building");
 	check(atomic_read(&f->calls[CALL_SET]) == 1, "no retry while building");
 	check(fake_map(f, 0, FAKE_PFN(0), PG_LEVEL_4K) == TDX_MIRROR_MAP_FIXED, "add");
@@ -581,12 +182,12 @@ static void test_contention(void)
 	if (!f)
 		return check(false, "mirror for test_contention");
 
-	fake_fail(f, CALL_LINK, INT_MAX, STATUS_BUSY_SEPT);
+	fake_fail(f, CALL_LINK, INT_MAX, STATUS_BUSY);
 	check(fake_map(f, 1, FAKE_PFN(1), PG_LEVEL_4K) == TDX_MIRROR_MAP_RETRY,
 	      "SEPT.ADD busy for ever");
 	check(atomic_read(&f->ext_spt) == 0, "the pages for the table went back");
 	fake_fail(f, CALL_LINK, 0, 0);
-	fake_fail(f, CALL_SET, INT_MAX, STATUS_BUSY_SEPT);
+	fake_fail(f, CALL_SET, INT_MAX, STATUS_BUSY);
 	check(fake_map(f, 1, FAKE_PFN(1), PG_LEVEL_4K) == TDX_MIRROR_MAP_RETRY,
 	      "PAGE.AUG busy for ever");
 	calls = atomic_read(&f->calls[CALL_SET]);
@@ -597,21 +198,21 @@ static void test_contention(void)
 	check(fake_map(f, 1, FAKE_PFN(1), PG_LEVEL_4K) == TDX_MIRROR_MAP_FIXED,
 	      "the retry succeeds");
 
-	fake_fail(f, CALL_BLOCK, 1, STATUS_BUSY_SEPT);
+	fake_fail(f, CALL_BLOCK, 1, STATUS_BUSY);
 	check(fake_zap(f, 1, 2, false) == 1 && atomic_read(&f->kicks),
 	      "zap past a busy BLOCK");
 	fake_map(f, 1, FAKE_PFN(1), PG_LEVEL_4K);
-	fake_fail(f, CALL_TRACK, 1, STATUS_BUSY_SEPT);
+	fake_fail(f, CALL_TRACK, 1, STATUS_BUSY);
 	check(fake_zap(f, 1, 2, false) == 1, "zap past a busy TRACK");
 	fake_map(f, 1, FAKE_PFN(1), PG_LEVEL_4K);
-	fake_fail(f, CALL_REMOVE, 1, STATUS_BUSY_SEPT);
+	fake_fail(f, CALL_REMOVE, 1, STATUS_BUSY);
 	check(fake_zap(f, 1, 2, false) == 1, "zap past a busy REMOVE");
 	check(!atomic_read(&f->bugged) && !f->held, "VM alive, vCPUs free");
 
 	/* Busy with all vCPUs out: the page is the TDX module's for ever. */
 	fake_map(f, 1, FAKE_PFN(1), PG_LEVEL_4K);
 	f->fail_if_held = true;
-	fake_fail(f, CALL_REMOVE, 2, STATUS_BUSY_SEPT);
+	fake_fail(f, CALL_REMOVE, 2, STATUS_BUSY);
 	check(fake_zap(f, 1, 2, false) == 0, "zap that fails");
 	check(atomic_read(&f->bugged) && !f->held, "VM bugged, vCPUs not held");
 	check(fake_map(f, 1, FAKE_PFN(1), PG_LEVEL_4K) == -EIO, "no map over a lost page");
@@ -739,7 +340,7 @@ static void test_parallel(void)
 
 static int __init contract_test_init(void)
 {
-	typeof(&tdx_mirror_get_ops) getter = symbol_get(TDX_MIRROR_GETTER);
+	typeof(tdx_mirror_get_ops) *getter = symbol_get(TDX_MIRROR_GETTER);
 
 	if (!getter) {
 		pr_err("tdx_mirror is not loaded\n");

@@ -1,0 +1,89 @@
+/* SPDX-License-Identifier: GPL-2.0 */
+/*
+ * A TD without KVM and without TDX: a backend that keeps the external table in
+ * an array and checks every hook call against the rules of the contract.
+ */
+#ifndef _FAKE_H
+#define _FAKE_H
+
+#include <linux/atomic.h>
+#include <linux/bits.h>
+#include <linux/printk.h>
+#include <linux/spinlock.h>
+#include <linux/tdx_mirror.h>
+
+#define FAKE_GFNS	4096UL
+#define FAKE_GFN_BITS	36
+/* No struct page stands behind these, so that a dereference would be seen. */
+#define FAKE_PFN(gfn)	(BIT_ULL(39) + (gfn))
+
+#define STATUS_SUCCESS		0ULL
+/* OPERAND_BUSY; the operand, in the low bits, is what each leaf may find busy. */
+#define STATUS_BUSY		0x8000020000000000ULL
+#define OPERAND_SEPT_TREE	0x92ULL
+#define OPERAND_TD_EPOCH	0xa9ULL
+/* OPERAND_INVALID on the first operand: nothing that a retry could cure. */
+#define STATUS_INVALID		0xc000010000000001ULL
+
+/* States of a leaf of the fake external table, in the low bits of its word. */
+#define LEAF_PRESENT	BIT_ULL(0)
+#define LEAF_BLOCKED	BIT_ULL(1)
+#define LEAF_TRACKED	BIT_ULL(2)
+
+enum fake_call {
+	CALL_LINK,
+	CALL_SET,
+	CALL_BLOCK,
+	CALL_TRACK,
+	CALL_REMOVE,
+	CALL_WBINVD,
+	CALL_RECLAIM,
+	NR_CALLS,
+};
+
+/**
+ * struct fake - a TD without KVM and TDX
+ * @leaf: word of each GFN's leaf: PFN << 12 | LEAF_*
+ * @calls: calls of each hook
+ * @fail: how many of the next calls of each hook answer @fail_status
+ * @fail_status: what they answer
+ * @fail_if_held: also with all vCPUs held out, when nobody is left to contend
+ * @spt: mirror tables taken and not put back
+ * @ext_spt: S-EPT pages taken and not put back
+ * @errors: calls that break a rule of the contract
+ */
+struct fake {
+	rwlock_t mmu_lock;
+	bool finalized, hkid_released, held, resched, fail_if_held;
+	atomic_t bugged, kicks, yields, errors;
+	atomic_t spt, ext_spt, linked, accounted;
+	atomic_long_t mapped_pages;
+	atomic64_t leaf[FAKE_GFNS];
+	atomic_t calls[NR_CALLS];
+	atomic_t fail[NR_CALLS];
+	u64 fail_status;
+	struct tdx_mirror_backend backend;
+	struct tdx_mirror *mirror;
+};
+
+/* Entry points of the module under test. */
+extern const struct tdx_mirror_ops *ops;
+
+/* Counts a violation and says which rule it was, once per place. */
+#define RULE(fake, cond) do {						\
+	if (!(cond)) {							\
+		pr_err_once("rule broken: %s (%s)\n", #cond, __func__);	\
+		atomic_inc(&(fake)->errors);				\
+	}								\
+} while (0)
+
+struct fake *fake_alloc(void);
+struct fake *fake_new(void);
+int fake_map(struct fake *f, u64 gfn, u64 pfn, int level);
+u64 fake_zap(struct fake *f, u64 start, u64 end, bool can_yield);
+void fake_fail(struct fake *f, enum fake_call call, int times, u64 status);
+void fake_end(struct fake *f, const char *what, int leaked_tables);
+
+void check(bool ok, const char *what);
+
+#endif /* _FAKE_H */
