@@ -28,32 +28,54 @@ pub(super) fn table<P: Platform>(p: &P, pa: u64) -> Option<&[AtomicU64; ENTRIES]
     Some(unsafe { page.cast().as_ref() })
 }
 
-/// Copies the halves of the two roots into the combined root of `vcpu`. The
-/// caller has the TLBs flushed where an entry went away; one that came needs no
-/// flush. `None` if a page is missing.
-pub(super) fn refresh_root<P: Platform>(p: &P, vcpu: &Vcpu) -> Option<()> {
-    let root = table(p, *vcpu.pages.get(TDVPS_EPT_ROOT)?)?;
-    let private = table(p, vcpu.sept_root)?;
-    let shared = match vcpu.shared_ept & ADDRESS {
+fn shared_root<'p, P: Platform>(p: &'p P, vcpu: &Vcpu) -> Option<&'p [AtomicU64; ENTRIES]> {
+    match vcpu.shared_ept & ADDRESS {
         0 => None,
-        pa => Some(table(p, pa)?),
-    };
+        pa => table(p, pa),
+    }
+}
 
-    for (i, entry) in root.iter().enumerate() {
-        let source = if i < ENTRIES / 2 {
-            Some(private)
-        } else {
-            shared
-        };
-        let value = match source.and_then(|s| s.get(i)) {
-            Some(e) => e.load(Ordering::Acquire),
-            None => ABSENT,
-        };
+fn copy(root: &[AtomicU64], source: &[AtomicU64]) {
+    for (entry, from) in root.iter().zip(source) {
+        let value = from.load(Ordering::Acquire);
         if entry.load(Ordering::Relaxed) != value {
             entry.store(value, Ordering::Release);
         }
     }
+}
+
+/// Copies the halves of the two roots into the combined root of `vcpu`. To be
+/// done at each TDH.VP.ENTER: whoever takes an entry out of a root has the vCPU
+/// leave and the TLBs flushed, and frees what was below only then. `None` if a
+/// page is missing.
+pub(super) fn refresh_root<P: Platform>(p: &P, vcpu: &Vcpu) -> Option<()> {
+    let root = table(p, *vcpu.pages.get(TDVPS_EPT_ROOT)?)?;
+    let private = table(p, vcpu.sept_root)?;
+    let (low, high) = root.split_at_checked(ENTRIES / 2)?;
+
+    copy(low, private);
+    match shared_root(p, vcpu) {
+        Some(shared) => copy(high, shared.get(ENTRIES / 2..)?),
+        None => high
+            .iter()
+            .for_each(|entry| entry.store(ABSENT, Ordering::Relaxed)),
+    }
     Some(())
+}
+
+/// Copies the one entry that covers `gpa`, which may have come since the vCPU was
+/// entered. True if it differed, so that the access is worth a new try.
+pub(super) fn refresh_entry<P: Platform>(p: &P, vcpu: &Vcpu, gpa: u64) -> Option<bool> {
+    let shift = 12 + 9 * vcpu.sept_levels.clamp(4, 5).saturating_sub(1);
+    let index = (gpa >> shift) as usize % ENTRIES;
+    let entry = table(p, *vcpu.pages.get(TDVPS_EPT_ROOT)?)?.get(index)?;
+    let source = if index < ENTRIES / 2 {
+        table(p, vcpu.sept_root)?
+    } else {
+        shared_root(p, vcpu)?
+    };
+    let value = source.get(index)?.load(Ordering::Acquire);
+    Some(entry.swap(value, Ordering::AcqRel) != value)
 }
 
 /// EPT pointer of `vcpu`: write-back, no accessed and dirty flags, since the

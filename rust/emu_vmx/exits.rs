@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0
 //! From VMX exits to the exits that the core knows, by a table.
 
+use super::ept;
 use super::ffi::VmxError;
 use super::vmcs::{field, Current};
 use super::walk;
@@ -159,11 +160,17 @@ pub(super) fn decode<P: Platform>(
             info: vm.read32(field::EXIT_INTR_INFO)?,
         },
         Kind::TripleFault => GuestExit::TripleFault,
-        Kind::EptViolation => GuestExit::EptViolation {
-            gpa: vm.read(field::GUEST_PHYSICAL_ADDRESS)?,
-            gla: vm.read(field::GUEST_LINEAR_ADDRESS)?,
-            qualification,
-        },
+        Kind::EptViolation => {
+            let gpa = vm.read(field::GUEST_PHYSICAL_ADDRESS)?;
+            if ept::refresh_entry(p, vcpu, gpa) == Some(true) {
+                return Ok(None);
+            }
+            GuestExit::EptViolation {
+                gpa,
+                gla: vm.read(field::GUEST_LINEAR_ADDRESS)?,
+                qualification,
+            }
+        }
         Kind::EptMisconfig => GuestExit::EptMisconfig {
             gpa: vm.read(field::GUEST_PHYSICAL_ADDRESS)?,
         },

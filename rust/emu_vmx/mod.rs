@@ -97,12 +97,12 @@ impl Vmx {
             state.ready = true;
         }
         setup::write_host(vm)?;
-        ept::refresh_root(p, vcpu).ok_or(VmxError::Fail)?;
+        if entry.first {
+            ept::refresh_root(p, vcpu).ok_or(VmxError::Fail)?;
+            posted::sync(p, vcpu, vm)?;
+        }
         if entry.flush {
             ffi::invept_all()?;
-        }
-        if entry.first {
-            posted::sync(p, vcpu, vm)?;
         }
 
         if vm.read(field::GUEST_RIP)? != regs.rip {
