@@ -12,7 +12,8 @@ import tempfile
 TOP = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
 # Never part of the project, even in an unpacked tarball without git.
-NOT_OURS = ("build/", ".git/", "target/", "tools/testing/host/target/")
+NOT_OURS = ("build/", ".git/", "target/")
+BUILT = ("*.o", "*.ko", "*.mod", "*.mod.c", "*.cmd", "*.order", "Module.symvers", "*.pyc", "*.rmeta")
 
 
 class Result:
@@ -43,7 +44,8 @@ def files(*patterns):
     else:
         names = []
         for folder, _, leaves in os.walk(TOP):
-            names += [os.path.relpath(os.path.join(folder, leaf), TOP) for leaf in leaves]
+            names += [os.path.relpath(os.path.join(folder, leaf), TOP) for leaf in leaves
+                      if not any(fnmatch.fnmatch(leaf, p) for p in BUILT)]
     names = [
         n for n in sorted(set(names))
         if not n.startswith(NOT_OURS) and "/target/" not in n
