@@ -85,6 +85,7 @@ pub struct SeptStats {
 #[derive(Debug)]
 pub struct Sept<B: SeptBackend> {
     backend: B,
+    fault_tries: u32,
     stats: SeptStats,
 }
 
@@ -183,8 +184,15 @@ impl<B: SeptBackend> Drop for Hold<'_, B> {
 impl<B: SeptBackend> Sept<B> {
     /// The S-EPT that `backend` reaches.
     pub fn new(backend: B) -> Self {
+        Self::with_fault_tries(backend, FAULT_TRIES)
+    }
+
+    /// As [`new()`](Self::new), with `tries` instead of [`FAULT_TRIES`]; that bound is never
+    /// exceeded, and at least one try is made.
+    pub fn with_fault_tries(backend: B, tries: u32) -> Self {
         Self {
             backend,
+            fault_tries: tries.clamp(BUILD_TRIES, FAULT_TRIES),
             stats: SeptStats::default(),
         }
     }
@@ -207,7 +215,7 @@ impl<B: SeptBackend> Sept<B> {
         call: impl Fn(&B) -> SeamOut,
     ) -> Result<(), ExtError> {
         let built = self.backend.is_finalized();
-        let mut left = if built { FAULT_TRIES } else { BUILD_TRIES };
+        let mut left = if built { self.fault_tries } else { BUILD_TRIES };
         loop {
             calls.inc();
             match op.judge(call(&self.backend), built) {

@@ -21,6 +21,12 @@ module! {
     authors: ["The tdx-mirror developers"],
     description: "Mirror page table of TDX guests",
     license: "GPL",
+    params: {
+        fault_tries: u32 {
+            default: crate::glue::params::DEFAULT_FAULT_TRIES,
+            description: "Tries of a SEAMCALL that finds its operand busy in a fault (1 to 5, default 5)",
+        },
+    },
 }
 
 /// What lives while the module is loaded. Fields go in order: the files first, which show the rest.
@@ -35,11 +41,15 @@ impl kernel::InPlaceModule for TdxMirror {
     fn init(_module: &'static ThisModule) -> impl PinInit<Self, Error> {
         // SAFETY: Called once, when the module is loaded, before anything else can reach it.
         unsafe { glue::registry::init() };
-        pr_info!(
-            "mirror page table of TDX guests, ABI version {}\n",
-            bindings::TDX_MIRROR_ABI_VERSION
-        );
+        let fault_tries = module_parameters::fault_tries.value();
         try_pin_init!(Self {
+            _: { glue::params::set(fault_tries)? },
+            _: {
+                pr_info!(
+                    "mirror page table of TDX guests, ABI version {}, fault_tries={fault_tries}\n",
+                    bindings::TDX_MIRROR_ABI_VERSION
+                );
+            },
             _files <- glue::debugfs::Files::new(),
             _kvm: glue::kvm::Watch::new()?,
         })

@@ -16,9 +16,9 @@ use kernel::{
 
 use super::backend::{Caches, HookSeamcalls, KernelVm};
 use super::hooks::Hooks;
-use super::rcu;
 use super::registry;
 use super::rwlock::MmuLock;
+use super::{params, rcu};
 use crate::bindings::{self, tdx_mirror, tdx_mirror_backend, tdx_mirror_ops, tdx_mirror_stats};
 use crate::mirror::addr::{Gfn, GfnRange, Pfn, FRAME_BITS};
 use crate::mirror::error::{MapError, MapOutcome};
@@ -70,7 +70,7 @@ impl Mirror {
         let page = hooks.alloc_root_spt().ok_or(ENOMEM)?;
         // SAFETY: The page is whole and the mirror's alone until it is put.
         let root = unsafe { Root::new(page) };
-        let sept = Sept::new(HookSeamcalls::new(hooks.clone()));
+        let sept = Sept::with_fault_tries(HookSeamcalls::new(hooks.clone()), params::fault_tries());
         let vm = KernelVm::new(hooks.clone());
         let mirror = memory.pin_init_with::<Infallible>(pin_init!(Self {
             hooks,

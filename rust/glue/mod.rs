@@ -8,6 +8,7 @@ pub(crate) mod debugfs;
 mod hooks;
 pub(crate) mod kvm;
 mod page;
+pub(crate) mod params;
 mod rcu;
 pub(crate) mod registry;
 mod rwlock;

@@ -53,7 +53,7 @@ static void test_create(void)
 	int err;
 
 	if (!f)
-		return check(false, "memory for test_create");
+		return check(false, __func__);
 	good = f->backend;
 
 	check(ops->size == sizeof(*ops) &&
@@ -115,7 +115,7 @@ static void test_map(void)
 	u64 spte;
 
 	if (!f)
-		return check(false, "mirror for test_map");
+		return check(false, __func__);
 
 	check(fake_map(f, 5, FAKE_PFN(5), PG_LEVEL_4K) == TDX_MIRROR_MAP_FIXED, "map");
 	check(atomic_read(&f->calls[CALL_LINK]) == 3, "three tables were linked");
@@ -162,7 +162,7 @@ static void test_build(void)
 	struct fake *f = fake_new();
 
 	if (!f)
-		return check(false, "mirror for test_build");
+		return check(false, __func__);
 	f->finalized = false;
 	fake_fail(f, CALL_SET, 1, STATUS_BUSY);
 	check(fake_map(f, 0, FAKE_PFN(0), PG_LEVEL_4K) == -EBUSY, "contention while building");
@@ -180,7 +180,7 @@ static void test_contention(void)
 	int level, calls;
 
 	if (!f)
-		return check(false, "mirror for test_contention");
+		return check(false, __func__);
 
 	fake_fail(f, CALL_LINK, INT_MAX, STATUS_BUSY);
 	check(fake_map(f, 1, FAKE_PFN(1), PG_LEVEL_4K) == TDX_MIRROR_MAP_RETRY,
@@ -226,7 +226,7 @@ static void test_leak(void)
 	struct tdx_mirror_stats stats;
 
 	if (!f)
-		return check(false, "mirror for test_leak");
+		return check(false, __func__);
 	fake_map(f, 3, FAKE_PFN(3), PG_LEVEL_4K);
 	fake_fail(f, CALL_RECLAIM, 1, STATUS_INVALID);
 	fake_zap(f, 0, U64_MAX, false);
@@ -300,7 +300,7 @@ static void test_parallel(void)
 	int i, level;
 
 	if (!f)
-		return check(false, "mirror for test_parallel");
+		return check(false, __func__);
 	f->resched = true;
 	for (i = 0; i < ARRAY_SIZE(threads); i++) {
 		int (*fn)(void *) = i < NR_THREADS ? map_thread :
