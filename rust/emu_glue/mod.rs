@@ -70,8 +70,12 @@ unsafe extern "C" fn tdx_emu_seamcall(leaf: u64, args: *mut Regs) -> u64 {
     let regs = unsafe { &mut *args };
     let status = MODULE.seamcall(ffi::this_cpu(), leaf, regs);
 
-    if leaf == VP_ENTER && MODULE.guest().is_gone() && ffi::rebooting() {
-        return SEAMCALL_UD;
+    if leaf == VP_ENTER {
+        if MODULE.guest().is_gone() && ffi::rebooting() {
+            return SEAMCALL_UD;
+        }
+    } else if let Some((reason, detail)) = MODULE.guest().take_failure() {
+        pr_warn!("a vCPU died: VMX exit reason {reason:#x}, detail {detail:#x}\n");
     }
     status
 }

@@ -27,6 +27,11 @@ impl Processor {
         self.vmx.as_ref().is_some()
     }
 
+    /// Why a vCPU died since the last call, see `Vmx::take_failure`.
+    pub(super) fn take_failure(&self) -> Option<(u16, u64)> {
+        self.vmx.as_ref()?.take_failure()
+    }
+
     /// Whether VMX was turned off under us.
     pub(super) fn is_gone(&self) -> bool {
         self.vmx.as_ref().is_some_and(Vmx::is_gone)

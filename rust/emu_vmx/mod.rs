@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0
 //! Runs a TD's own code on the CPU's VMX: [`GuestRun`] for the software TDX module.
 //!
-//! Linux has VMX on on every CPU while TDX is up. Each vCPU has a VMCS in its
+//! Linux keeps every CPU in VMX operation while TDX is up. Each vCPU has a VMCS in its
 //! TDVPS; KVM's current VMCS is put aside for the time of an entry. The S-EPT is
 //! what the host built by SEAMCALLs: its entries are EPT entries, which the CPU
 //! walks. All of this happens with interrupts off and allocates nothing.
@@ -15,7 +15,7 @@ mod state;
 mod vmcs;
 mod walk;
 
-use core::sync::atomic::{AtomicBool, Ordering};
+use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use crate::emu::{
     Entry, GuestExit, GuestRegs, GuestRun, Inject, Platform, Unavailable, Vcpu, VcpuInit,
@@ -43,6 +43,9 @@ pub(crate) struct Vmx {
     timer_on: u64,
     /// VMX turned out to be off.
     gone: AtomicBool,
+    /// Reason (low 16 bits) and detail of the last exit that killed a vCPU, 0 if
+    /// none since it was last asked for.
+    failure: AtomicU64,
 }
 
 impl Vmx {
@@ -56,6 +59,7 @@ impl Vmx {
             timer_off: ticks(1000),
             timer_on: ticks(20),
             gone: AtomicBool::new(false),
+            failure: AtomicU64::new(0),
         })
     }
 
@@ -63,6 +67,18 @@ impl Vmx {
     /// goes down with a vCPU in KVM_RUN.
     pub(crate) fn is_gone(&self) -> bool {
         self.gone.load(Ordering::Relaxed)
+    }
+
+    /// Why a vCPU died since the last call: VMX exit reason and detail. There is no
+    /// printing where it happens.
+    pub(crate) fn take_failure(&self) -> Option<(u16, u64)> {
+        if self.failure.load(Ordering::Relaxed) == 0 {
+            return None;
+        }
+        match self.failure.swap(0, Ordering::Relaxed) {
+            0 => None,
+            failure => Some((failure as u16, failure >> 16)),
+        }
     }
 
     fn failed(&self, vm: Option<&Current>, error: VmxError) -> GuestExit {
@@ -183,12 +199,17 @@ impl<P: Platform> GuestRun<P> for Vmx {
         state.cr2 = gprs.cr2;
         regs.gpr = gprs.gpr;
 
-        match exit.and_then(|exit| Ok((exit, vm.read(field::GUEST_RIP)?))) {
+        let exit = match exit.and_then(|exit| Ok((exit, vm.read(field::GUEST_RIP)?))) {
             Ok((exit, rip)) => {
                 regs.rip = rip;
                 exit
             }
             Err(error) => self.failed(Some(&vm), error),
+        };
+        if let GuestExit::Failed { reason, detail } = exit {
+            let failure = u64::from(reason) | detail << 16;
+            self.failure.store(failure.max(1 << 16), Ordering::Relaxed);
         }
+        exit
     }
 }

@@ -4,9 +4,9 @@
  *
  * Everything here runs inside TDH.VP.ENTER with interrupts off, where KVM has
  * told lockdep and context tracking that a guest runs: no locks, no tracing
- * (hence the native accessors), no printing.  Linux has VMX on on every CPU while
- * TDX is up; at power-off it is turned off under a running vCPU, which is why
- * each instruction has an exception-table entry.
+ * (hence the native accessors), no printing.  Linux keeps every CPU in VMX
+ * operation while TDX is up, but leaves it at power-off under a running vCPU,
+ * which is why each instruction has an exception-table entry.
  */
 #include <linux/irqflags.h>
 #include <linux/string.h>
