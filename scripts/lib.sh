@@ -115,6 +115,12 @@ mount_root()
 		mkdir -p "$TDX_ROOT$dir"
 		mount --bind "$dir" "$TDX_ROOT$dir"
 	done
+	# The network as this machine sees it: name servers, and the authorities of
+	# a proxy that it may stand behind.
+	dir=/etc/ssl/certs/ca-certificates.crt
+	if [ -e "$dir" ] && [ -e "$TDX_ROOT$dir" ]; then
+		mount --bind "$dir" "$TDX_ROOT$dir"
+	fi
 	[ ! -e /etc/resolv.conf ] || cp -L /etc/resolv.conf "$TDX_ROOT/etc/resolv.conf"
 }
 

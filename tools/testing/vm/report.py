@@ -32,6 +32,7 @@ class Run:
     def __init__(self, number, mode, program):
         self.number, self.mode, self.program = number, mode, program
         self.lines, self.stats, self.tsc, self.status = [], {"tdx_emu": {}, "tdx_mirror": {}}, None, None
+        self.phases = {}
 
     def get(self, part, name):
         return self.stats[part].get(name, 0)
@@ -56,8 +57,10 @@ class Run:
 def parse(path):
     """(runs, alarms, exit line seen) of a serial log."""
     runs, alarms, current, ended = [], [], None, False
-    for raw in open(path, encoding="utf-8", errors="replace"):
-        line = raw.rstrip("\r\n")
+    with open(path, encoding="utf-8", errors="replace", newline="\n") as file:
+        text = file.read().split("\n")
+    for raw in text:
+        line = raw.rstrip("\r")
         if ALARM.search(line) and not line.startswith("@"):
             alarms.append(line)
         words = line.split()
@@ -75,6 +78,9 @@ def parse(path):
             current = None
         elif current:
             current.lines.append(line)
+            phase = re.fullmatch(r"(?:# *)?phase (\S+) (\d+)", line)
+            if phase:
+                current.phases[phase.group(1)] = int(phase.group(2))
         if line.startswith("vm: exit "):
             ended = True
     return runs, alarms, ended
@@ -157,6 +163,8 @@ def table(runs):
         ("TDCALLs", lambda r: r.get("tdx_emu", "guest_tdcalls")),
         ("instructions", lambda r: r.tsc),
     ]
+    phases = list(dict.fromkeys(name for r in runs for name in r.phases))
+    rows += [("  " + name, lambda r, n=name: r.phases.get(n)) for name in phases]
     leaves = sorted({n for r in runs for n in r.stats["tdx_emu"] if re.match(r"leaf_\d+_.*_calls$", n)},
                     key=lambda n: int(n.split("_")[1]))
     calls = [(leaf_name(n), lambda r, n=n: r.get("tdx_emu", n)) for n in leaves]

@@ -1,0 +1,219 @@
+#!/usr/bin/env python3
+# SPDX-License-Identifier: GPL-2.0
+"""Tests of the scripts around the emulated host; run by scripts/host-test."""
+
+import contextlib
+import io
+import os
+import subprocess
+import sys
+import tempfile
+import unittest
+
+sys.dont_write_bytecode = True
+HERE = os.path.dirname(os.path.abspath(__file__))
+TOP = os.path.dirname(os.path.dirname(os.path.dirname(HERE)))
+sys.path.insert(0, HERE)
+
+import report  # noqa: E402
+
+EMU = {"leaf_6_tdh_mem_page_aug_calls": 5, "leaf_6_tdh_mem_page_aug_ok": 4, "leaf_present_transitions": 4,
+       "leaf_removed": 4, "pamt_pages_owned": 0, "busy": 1, "invariant_errors": 0, "guest_entries": 7}
+MIRROR = {"leaf_transitions": 4, "mapped": 4, "zapped": 4, "leaked": 0, "quarantined": 0, "retries": 1,
+          "tds_live": 0, "tds_created": 1}
+
+
+def log(on=None, off=None, tap="ok 1 maps\n", status=0, kernel="", end="vm: exit 0\n"):
+    """A serial log with one program in both modes; on and off change counters."""
+    text = "[    0.1] booting\n"
+    for mode, change in (("on", on or {}), ("off", off or {})):
+        text += f"@begin 1 {mode} life_cycle\r\n{tap}{kernel}@tsc 1000\n"
+        emu = {**EMU, **{k: v for k, v in change.items() if k in EMU}}
+        mirror = {**MIRROR, **{k: v for k, v in change.items() if k in MIRROR}}
+        if mode == "off":
+            mirror = {**{name: 0 for name in MIRROR}, **{k: v for k, v in change.items() if k in MIRROR}}
+        for part, values in (("tdx_emu", emu), ("tdx_mirror", mirror)):
+            text += "".join(f"@stat 1 {mode} life_cycle {part} {k} {v}\n" for k, v in values.items())
+        text += f"@end 1 {mode} life_cycle {status}\n"
+    return text + end
+
+
+def run_report(kind, text):
+    """(exit status, output) of the report on a log."""
+    with tempfile.NamedTemporaryFile("w", suffix=".log") as file:
+        file.write(text)
+        file.flush()
+        out = io.StringIO()
+        with contextlib.redirect_stdout(out):
+            status = report.main([kind, file.name])
+        return status, out.getvalue()
+
+
+class Report(unittest.TestCase):
+    def fails(self, text, word, kinds=("run", "selftests")):
+        for kind in kinds:
+            status, out = run_report(kind, text)
+            self.assertEqual(status, 1, out)
+            self.assertIn(word, out)
+
+    def test_good_run(self):
+        status, out = run_report("run", log())
+        self.assertEqual(status, 0, out)
+        self.assertEqual(out.splitlines()[-1], "tdx-mirror: run ok: 4 pages mapped, 4 zapped, 0 leaked")
+        self.assertIn("TDH.MEM.PAGE.AUG", out)
+
+    def test_good_selftests(self):
+        status, out = run_report("selftests", log())
+        self.assertEqual(status, 0, out)
+        self.assertEqual(out.splitlines()[-1], "selftests: 2 passed, 0 failed, 0 skipped")
+
+    def test_leak(self):
+        self.fails(log(on={"leaked": 1}), "1 pages leaked")
+        self.fails(log(off={"pamt_pages_owned": 3}), "3 pages still belong")
+
+    def test_sides_differ(self):
+        self.fails(log(on={"leaf_transitions": 5}), "the mirror 5")
+
+    def test_modes_differ(self):
+        self.fails(log(off={"leaf_removed": 3}), "leaf_removed is 4", kinds=("run",))
+
+    def test_mirror_not_used(self):
+        self.fails(log(on={"tds_created": 0}), "did not use the mirror")
+        self.fails(log(off={"tds_created": 1}), "though it is off")
+
+    def test_kernel_warned(self):
+        for line in ("WARNING: CPU: 0 at mm", "BUG: sleeping", "WARNING: possible circular locking", "Oops: 0"):
+            self.fails(log(kernel=f"[   1.0] {line}\n"), "kernel log")
+
+    def test_test_case_failed(self):
+        self.fails(log(tap="not ok 1 maps\n", status=1), "failed")
+
+    def test_died(self):
+        self.fails(log(status=139), "failed: status 139")
+        self.fails(log(end=""), "did not come to its end")
+        self.fails("", "no test program ran")
+
+    def test_no_test_case(self):
+        self.fails(log(tap=""), "reported no test case")
+
+    def test_skip_is_not_pass(self):
+        _, out = run_report("selftests", log(tap="ok 1 maps # SKIP no firmware\n"))
+        self.assertIn("0 passed, 0 failed, 2 skipped", out)
+
+
+PATCH = """--- a/{name}
++++ b/{name}
+@@ -1,2 +1,2 @@
+ first
+-{old}
++{new}
+"""
+NEW_FILE = """--- /dev/null
++++ b/sub/new
+@@ -0,0 +1 @@
++hello
+"""
+
+
+class SyncPatches(unittest.TestCase):
+    def setUp(self):
+        self.temp = tempfile.TemporaryDirectory()
+        self.dir = self.temp.name
+        os.mkdir(os.path.join(self.dir, "src"))
+        for name in ("one", "two"):
+            self.write("src/" + name, "first\nsecond\n")
+            os.utime(os.path.join(self.dir, "src", name), (1000, 1000))
+
+    def tearDown(self):
+        self.temp.cleanup()
+
+    def write(self, name, text):
+        with open(os.path.join(self.dir, name), "w", encoding="utf-8") as file:
+            file.write(text)
+        return os.path.join(self.dir, name)
+
+    def read(self, name):
+        with open(os.path.join(self.dir, "src", name), encoding="utf-8") as file:
+            return file.read()
+
+    def sync(self, *patches, ok=True):
+        done = subprocess.run([os.path.join(TOP, "scripts/sync-patches"), self.dir, *patches], check=False,
+                              stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+        self.assertEqual(done.returncode == 0, ok, done.stdout)
+
+    def mtime(self, name):
+        return os.path.getmtime(os.path.join(self.dir, "src", name))
+
+    def test_apply_change_and_take_back(self):
+        first = self.write("1.patch", PATCH.format(name="one", old="second", new="changed") + NEW_FILE)
+        self.sync(first)
+        self.assertEqual(self.read("one"), "first\nchanged\n")
+        self.assertEqual(self.read("sub/new"), "hello\n")
+        self.assertEqual(self.mtime("two"), 1000)
+        stamp = self.mtime("one")
+        second = self.write("2.patch", PATCH.format(name="two", old="second", new="other"))
+        self.sync(first, second)
+        self.assertEqual(self.read("two"), "first\nother\n")
+        self.assertEqual(self.mtime("one"), stamp)
+        self.sync()
+        self.assertEqual(self.read("one"), "first\nsecond\n")
+        self.assertEqual(self.read("two"), "first\nsecond\n")
+        self.assertFalse(os.path.exists(os.path.join(self.dir, "src/sub/new")))
+
+    def test_patch_that_does_not_fit_changes_nothing(self):
+        good = self.write("1.patch", PATCH.format(name="one", old="second", new="changed"))
+        bad = self.write("2.patch", PATCH.format(name="two", old="missing", new="x"))
+        self.sync(good, bad, ok=False)
+        self.assertEqual(self.read("one"), "first\nsecond\n")
+        self.sync(good)
+        self.assertEqual(self.read("one"), "first\nchanged\n")
+
+
+class Modules(unittest.TestCase):
+    """What `make KDIR=... modules` says of trees that cannot build."""
+
+    def setUp(self):
+        self.temp = tempfile.TemporaryDirectory()
+        self.dir = self.temp.name
+        os.makedirs(os.path.join(self.dir, "include/config"))
+        self.put("Makefile", "")
+        self.put("include/config/kernel.release", "7.3.4\n")
+        self.put("Module.symvers", "")
+
+    def tearDown(self):
+        self.temp.cleanup()
+
+    def put(self, name, text):
+        with open(os.path.join(self.dir, name), "w", encoding="utf-8") as file:
+            file.write(text)
+
+    def says(self, word, kdir=None, env=None):
+        done = subprocess.run([os.path.join(TOP, "scripts/modules"), kdir or self.dir], check=False,
+                              env={**os.environ, **(env or {})}, stdin=subprocess.DEVNULL,
+                              stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+        self.assertEqual(done.returncode, 1, done.stdout)
+        self.assertIn(word, done.stdout)
+
+    def test_missing(self):
+        self.says("there is no folder", kdir=self.dir + "/none")
+        self.says("not a built kernel tree")
+
+    def test_no_rust(self):
+        self.put("include/config/auto.conf", "CONFIG_MODULES=y\n")
+        self.says("CONFIG_RUST is off")
+
+    def test_old_kernel(self):
+        self.put("include/config/auto.conf", "CONFIG_MODULES=y\nCONFIG_RUST=y\n")
+        self.put("include/config/kernel.release", "6.18.2\n")
+        self.says("for 7.3 and later")
+
+    def test_no_metadata_and_other_compiler(self):
+        self.put("include/config/auto.conf",
+                 'CONFIG_MODULES=y\nCONFIG_RUST=y\nCONFIG_RUSTC_VERSION_TEXT="rustc 1.2.3"\n')
+        self.says("rust/libcore.rmeta")
+        self.says("the kernel was built with 'rustc 1.2.3'")
+        self.says("there is no rustc", env={"RUSTC": "no-such-rustc"})
+
+
+if __name__ == "__main__":
+    unittest.main(verbosity=2)
