@@ -18,7 +18,7 @@ ARROWS = {
     "mirror::sys::host": [],
     "mirror::sys": ["mirror::sys"],
     "mirror::addr": ["mirror::level"],
-    "mirror::level": [],
+    "mirror::level": ["mirror::addr"],
     "mirror::stats": ["mirror::sys"],
     "mirror::lock": [],
     "mirror::spte": ["mirror::addr", "mirror::level"],
@@ -28,7 +28,6 @@ ARROWS = {
     "mirror::table": ["mirror::cell", "mirror::lock", "mirror::external", "mirror::error"],
     "mirror::frozen": ["mirror::cell", "mirror::lock", "mirror::external", "mirror::table"],
     "mirror::cursor": ["mirror::cell", "mirror::lock", "mirror::external", "mirror::table", "mirror::frozen"],
-    "mirror::position": ["mirror::addr", "mirror::level"],
     "mirror": ["mirror"],
     "tdx": ["tdx", "mirror::addr", "mirror::level"],
     "sept": ["mirror::external", "mirror::addr", "mirror::level", "mirror::lock", "tdx"],
@@ -168,6 +167,8 @@ def node_of(module):
 
     The files of the emulator and of the glue are parts of one implementation.
     """
+    if module in ("mirror::addr", "mirror::level"):
+        return "mirror::{addr,level}"  # one vocabulary in two files
     return module if module.split("::")[0] in ("mirror", "tdx") else module.split("::")[0]
 
 

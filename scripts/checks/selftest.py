@@ -51,7 +51,7 @@ PLANTED = [
     ("tdx/mod.rs", "use crate::emu::Module;\n", "tdx uses emu"),
     ("sept.rs", "use crate::mirror::mmu::Mmu;\n", "sept uses mirror::mmu"),
     ("glue/mod.rs", "use crate::emu::Module;\n", "glue uses emu"),
-    ("mirror/level.rs", "use super::addr::Gfn;\n", "no arrow"),
+    ("mirror/level.rs", "use super::spte::Spte;\n", "no arrow"),
     ("mirror/lock.rs", "mod inner { use super::super::mmu::Mmu; }\n", "mirror::lock uses mirror::mmu"),
     ("mirror/mmu.rs", "use super::mmu2::A;\n", "circle of modules"),
     ("other/mod.rs", "use crate::tdx::Leaf;\n", "other has no layer"),

@@ -81,6 +81,8 @@ def clippy_host(result):
             return
     env = ["env", "CARGO_TERM_COLOR=never", f"CLIPPY_CONF_DIR={lib.TOP}",
            f"CARGO_TARGET_DIR={lib.build_dir('target', 'root' if prefix else 'host')}"]
+    if prefix and os.environ.get("TDX_CACHE"):
+        env.append(f"CARGO_HOME={os.environ['TDX_CACHE']}/cargo")
     done = 0
     for crate in crates:
         if re.search(r"^\[lib\]|^\[package\]", lib.read(crate), re.M) is None:
