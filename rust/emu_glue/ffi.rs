@@ -109,7 +109,7 @@ pub(super) fn debugfs_exit() {
 /// # Safety
 ///
 /// `m` must be the seq_file that the caller was given.
-pub(super) unsafe fn seq_value(m: *mut SeqFile, name: &str, value: u64) {
+pub(super) unsafe fn seq_value(m: *mut SeqFile, name: &[u8], value: u64) {
     // SAFETY: The name is valid for its length; `m` by the contract.
     unsafe { emu_seq_value(m, name.as_ptr(), name.len(), value) }
 }

@@ -6,6 +6,8 @@ mod ffi;
 mod host;
 mod processor;
 
+use core::fmt::Write;
+
 use crate::emu::{Module, Regs};
 use host::Host;
 use kernel::error::to_result;
@@ -80,6 +82,36 @@ unsafe extern "C" fn tdx_emu_seamcall(leaf: u64, args: *mut Regs) -> u64 {
     status
 }
 
+/// The name of a counter, formatted.
+struct Text {
+    bytes: [u8; 64],
+    len: usize,
+}
+
+impl Text {
+    fn new() -> Self {
+        Self {
+            bytes: [0; 64],
+            len: 0,
+        }
+    }
+
+    fn bytes(&self) -> &[u8] {
+        self.bytes.get(..self.len).unwrap_or(&[])
+    }
+}
+
+impl Write for Text {
+    fn write_str(&mut self, s: &str) -> core::fmt::Result {
+        let rest = self.bytes.get_mut(self.len..).ok_or(core::fmt::Error)?;
+        for (to, from) in rest.iter_mut().zip(s.bytes()) {
+            *to = from;
+            self.len += 1;
+        }
+        Ok(())
+    }
+}
+
 /// Prints all counters.
 ///
 /// # Safety
@@ -88,8 +120,11 @@ unsafe extern "C" fn tdx_emu_seamcall(leaf: u64, args: *mut Regs) -> u64 {
 #[no_mangle]
 unsafe extern "C" fn tdx_emu_stats_show(m: *mut ffi::SeqFile) {
     MODULE.stats().each(|name, value| {
+        let mut text = Text::new();
+        // A name that does not fit is cut, not an error.
+        let _ = write!(text, "{name}");
         // SAFETY: By the contract.
-        unsafe { ffi::seq_value(m, name, value) };
+        unsafe { ffi::seq_value(m, text.bytes(), value) };
     });
 }
 
