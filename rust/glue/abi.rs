@@ -61,12 +61,12 @@ impl Mirror {
             EINVAL
         })?;
         let config = hooks.config();
-        let hooks = Arc::new(hooks, GFP_KERNEL)?;
+        let hooks = Arc::new(hooks, GFP_KERNEL_ACCOUNT)?;
         // SAFETY: KVM's lock lives as long as the backend.
         let lock = unsafe { MmuLock::new(hooks.mmu_lock()) };
 
         // First all that may fail: the root's page has no owner that would put it back.
-        let memory = UniqueArc::<Self>::new_uninit(GFP_KERNEL)?;
+        let memory = UniqueArc::<Self>::new_uninit(GFP_KERNEL_ACCOUNT)?;
         let page = hooks.alloc_root_spt().ok_or(ENOMEM)?;
         // SAFETY: The page is whole and the mirror's alone until it is put.
         let root = unsafe { Root::new(page) };
