@@ -72,9 +72,7 @@ fn execute(op: &mut Op, header: *mut Header) {
             op.res[0] = trap::mmio_read(a, b);
             0
         }
-        abi::OP_MMIO_WRITE if by_vmcall => {
-            tdcall::request(tdcall::MMIO, b, 1, a | SHARED_BIT, c).0
-        }
+        abi::OP_MMIO_WRITE if by_vmcall => tdcall::request(tdcall::MMIO, b, 1, a | SHARED_BIT, c).0,
         abi::OP_MMIO_WRITE => {
             trap::mmio_write(a, b, c);
             0
@@ -96,10 +94,7 @@ fn execute(op: &mut Op, header: *mut Header) {
             Err(status) => status,
         },
         abi::OP_RAW_ACCEPT => tdcall::accept(a),
-        abi::OP_RAW_VMCALL => answer(
-            tdcall::request(a, b, c, op.res[1], op.res[2]),
-            &mut op.res,
-        ),
+        abi::OP_RAW_VMCALL => answer(tdcall::request(a, b, c, op.res[1], op.res[2]), &mut op.res),
         abi::OP_BARRIER => barrier(a, b, header),
         abi::OP_FATAL => tdcall::fatal(abi::FATAL_OP, a, 0),
         abi::OP_TRIPLE_FAULT => start::triple_fault(),
