@@ -4,19 +4,223 @@
 //! Pure: `core` only. All state of a TD lives in the pages that the host hands
 //! over (PAMT, TDR, TDCS, TDVPS, S-EPT), so nothing is ever allocated, and
 //! every lock is a single try as in the real module, so nothing ever waits.
-//!
-//! ```text
-//! impl<P: Platform, G: GuestRun<P>> Module<P, G> {
-//!     pub const fn new(platform: P, guest: G) -> Self;      // fit for a static
-//!     pub fn seamcall(&self, lp: u32, rax: u64, regs: &mut Regs) -> u64;   // RAX out
-//!     pub fn stats(&self) -> &Stats;     // atomics; Stats::each(|name, value|), reset()
-//!     pub fn inject(&self) -> &InjectTable;   // InjectTable::load(&[u8]) -> Result<(), ScriptError>
-//!     pub fn platform(&self) -> &P;   pub fn guest(&self) -> &G;
-//! }
-//! ```
-//! `seamcall` is entered concurrently from all CPUs; the caller pins itself to
-//! `lp` (interrupts or preemption off).
+//! A leaf checks everything first and then commits, which cannot fail.
 
-mod platform;
+pub(crate) mod abi;
+pub(crate) mod cpuid;
+pub(crate) mod epoch;
+pub(crate) mod guestop;
+pub(crate) mod inject;
+pub mod interp;
+pub(crate) mod lock;
+pub(crate) mod mem;
+pub(crate) mod mem_page;
+pub(crate) mod mem_sept;
+pub(crate) mod mem_size;
+pub(crate) mod metadata;
+pub(crate) mod mng;
+pub(crate) mod mr;
+pub(crate) mod pamt;
+pub(crate) mod phymem;
+pub(crate) mod platform;
+pub(crate) mod report;
+pub(crate) mod sha384;
+pub(crate) mod stats;
+pub(crate) mod sys;
+pub(crate) mod td;
+pub(crate) mod tree;
+pub(crate) mod vcpu;
+pub(crate) mod vp;
+pub(crate) mod zerostep;
 
+use core::sync::atomic::Ordering;
+
+use abi::{leaf, op, st, Res};
+use sys::{sys_state, Machine, Sys};
+use vcpu::Enter;
+
+pub use abi::LEAF_NAMES;
+pub use inject::{InjectTable, ScriptError, MAX_RULES};
 pub use platform::*;
+pub use stats::{StatName, Stats};
+pub use sys::MAX_LPS;
+
+/// The module. Entered from all CPUs at once through [`Module::seamcall`].
+pub struct Module<P, G> {
+    pub(crate) m: Machine<P>,
+    guest: G,
+    inject: InjectTable,
+}
+
+impl<P: Platform, G: GuestRun<P>> Module<P, G> {
+    /// A module before TDH.SYS.INIT. Large (about 40 KiB): meant for a static.
+    pub const fn new(platform: P, guest: G) -> Self {
+        let m = Machine {
+            p: platform,
+            sys: Sys::new(),
+            stats: Stats::new(),
+        };
+        Module {
+            m,
+            guest,
+            inject: InjectTable::new(),
+        }
+    }
+
+    /// Counters.
+    pub fn stats(&self) -> &Stats {
+        &self.m.stats
+    }
+    /// Fault injection.
+    pub fn inject(&self) -> &InjectTable {
+        &self.inject
+    }
+    /// The platform.
+    pub fn platform(&self) -> &P {
+        &self.m.p
+    }
+    /// The processor of the guests.
+    pub fn guest(&self) -> &G {
+        &self.guest
+    }
+
+    /// A SEAMCALL of logical processor `lp` (below [`MAX_LPS`]), which must stay on it:
+    /// RAX in, RAX out, other registers in `r`.
+    pub fn seamcall(&self, lp: u32, rax: u64, r: &mut Regs) -> u64 {
+        let status = match self.call(lp, rax, r) {
+            Ok(status) | Err(status) => status,
+        };
+        self.m.stats.leaf_done(rax as u16, status);
+        status
+    }
+
+    fn call(&self, lp: u32, rax: u64, r: &mut Regs) -> Res<u64> {
+        self.admit(rax)?;
+        let (number, version) = (rax as u16, (rax >> 16) as u8);
+        if let Some(status) = self.inject.check(number) {
+            self.m.stats.add(stats::Count::Injected);
+            return Err(status);
+        }
+        match number {
+            leaf::VP_ENTER => return self.vp_enter(lp, r),
+            leaf::VP_INIT => self.vp_init(lp, version, r)?,
+            leaf::VP_FLUSH => self.vp_flush(lp, r)?,
+            _ => self.m.dispatch(lp, number, version, r)?,
+        }
+        Ok(st::SUCCESS)
+    }
+
+    /// What the dispatcher checks before any leaf.
+    fn admit(&self, rax: u64) -> Res<()> {
+        let number = rax as u16;
+        let bad = st::OPERAND_INVALID | op::RAX;
+        if rax >> 24 != 0 {
+            return Err(bad);
+        }
+        let versioned = matches!(
+            number,
+            leaf::MEM_PAGE_PROMOTE
+                | leaf::MEM_SEPT_ADD
+                | leaf::MEM_SEPT_REMOVE
+                | leaf::MNG_RD
+                | leaf::VP_RD
+                | leaf::VP_INIT
+        );
+        if rax >> 16 != 0 && !versioned {
+            return Err(bad);
+        }
+        let state = self.m.sys.state.load(Ordering::Acquire);
+        if state == sys_state::SHUTDOWN && number != leaf::SYS_LP_SHUTDOWN {
+            return Err(st::SYS_SHUTDOWN);
+        }
+        let bring_up = matches!(
+            number,
+            leaf::SYS_INIT
+                | leaf::SYS_LP_INIT
+                | leaf::SYS_RD
+                | leaf::SYS_CONFIG
+                | leaf::SYS_KEY_CONFIG
+                | leaf::SYS_LP_SHUTDOWN
+                | leaf::SYS_DISABLE
+        );
+        if state != sys_state::READY && !bring_up {
+            return Err(st::SYS_NOT_READY);
+        }
+        Ok(())
+    }
+
+    /// TDH.VP.ENTER: runs the guest until the host is needed.
+    fn vp_enter(&self, lp: u32, r: &mut Regs) -> Res<u64> {
+        let mut e = match self.m.vp_enter_begin(lp, r)? {
+            Enter::Guest(e) => e,
+            Enter::Emulated(rax) => return Ok(rax),
+        };
+        loop {
+            self.m.stats.add(stats::Count::GuestEntries);
+            let why = self.guest.run(&self.m.p, &e.vcpu, e.entry, &mut e.regs);
+            if let Some(rax) = e.event(&self.m, why, r) {
+                return Ok(rax);
+            }
+        }
+    }
+
+    fn vp_init(&self, lp: u32, version: u8, r: &Regs) -> Res<()> {
+        let (v, init) = self.m.vp_init_begin(lp, version, r)?;
+        let ok = self.guest.init(&self.m.p, &init).is_ok();
+        self.m.vp_init_end(&v, &init, ok)
+    }
+
+    fn vp_flush(&self, lp: u32, r: &Regs) -> Res<()> {
+        let v = self.m.vp_flush_begin(lp, r)?;
+        self.guest
+            .flush(&self.m.p, &v.tdvps.describe(&v.tdr, &v.tdcs, lp));
+        self.m.vp_flush_end(lp, &v);
+        Ok(())
+    }
+}
+
+impl<P: Platform> Machine<P> {
+    /// The leaves that involve no guest.
+    fn dispatch(&self, lp: u32, number: u16, version: u8, r: &mut Regs) -> Res<()> {
+        match number {
+            leaf::MEM_SEPT_ADD => self.mem_sept_add(version, r),
+            leaf::MEM_SEPT_REMOVE => self.mem_sept_remove(version, r),
+            leaf::MEM_SEPT_RD => self.mem_sept_rd(r),
+            leaf::MEM_PAGE_ADD => self.mem_page_add(r),
+            leaf::MEM_PAGE_AUG => self.mem_page_aug(r),
+            leaf::MEM_PAGE_REMOVE => self.mem_page_remove(r),
+            leaf::MEM_PAGE_RELOCATE => self.mem_page_relocate(r),
+            leaf::MEM_PAGE_PROMOTE => self.mem_page_promote(version, r),
+            leaf::MEM_PAGE_DEMOTE => self.mem_page_demote(r),
+            leaf::MEM_RANGE_BLOCK => self.mem_range_block(r),
+            leaf::MEM_RANGE_UNBLOCK => self.mem_range_unblock(r),
+            leaf::MEM_TRACK => self.mem_track(r),
+            leaf::MR_EXTEND => self.mr_extend(r),
+            leaf::MR_FINALIZE => self.mr_finalize(r),
+            leaf::MNG_CREATE => self.mng_create(r),
+            leaf::MNG_KEY_CONFIG => self.mng_key_config(lp, r),
+            leaf::MNG_ADDCX => self.mng_addcx(r),
+            leaf::MNG_INIT => self.mng_init(r),
+            leaf::MNG_RD => self.mng_rd(r),
+            leaf::MNG_VPFLUSHDONE => self.mng_vpflushdone(r),
+            leaf::MNG_KEY_FREEID => self.mng_key_freeid(r),
+            leaf::MNG_KEY_RECLAIMID => Ok(()),
+            leaf::VP_CREATE => self.vp_create(r),
+            leaf::VP_ADDCX => self.vp_addcx(r),
+            leaf::VP_RD => self.vp_rd(r),
+            leaf::VP_WR => self.vp_wr(r),
+            leaf::PHYMEM_CACHE_WB => self.phymem_cache_wb(lp, r),
+            leaf::PHYMEM_PAGE_RECLAIM => self.phymem_page_reclaim(r),
+            leaf::PHYMEM_PAGE_WBINVD => self.phymem_page_wbinvd(r),
+            leaf::PHYMEM_PAGE_RDMD => self.phymem_page_rdmd(r),
+            leaf::SYS_INIT => self.sys_init(r),
+            leaf::SYS_LP_INIT => self.sys_lp_init(lp),
+            leaf::SYS_RD => self.sys_rd(r),
+            leaf::SYS_CONFIG => self.sys_config(r),
+            leaf::SYS_KEY_CONFIG => self.sys_key_config(lp),
+            leaf::SYS_TDMR_INIT => self.sys_tdmr_init(r),
+            leaf::SYS_DISABLE | leaf::SYS_LP_SHUTDOWN => self.sys_shutdown(),
+            _ => Err(st::OPERAND_INVALID | op::RAX),
+        }
+    }
+}

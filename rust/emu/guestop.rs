@@ -1,0 +1,444 @@
+// SPDX-License-Identifier: GPL-2.0
+//! What the module does when a guest stops: TDCALL leaves, #VE, EPT violations.
+
+use super::abi::{exit, guest_leaf, op, st, Res};
+use super::cpuid;
+use super::mem::Page;
+use super::metadata;
+use super::mng::CONFIG_NO_RBP_MOD;
+use super::platform::{GuestExit, Inject, Platform, Regs, PAGE_SIZE};
+use super::stats::Count;
+use super::sys::Machine;
+use super::td::{tdcs_word, GpaLevel};
+use super::tree::{leaf_mapped, State, Walk, ACCEPT_COUNTER, ACCEPT_SHIFT, HPA, RWX};
+use super::vcpu::{host_reg, masked, Entered};
+use super::vp::{word, VMCALL_PENDING};
+
+/// What follows an exit.
+pub(crate) enum Next {
+    Resume,
+    Inject(Inject),
+    /// To the host, with RAX and the other registers.
+    Exit(u64, Regs),
+    /// To the host with RAX; the vCPU will never run again.
+    Dead(u64),
+}
+
+/// Bytes of TDCALL.
+const TDCALL_LEN: u64 = 4;
+/// Extended exit qualification: type in bits 3:0.
+const EXT_ACCEPT: u64 = 1;
+const EXT_PENDING: u64 = 6;
+/// The host sees bits of the exit qualification other than the linear-address ones.
+const QUALIFICATION: u64 = !0x1F80;
+
+const GP: Inject = Inject::Exception(13, Some(0));
+const UD: Inject = Inject::Exception(6, None);
+const DOUBLE_FAULT: Inject = Inject::Exception(8, Some(0));
+
+/// Words of the #VE information page. The first four are the architecture's.
+mod ve {
+    pub(super) const REASON: usize = 0;
+    pub(super) const QUALIFICATION: usize = 1;
+    pub(super) const GLA: usize = 2;
+    pub(super) const GPA: usize = 3;
+    /// Instruction length and information.
+    pub(super) const INSTRUCTION: usize = 8;
+    pub(super) const VALID: u64 = 0xFFFF_FFFF << 32;
+}
+
+/// What a #VE reports.
+#[derive(Default)]
+struct VeInfo {
+    reason: u32,
+    qualification: u64,
+    gla: u64,
+    gpa: u64,
+    instruction: u64,
+}
+
+/// End of a TDCALL.
+enum Call {
+    /// Back to the guest with RAX.
+    Done(u64),
+    /// Back to the guest with RAX and RIP as they are: the instruction runs again.
+    Again,
+    Exit(u64, Regs),
+}
+
+impl Entered<'_> {
+    pub(crate) fn decide<P: Platform>(&mut self, m: &Machine<P>, why: GuestExit) -> Next {
+        let plain = |rax: u64, r9: u32| {
+            Next::Exit(
+                rax,
+                Regs {
+                    r9: u64::from(r9),
+                    ..Regs::default()
+                },
+            )
+        };
+        match why {
+            GuestExit::EptViolation {
+                gpa,
+                gla,
+                qualification,
+            } => self.ept_violation(m, gpa, gla, qualification),
+            GuestExit::EptMisconfig { gpa } => {
+                m.fatal();
+                Next::Exit(
+                    exit::EPT_MISCONFIG,
+                    Regs {
+                        r8: gpa,
+                        ..Regs::default()
+                    },
+                )
+            }
+            GuestExit::Tdcall { user: true } => Next::Inject(GP),
+            GuestExit::Tdcall { user: false } => self.tdcall(m),
+            GuestExit::Instruction {
+                reason,
+                qualification,
+                len,
+                info,
+            } => self.instruction(m, reason, qualification, len, info),
+            GuestExit::Interrupt { info: 0 } | GuestExit::Preempted => plain(exit::OTHER_SMI, 0),
+            GuestExit::Interrupt { info } => plain(exit::EXTERNAL_INTERRUPT, info),
+            GuestExit::Nmi { info } => plain(exit::EXCEPTION_NMI, info),
+            GuestExit::TripleFault => Next::Dead(st::NON_RECOVERABLE_VCPU | exit::TRIPLE_FAULT),
+            GuestExit::Failed { reason, .. } => {
+                Next::Dead(st::NON_RECOVERABLE_VCPU | u64::from(reason))
+            }
+        }
+    }
+
+    fn advance(&mut self, len: u64) {
+        self.regs.rip = self.regs.rip.wrapping_add(len);
+    }
+
+    /// Injects #VE, or #DF if the guest has not read the information of the last.
+    fn inject_ve<P: Platform>(&mut self, m: &Machine<P>, info: VeInfo) -> Next {
+        let Some(page) = m.ve_info_page(&self.tdvps) else {
+            return Next::Dead(m.fatal());
+        };
+        if page.get(ve::REASON) & ve::VALID != 0 {
+            return Next::Inject(DOUBLE_FAULT);
+        }
+        page.set(ve::QUALIFICATION, info.qualification);
+        page.set(ve::GLA, info.gla);
+        page.set(ve::GPA, info.gpa);
+        page.set(ve::INSTRUCTION, info.instruction);
+        page.set(ve::REASON, ve::VALID | u64::from(info.reason));
+        m.stats.add(Count::GuestVe);
+        Next::Inject(Inject::Ve)
+    }
+
+    /// An access that the EPT does not allow.
+    fn ept_violation<P: Platform>(
+        &mut self,
+        m: &Machine<P>,
+        gpa: u64,
+        gla: u64,
+        qualification: u64,
+    ) -> Next {
+        let mut out = Regs {
+            rcx: qualification & QUALIFICATION,
+            r8: gpa & !(PAGE_SIZE - 1),
+            ..Regs::default()
+        };
+        if self.tdcs.is_private(gpa) {
+            let Some(walk) = self.tdcs.root().walk(&m.p, gpa, 0) else {
+                return Next::Dead(m.fatal());
+            };
+            if State::of(walk.raw).is_some_and(State::is_acceptable) {
+                if !self.tdcs.pending_ve_disabled() {
+                    let reason = exit::EPT_VIOLATION as u32;
+                    let info = VeInfo {
+                        reason,
+                        qualification,
+                        gla,
+                        gpa,
+                        instruction: 0,
+                    };
+                    return self.inject_ve(m, info);
+                }
+                out.rdx = EXT_PENDING;
+            }
+            self.tdvps.note_fault(self.regs.rip, out.r8);
+        }
+        Next::Exit(exit::EPT_VIOLATION, out)
+    }
+
+    /// An instruction that the CPU does not execute in a TD by itself.
+    fn instruction<P: Platform>(
+        &mut self,
+        m: &Machine<P>,
+        reason: u32,
+        qualification: u64,
+        len: u32,
+        info: u32,
+    ) -> Next {
+        let answered = match reason {
+            exit::CPUID => self.cpuid(m),
+            exit::RDMSR => self.rdmsr(),
+            exit::XSETBV => return self.xsetbv(len),
+            // GETSEC, RSM, VMX instructions, ENCLS, ENCLV, SEAMCALL.
+            11 | 17 | 18..=27 | 50 | 53 | 59 | 60 | 70 | 76 => return Next::Inject(UD),
+            // HLT, INVD, RDPMC, I/O, WRMSR, MWAIT, MONITOR, WBINVD.
+            12 | 13 | 15 | 30 | exit::WRMSR | 36 | 39 | 54 => false,
+            _ => return Next::Dead(st::NON_RECOVERABLE_VCPU | u64::from(reason & 0xFFFF)),
+        };
+        if answered {
+            self.advance(u64::from(len));
+            return Next::Resume;
+        }
+        let instruction = u64::from(info) << 32 | u64::from(len);
+        self.inject_ve(
+            m,
+            VeInfo {
+                reason,
+                qualification,
+                instruction,
+                ..VeInfo::default()
+            },
+        )
+    }
+
+    fn cpuid<P: Platform>(&mut self, m: &Machine<P>) -> bool {
+        let view = cpuid::View {
+            x2apic_id: self.tdvps.get(word::X2APIC_ID) as u32,
+            xcr0: self.tdvps.get(word::XCR0),
+        };
+        let (leaf, sub) = (self.regs.gpr[0] as u32, self.regs.gpr[1] as u32);
+        let Some([a, b, c, d]) = cpuid::virtualise(&m.p, &self.tdcs, leaf, sub, view) else {
+            return false;
+        };
+        let g = &mut self.regs.gpr;
+        (g[0], g[1], g[2], g[3]) = (a.into(), c.into(), d.into(), b.into());
+        true
+    }
+
+    /// MSRs that a guest reads before it can take a #VE.
+    fn rdmsr(&mut self) -> bool {
+        let value: u64 = match self.regs.gpr[1] as u32 {
+            // IA32_APIC_BASE: x2APIC mode, boot processor.
+            0x1B => 0xFEE0_0C00 | u64::from(self.vcpu.index == 0) << 8,
+            // IA32_FEATURE_CONTROL: locked.
+            0x3A => 1,
+            // IA32_MISC_ENABLE: fast strings, neither BTS nor PEBS.
+            0x1A0 => 1 | 1 << 11 | 1 << 12,
+            _ => return false,
+        };
+        self.regs.gpr[0] = value & 0xFFFF_FFFF;
+        self.regs.gpr[2] = value >> 32;
+        true
+    }
+
+    fn xsetbv(&mut self, len: u32) -> Next {
+        let g = &self.regs.gpr;
+        let value = g[0] & 0xFFFF_FFFF | g[2] << 32;
+        let avx = value & 6 == 4;
+        let avx512 = !matches!(value & 0xE0, 0 | 0xE0) || value & 0xE0 != 0 && value & 4 == 0;
+        let amx = !matches!(value >> 17 & 3, 0 | 3);
+        let allowed = self.tdcs.get(tdcs_word::XFAM) & 0x602E7;
+        if g[1] as u32 != 0 || value & 1 == 0 || value & !allowed != 0 || avx || avx512 || amx {
+            return Next::Inject(GP);
+        }
+        self.tdvps.set(word::XCR0, value);
+        self.entry.xcr0 = value;
+        self.advance(u64::from(len));
+        Next::Resume
+    }
+
+    fn tdcall<P: Platform>(&mut self, m: &Machine<P>) -> Next {
+        m.stats.add(Count::GuestTdcalls);
+        let call = match self.dispatch(m) {
+            Ok(call) => call,
+            Err(status) => Call::Done(status),
+        };
+        match call {
+            Call::Done(status) if status & st::CLASS == st::BUSY_HOST_PRIORITY => {
+                self.yielded(m.p.tsc(), m.p.config().hp_lock_timeout, status)
+            }
+            Call::Done(status) => {
+                self.tdvps.set(word::HP_SINCE, 0);
+                self.regs.gpr[0] = status;
+                self.advance(TDCALL_LEN);
+                Next::Resume
+            }
+            Call::Again => Next::Resume,
+            Call::Exit(rax, out) => Next::Exit(rax, out),
+        }
+    }
+
+    /// The guest had to yield to the host's priority: it sees a plain busy status, and
+    /// if that goes on for too long, the host is told.
+    fn yielded(&mut self, now: u64, timeout: u64, status: u64) -> Next {
+        self.regs.gpr[0] = st::OPERAND_BUSY | status & !st::CLASS;
+        self.advance(TDCALL_LEN);
+        let since = self.tdvps.get(word::HP_SINCE);
+        if since == 0 {
+            self.tdvps.set(word::HP_SINCE, now.max(1));
+        } else if now.wrapping_sub(since) >= timeout {
+            self.tdvps.set(word::HP_SINCE, 0);
+            return Next::Exit(st::HOST_PRIORITY_BUSY_TIMEOUT, Regs::default());
+        }
+        Next::Resume
+    }
+
+    fn dispatch<P: Platform>(&mut self, m: &Machine<P>) -> Res<Call> {
+        let leaf = self.regs.gpr[0];
+        match leaf {
+            guest_leaf::VP_VMCALL => self.vmcall(),
+            guest_leaf::VP_INFO => Ok(self.vp_info()),
+            guest_leaf::VP_VEINFO_GET => self.veinfo_get(m),
+            guest_leaf::MR_REPORT => self.mr_report(m).map(Call::Done),
+            guest_leaf::MEM_PAGE_ACCEPT => self.page_accept(m),
+            guest_leaf::VM_RD => {
+                let value = m.td_field(&self.tdcs, self.regs.gpr[2]);
+                self.regs.gpr[8] = 0;
+                self.regs.gpr[8] = value.ok_or(st::METADATA_FIELD_NOT_READABLE | op::RDX)?;
+                Ok(Call::Done(st::SUCCESS))
+            }
+            guest_leaf::VM_WR => {
+                let g = &self.regs.gpr;
+                let old = m.set_td_field(&self.tdcs, g[2], g[8], g[9])?;
+                self.regs.gpr[8] = old;
+                Ok(Call::Done(st::SUCCESS))
+            }
+            guest_leaf::SYS_RD => {
+                let value = metadata::global(self.regs.gpr[2]);
+                self.regs.gpr[8] = 0;
+                self.regs.gpr[8] = value.ok_or(st::METADATA_FIELD_NOT_READABLE | op::RDX)?;
+                Ok(Call::Done(st::SUCCESS))
+            }
+            _ => Err(st::OPERAND_INVALID | op::RAX),
+        }
+    }
+
+    /// TDG.VP.VMCALL. RCX: mask of the registers that the host gets and answers in.
+    fn vmcall(&mut self) -> Res<Call> {
+        let mask = self.regs.gpr[1];
+        let keep_rbp = self.tdcs.get(tdcs_word::CONFIG_FLAGS) & CONFIG_NO_RBP_MOD != 0;
+        // RAX, RCX and RSP cannot be passed; bits 31:16 are XMM registers, which are not.
+        let reserved = !0xFFFF_FFEC | u64::from(keep_rbp) << 5;
+        if mask & reserved != 0 {
+            return Err(st::OPERAND_INVALID | op::RCX);
+        }
+        let mut out = Regs::default();
+        for i in masked(mask) {
+            if let (Some(to), Some(from)) = (host_reg(&mut out, i), self.regs.gpr.get(i)) {
+                *to = *from;
+            }
+        }
+        out.rcx = mask;
+        self.tdvps.set(word::VMCALL, mask | VMCALL_PENDING);
+        self.advance(TDCALL_LEN);
+        Ok(Call::Exit(exit::TDCALL, out))
+    }
+
+    /// TDG.VP.INFO.
+    fn vp_info(&mut self) -> Call {
+        let vcpus = self.tdcs.get(tdcs_word::NUM_VCPUS);
+        let max = self.tdcs.get(tdcs_word::MAX_VCPUS);
+        let g = &mut self.regs.gpr;
+        g[1] = u64::from(self.vcpu.shared_bit) + 1;
+        g[2] = self.vcpu.attributes;
+        g[8] = vcpus & 0xFFFF_FFFF | max << 32;
+        g[9] = u64::from(self.vcpu.index);
+        g[10] = 1; // TDG.SYS.RD is there
+        g[11] = 0;
+        Call::Done(st::SUCCESS)
+    }
+
+    /// TDG.VP.VEINFO.GET.
+    fn veinfo_get<P: Platform>(&mut self, m: &Machine<P>) -> Res<Call> {
+        let page = m.ve_info_page(&self.tdvps).ok_or_else(|| m.fatal())?;
+        let reason = page.get(ve::REASON);
+        if reason & ve::VALID == 0 {
+            return Err(st::NO_VALID_VE_INFO);
+        }
+        let g = &mut self.regs.gpr;
+        g[1] = reason & !ve::VALID;
+        g[2] = page.get(ve::QUALIFICATION);
+        g[8] = page.get(ve::GLA);
+        g[9] = page.get(ve::GPA);
+        g[10] = page.get(ve::INSTRUCTION);
+        page.set(ve::INSTRUCTION, 0);
+        page.set(ve::REASON, 0);
+        Ok(Call::Done(st::SUCCESS))
+    }
+
+    /// Whether #VE information waits to be read.
+    pub(crate) fn ve_pending<P: Platform>(&self, m: &Machine<P>) -> bool {
+        m.ve_info_page(&self.tdvps)
+            .is_some_and(|p| p.get(ve::REASON) & ve::VALID != 0)
+    }
+
+    /// TDG.MEM.PAGE.ACCEPT. RCX: GPA and level.
+    fn page_accept<P: Platform>(&mut self, m: &Machine<P>) -> Res<Call> {
+        let at = GpaLevel::parse(self.regs.gpr[1], 0..=1)?.private(&self.tdcs)?;
+        let walk = self
+            .tdcs
+            .root()
+            .walk(&m.p, at.gpa, at.level)
+            .ok_or_else(|| m.fatal())?;
+        let state = State::of(walk.raw).ok_or_else(|| m.fatal())?;
+        if !walk.hit {
+            if state.is_accessible() {
+                return Ok(Call::Done(
+                    st::PAGE_ALREADY_ACCEPTED | u64::from(walk.entry.level),
+                ));
+            }
+            return Ok(accept_exit(at, &walk, state));
+        }
+        let lock = walk.entry.lock_guest().map_err(|status| status | op::RCX)?;
+        let raw = lock.raw();
+        let state = State::of(raw).ok_or_else(|| m.fatal())?;
+        let level = u64::from(at.level);
+        if state.is_table() {
+            return Err(st::PAGE_SIZE_MISMATCH | level);
+        }
+        if state.is_accessible() {
+            return Ok(Call::Done(st::PAGE_ALREADY_ACCEPTED | level));
+        }
+        if !state.is_acceptable() {
+            return Ok(accept_exit(at, &Walk { raw, ..walk }, state));
+        }
+        if at.level == 0 {
+            clear(m, raw & HPA)?;
+        } else {
+            let first = (raw & ACCEPT_COUNTER) >> ACCEPT_SHIFT;
+            let base = raw & HPA & !ACCEPT_COUNTER;
+            for i in first..512 {
+                clear(m, base | i << 12)?;
+                if i < 511 && m.p.interrupt_pending() {
+                    lock.set(raw & !ACCEPT_COUNTER | i.wrapping_add(1) << ACCEPT_SHIFT);
+                    return Ok(Call::Again);
+                }
+            }
+        }
+        m.stats.add(Count::GuestAccepts);
+        lock.set(leaf_mapped(raw, at.level));
+        Ok(Call::Done(st::SUCCESS))
+    }
+}
+
+fn clear<P: Platform>(m: &Machine<P>, pa: u64) -> Res<()> {
+    Page::at(&m.p, pa).ok_or_else(|| m.fatal())?.fill(0);
+    Ok(())
+}
+
+/// The exit by which ACCEPT asks the host for a page.
+fn accept_exit(at: GpaLevel, walk: &Walk<'_>, state: State) -> Call {
+    let info = u64::from(at.level)
+        | u64::from(walk.entry.level) << 3
+        | state.code() << 6
+        | u64::from(state.is_leaf()) << 14;
+    let out = Regs {
+        rcx: 2 | (walk.raw & RWX) << 3,
+        rdx: EXT_ACCEPT | info << 32,
+        r8: at.gpa,
+        ..Regs::default()
+    };
+    Call::Exit(exit::EPT_VIOLATION, out)
+}

@@ -1,0 +1,342 @@
+// SPDX-License-Identifier: GPL-2.0
+//! TDH.MNG.*: keys, TDCS pages and configuration of a TD.
+
+use core::sync::atomic::Ordering;
+
+use super::abi::{lc, op, op_state, st, Res};
+use super::cpuid;
+use super::lock::{Mode, ShareX};
+use super::mem::Page;
+use super::metadata as md;
+use super::pamt::pt;
+use super::platform::{Platform, Regs};
+use super::sys::{kot, Machine};
+use super::td::{tdcs_word, Tdcs, Tdr, MAX_TDCX, MIN_TDCX, TDCX_MSR_BITMAP, TDCX_SEPT_ROOT};
+use super::tree::FREE;
+
+/// TD_PARAMS as far as it counts.
+struct TdParams {
+    attributes: u64,
+    xfam: u64,
+    max_vcpus: u64,
+    eptp_controls: u64,
+    config_flags: u64,
+    tsc_frequency: u64,
+    /// MRCONFIGID, MROWNER, MROWNERCONFIG.
+    owner: [u64; 18],
+    cpuid: [[u32; 4]; md::CPUID_CONFIG.len()],
+}
+
+/// CONFIG_FLAGS that exist: GPAW, FLEXIBLE_PENDING_VE, NO_RBP_MOD.
+const CONFIG_FLAGS: u64 = 7;
+pub(crate) const CONFIG_NO_RBP_MOD: u64 = 4;
+const CONFIG_FLEXIBLE_PENDING_VE: u64 = 2;
+const GPAW: u64 = 1;
+
+impl TdParams {
+    fn read(page: &Page<'_>, first: usize) -> TdParams {
+        let at = |i: usize| page.get(first.wrapping_add(i));
+        TdParams {
+            attributes: at(0),
+            xfam: at(1),
+            max_vcpus: at(2),
+            eptp_controls: at(3),
+            config_flags: at(4),
+            tsc_frequency: at(5),
+            owner: core::array::from_fn(|i| at(i.wrapping_add(10))),
+            cpuid: core::array::from_fn(|i| {
+                let (lo, hi) = (at(i.wrapping_mul(2) + 32), at(i.wrapping_mul(2) + 33));
+                [lo as u32, (lo >> 32) as u32, hi as u32, (hi >> 32) as u32]
+            }),
+        }
+    }
+
+    /// Level of the root table: 3 or 4.
+    fn root_level(&self) -> u64 {
+        self.eptp_controls >> 3 & 7
+    }
+
+    /// Operand id of the first field that is wrong.
+    fn check(&self) -> Result<(), u64> {
+        let ok = |good: bool, operand: u64| if good { Ok(()) } else { Err(operand) };
+        let fixed = |v: u64, f0: u64, f1: u64| v & !f0 == 0 && f1 & !v == 0;
+        ok(
+            fixed(
+                self.attributes,
+                md::ATTRIBUTES_FIXED0,
+                md::ATTRIBUTES_FIXED1,
+            ),
+            op::ATTRIBUTES,
+        )?;
+        ok(fixed(self.xfam, md::XFAM_FIXED0, md::XFAM_FIXED1), op::XFAM)?;
+        ok((1..=md::MAX_VCPUS).contains(&self.max_vcpus), op::MAX_VCPUS)?;
+        ok(self.config_flags & !CONFIG_FLAGS == 0, op::EXEC_CONTROLS)?;
+        let level = self.root_level();
+        let wide = self.config_flags & GPAW != 0;
+        let eptp = self.eptp_controls & !0x38 == 6 && (level == 4 || level == 3 && !wide);
+        ok(eptp, op::EPTP_CONTROLS)?;
+        ok((4..=400).contains(&self.tsc_frequency), op::TSC_FREQUENCY)?;
+        let configurable = self
+            .cpuid
+            .iter()
+            .zip(&md::CPUID_CONFIG)
+            .all(|(v, (_, _, mask))| v.iter().zip(mask).all(|(v, m)| v & !m == 0));
+        ok(configurable, op::CPUID_CONFIG)
+    }
+
+    /// Makes the TD what it says.
+    fn store(&self, tdcs: &Tdcs<'_>, tsc: u64) {
+        use tdcs_word as w;
+        for (word, v) in [
+            (w::ATTRIBUTES, self.attributes),
+            (w::XFAM, self.xfam),
+            (w::MAX_VCPUS, self.max_vcpus),
+            (w::ROOT_LEVEL, self.root_level()),
+            (w::CONFIG_FLAGS, self.config_flags),
+            (w::TSC_FREQUENCY, self.tsc_frequency),
+            (w::TSC_OFFSET, 0u64.wrapping_sub(tsc)),
+            (w::TD_CTLS, Tdcs::initial_td_ctls(self.attributes)),
+            (w::EPOCH, 1),
+            (w::REFCOUNT, 0),
+            (w::REFCOUNT + 1, 0),
+        ] {
+            tdcs.set(word, v);
+        }
+        for (i, v) in self.owner.into_iter().enumerate() {
+            tdcs.set(w::OWNER + i, v);
+        }
+        for (i, [a, b, c, d]) in self.cpuid.into_iter().enumerate() {
+            let i = i.wrapping_mul(2);
+            tdcs.set(w::CPUID + i, u64::from(b) << 32 | u64::from(a));
+            tdcs.set(w::CPUID + i + 1, u64::from(d) << 32 | u64::from(c));
+        }
+        tdcs.start_measurement();
+    }
+}
+
+impl<P: Platform> Machine<P> {
+    fn lock_kot(&self, mode: Mode) -> Res<ShareX<'_>> {
+        ShareX::try_lock(&self.sys.kot_lock, mode).map_err(|_| st::OPERAND_BUSY | op::KOT)
+    }
+
+    fn all_packages(&self) -> u64 {
+        (1 << (self.p.config().packages & 31)) - 1
+    }
+
+    /// TDH.MNG.CREATE. RCX: page for the TDR, RDX: HKID.
+    pub(crate) fn mng_create(&self, r: &Regs) -> Res<()> {
+        let c = self.p.config();
+        let hkids = u64::from(c.private_hkid_min)..=u64::from(c.private_hkid_max);
+        if !hkids.contains(&r.rdx) {
+            return Err(st::OPERAND_INVALID | op::RDX);
+        }
+        let page = self.lock_explicit(r.rcx, 0, pt::NDA, Mode::Exclusive, op::RCX)?;
+        let tdr = Page::at(&self.p, r.rcx).ok_or(st::OPERAND_ADDR_RANGE_ERROR | op::RCX)?;
+        let _kot = self.lock_kot(Mode::Exclusive)?;
+        let key = self
+            .sys
+            .kot
+            .get(r.rdx as usize)
+            .ok_or(st::OPERAND_INVALID | op::RDX)?;
+        if key.load(Ordering::Relaxed) != kot::FREE {
+            return Err(st::HKID_NOT_FREE);
+        }
+        self.p.random().ok_or(st::RND_NO_ENTROPY)?;
+
+        Tdr::create(tdr, r.rdx);
+        key.store(kot::ASSIGNED, Ordering::Relaxed);
+        page.entry.assign_new(pt::TDR, 0);
+        self.owner_changed(r.rcx, 1, true);
+        Ok(())
+    }
+
+    /// TDH.MNG.KEY.CONFIG on each package. RCX: TDR.
+    pub(crate) fn mng_key_config(&self, lp: u32, r: &Regs) -> Res<()> {
+        let tdr = self.lock_tdr(r.rcx, op::RCX, Mode::Exclusive)?;
+        if tdr.is_fatal() {
+            return Err(st::TD_FATAL);
+        }
+        if tdr.lifecycle() != lc::HKID_ASSIGNED {
+            return Err(st::LIFECYCLE_STATE_INCORRECT);
+        }
+        let bit = 1u64 << (self.p.package_of(lp) & 63);
+        let done = tdr.key_packages().fetch_or(bit, Ordering::Relaxed);
+        if done & bit != 0 {
+            return Err(st::KEY_CONFIGURED);
+        }
+        if (done | bit).count_ones() >= self.p.config().packages {
+            tdr.set_lifecycle(lc::KEYS_CONFIGURED);
+        }
+        Ok(())
+    }
+
+    /// TDH.MNG.ADDCX. RCX: page for the TDCS, RDX: TDR.
+    pub(crate) fn mng_addcx(&self, r: &Regs) -> Res<()> {
+        let tdr = self.lock_tdr(r.rdx, op::RDX, Mode::Exclusive)?;
+        if tdr.is_fatal() {
+            return Err(st::TD_FATAL);
+        }
+        if tdr.lifecycle() != lc::KEYS_CONFIGURED {
+            return Err(st::TD_KEYS_NOT_CONFIGURED);
+        }
+        let index = tdr.num_tdcx();
+        if index >= MAX_TDCX {
+            return Err(st::TDCX_NUM_INCORRECT);
+        }
+        let lock = self.lock_explicit(r.rcx, 0, pt::NDA, Mode::Exclusive, op::RCX)?;
+        let page = Page::at(&self.p, r.rcx).ok_or(st::OPERAND_ADDR_RANGE_ERROR | op::RCX)?;
+        if let Some(tdcs) = self.tdcs_of(&tdr) {
+            tdcs.check_op_state(1 << op_state::UNINITIALIZED)?;
+        }
+
+        page.fill(match index {
+            TDCX_MSR_BITMAP => u64::MAX,
+            TDCX_SEPT_ROOT => FREE,
+            _ => 0,
+        });
+        lock.entry.assign_new(pt::TDCX, tdr.pa);
+        self.owner_changed(r.rcx, 1, true);
+        tdr.add_tdcx(r.rcx);
+        tdr.add_children(1);
+        Ok(())
+    }
+
+    /// TDH.MNG.INIT. RCX: TDR, RDX: TD_PARAMS; out RCX: 0.
+    pub(crate) fn mng_init(&self, r: &mut Regs) -> Res<()> {
+        let rcx = core::mem::take(&mut r.rcx);
+        let tdr = self.lock_tdr(rcx, op::RCX, Mode::Exclusive)?;
+        let tdcs = self.check_built(&tdr)?;
+        tdcs.check_op_state(1 << op_state::UNINITIALIZED)?;
+        let bad = st::OPERAND_INVALID | op::RDX;
+        if r.rdx & 1023 != 0 || self.strip_hkid(r.rdx) != r.rdx || r.rdx >> 52 != 0 {
+            return Err(bad);
+        }
+        let page = Page::at(&self.p, r.rdx).ok_or(bad)?;
+        let params = TdParams::read(&page, (r.rdx & 0xFFF) as usize / 8);
+        params
+            .check()
+            .map_err(|operand| st::OPERAND_INVALID | operand)?;
+
+        params.store(&tdcs, self.p.tsc());
+        tdcs.set_op_state(op_state::INITIALIZED);
+        Ok(())
+    }
+
+    /// TDH.MNG.RD. RCX: TDR, RDX: field; out R8: value.
+    pub(crate) fn mng_rd(&self, r: &mut Regs) -> Res<()> {
+        let tdr = self.lock_tdr(r.rcx, op::RCX, Mode::Shared)?;
+        let tdcs = self.check_built(&tdr)?;
+        let value = self.td_field(&tdcs, r.rdx);
+        r.r8 = 0;
+        r.r8 = value.ok_or(st::METADATA_FIELD_NOT_READABLE | op::RDX)?;
+        Ok(())
+    }
+
+    /// Value of a field of a TD, as MNG.RD and TDG.VM.RD read it.
+    pub(crate) fn td_field(&self, tdcs: &Tdcs<'_>, id: u64) -> Option<u64> {
+        use tdcs_word as w;
+        Some(match md::field(id) {
+            0x1100_0000_0000_0000 => tdcs.get(w::ATTRIBUTES),
+            0x1100_0000_0000_0001 => tdcs.get(w::XFAM),
+            0x1100_0000_0000_0002 => tdcs.get(w::MAX_VCPUS),
+            0x1100_0000_0000_0003 => u64::from(tdcs.shared_bit() == 51),
+            0x1100_0000_0000_0004 => tdcs.get(w::ROOT_LEVEL) << 3 | 6,
+            0x1100_0000_0000_000A => tdcs.get(w::TSC_OFFSET),
+            0x1100_0000_0000_000B => 1 << 48, // TSC multiplier
+            0x1100_0000_0000_000C => tdcs.get(w::TSC_FREQUENCY),
+            0x1100_0000_0000_0016 => tdcs.get(w::CONFIG_FLAGS),
+            0x1100_0000_0000_0017 => tdcs.get(w::TD_CTLS),
+            0x9100_0000_0000_0010 => tdcs.get(w::NOTIFY_ENABLES),
+            0x9100_0000_0000_0019 => 0, // topology enumeration is not configured
+            f @ 0x9400_0000_0000_0000..=0x9400_0000_0001_FFFF => {
+                return cpuid::field(&self.p, tdcs, f & 0x1FFFF)
+            }
+            _ => return None,
+        })
+    }
+
+    /// TDG.VM.WR of the fields that a guest may write. Returns the old value.
+    pub(crate) fn set_td_field(&self, tdcs: &Tdcs<'_>, id: u64, v: u64, mask: u64) -> Res<u64> {
+        let flexible = tdcs.get(tdcs_word::CONFIG_FLAGS) & CONFIG_FLEXIBLE_PENDING_VE != 0;
+        let (word, writable) = match md::field(id) {
+            0x1100_0000_0000_0017 => (tdcs_word::TD_CTLS, u64::from(flexible)),
+            0x9100_0000_0000_0010 => (tdcs_word::NOTIFY_ENABLES, 1),
+            _ => return Err(st::METADATA_FIELD_NOT_WRITABLE | op::RDX),
+        };
+        let old = tdcs.get(word);
+        let new = old & !mask | v & mask;
+        if (old ^ new) & !writable != 0 {
+            return Err(st::METADATA_FIELD_VALUE_NOT_VALID | op::RDX);
+        }
+        tdcs.set(word, new);
+        Ok(old)
+    }
+
+    /// TDH.MNG.VPFLUSHDONE. RCX: TDR.
+    pub(crate) fn mng_vpflushdone(&self, r: &Regs) -> Res<()> {
+        let tdr = self.lock_tdr(r.rcx, op::RCX, Mode::Exclusive)?;
+        let _kot = self.lock_kot(Mode::Exclusive)?;
+        if !matches!(tdr.lifecycle(), lc::HKID_ASSIGNED | lc::KEYS_CONFIGURED) {
+            return Err(st::LIFECYCLE_STATE_INCORRECT);
+        }
+        if let Some(tdcs) = self.tdcs_of(&tdr) {
+            let running = tdcs.word(tdcs_word::NUM_ASSOC).load(Ordering::Relaxed) != 0;
+            if tdcs.op_state() != op_state::UNINITIALIZED && running {
+                return Err(st::FLUSHVP_NOT_DONE);
+            }
+        }
+        let key = tdr.hkid();
+        let (Some(k), Some(wb)) = (self.sys.kot.get(key), self.sys.wb_pending.get(key)) else {
+            return Err(self.fatal());
+        };
+
+        tdr.set_lifecycle(lc::BLOCKED);
+        k.store(kot::FLUSHED, Ordering::Relaxed);
+        wb.store(self.all_packages(), Ordering::Relaxed);
+        Ok(())
+    }
+
+    /// TDH.MNG.KEY.FREEID. RCX: TDR.
+    pub(crate) fn mng_key_freeid(&self, r: &Regs) -> Res<()> {
+        let tdr = self.lock_tdr(r.rcx, op::RCX, Mode::Exclusive)?;
+        if tdr.lifecycle() != lc::BLOCKED {
+            return Err(st::LIFECYCLE_STATE_INCORRECT);
+        }
+        let _kot = self.lock_kot(Mode::Exclusive)?;
+        let key = tdr.hkid();
+        let (Some(k), Some(wb)) = (self.sys.kot.get(key), self.sys.wb_pending.get(key)) else {
+            return Err(self.fatal());
+        };
+        if wb.load(Ordering::Relaxed) != 0 {
+            return Err(st::WBCACHE_NOT_COMPLETE);
+        }
+
+        k.store(kot::FREE, Ordering::Relaxed);
+        tdr.set_lifecycle(lc::TEARDOWN);
+        Ok(())
+    }
+
+    /// TDH.PHYMEM.CACHE.WB on each package. RCX: 0 to start, 1 to go on; it never
+    /// stops half way here, so there is nothing to go on with.
+    pub(crate) fn phymem_cache_wb(&self, lp: u32, r: &Regs) -> Res<()> {
+        match r.rcx {
+            0 => {}
+            1 => return Err(st::WBCACHE_RESUME_ERROR),
+            _ => return Err(st::OPERAND_INVALID | op::RCX),
+        }
+        let _kot = self.lock_kot(Mode::Shared)?;
+        let bit = 1u64 << (self.p.package_of(lp) & 63);
+        let mut any = false;
+        for (k, wb) in self.sys.kot.iter().zip(&self.sys.wb_pending) {
+            if k.load(Ordering::Relaxed) == kot::FLUSHED {
+                any |= wb.fetch_and(!bit, Ordering::Relaxed) & bit != 0;
+            }
+        }
+        if !any {
+            return Err(st::NO_HKID_READY_TO_WBCACHE);
+        }
+        Ok(())
+    }
+}
+
+const _: () = assert!(MIN_TDCX > TDCX_SEPT_ROOT && MAX_TDCX > MIN_TDCX);

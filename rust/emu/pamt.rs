@@ -1,0 +1,230 @@
+// SPDX-License-Identifier: GPL-2.0
+//! PAMT: who owns each page of the TDMRs, at which size.
+//!
+//! An entry has two words: word 0 is lock (15:0), page type (23:16) and owner
+//! PFN (63:24); word 1 is the epoch of the last RANGE.BLOCK. A page is owned at
+//! one size only; of a large owned page the smaller entries are NDA.
+
+use core::sync::atomic::Ordering;
+
+use super::abi::{st, Res};
+use super::lock::{Busy, Mode, ShareXHp};
+use super::mem::Page;
+use super::platform::Platform;
+use super::sys::Machine;
+use super::tree::shift;
+
+/// Page types.
+pub(crate) mod pt {
+    pub(crate) const NDA: u8 = 0;
+    pub(crate) const RSVD: u8 = 1;
+    pub(crate) const REG: u8 = 3;
+    pub(crate) const TDR: u8 = 4;
+    pub(crate) const TDCX: u8 = 5;
+    pub(crate) const TDVPR: u8 = 6;
+    pub(crate) const EPT: u8 = 8;
+}
+
+const LOCK_BITS: u64 = 0xFFFF;
+const TYPE_SHIFT: u32 = 16;
+const OWNER_SHIFT: u32 = 24;
+
+/// One entry.
+#[derive(Clone, Copy)]
+pub(crate) struct PamtEntry<'m> {
+    page: Page<'m>,
+    word: usize,
+}
+
+impl<'m> PamtEntry<'m> {
+    pub(crate) fn new(page: Page<'m>, word: usize) -> Self {
+        PamtEntry { page, word }
+    }
+    pub(crate) fn head(&self) -> u64 {
+        self.page.get(self.word)
+    }
+    pub(crate) fn kind(&self) -> u8 {
+        (self.head() >> TYPE_SHIFT) as u8
+    }
+    /// Physical address of the owner's TDR.
+    pub(crate) fn owner(&self) -> u64 {
+        self.head() >> OWNER_SHIFT << 12
+    }
+    pub(crate) fn block_epoch(&self) -> u64 {
+        self.page.get(self.word.wrapping_add(1))
+    }
+    pub(crate) fn set_block_epoch(&self, e: u64) {
+        self.page.set(self.word.wrapping_add(1), e);
+    }
+
+    /// Replaces type and owner; lock bits may change meanwhile and are kept.
+    pub(crate) fn assign(&self, kind: u8, owner_pa: u64) {
+        let v = u64::from(kind) << TYPE_SHIFT | owner_pa >> 12 << OWNER_SHIFT;
+        let w = self.page.word(self.word);
+        let mut old = w.load(Ordering::Relaxed);
+        while let Err(seen) = w.compare_exchange_weak(
+            old,
+            old & LOCK_BITS | v,
+            Ordering::Relaxed,
+            Ordering::Relaxed,
+        ) {
+            old = seen;
+        }
+    }
+    /// A new owner, never blocked yet.
+    pub(crate) fn assign_new(&self, kind: u8, owner_pa: u64) {
+        self.set_block_epoch(0);
+        self.assign(kind, owner_pa);
+    }
+    /// Gives the page back. Owner and epoch stay behind, as in the real module.
+    pub(crate) fn release(&self) {
+        self.assign(pt::NDA, self.owner());
+    }
+    /// As TDMR.INIT leaves it.
+    pub(crate) fn reset(&self, kind: u8) {
+        self.page.set(self.word, u64::from(kind) << TYPE_SHIFT);
+        self.set_block_epoch(0);
+    }
+    pub(crate) fn lock(self, mode: Mode) -> Result<ShareXHp<'m>, Busy> {
+        ShareXHp::try_lock(self.page.word(self.word), mode)
+    }
+}
+
+/// A locked entry with the locks of its parents; fields are released in order.
+pub(crate) struct PamtLock<'m> {
+    _leaf: ShareXHp<'m>,
+    _parents: [Option<ShareXHp<'m>>; 2],
+    pub(crate) entry: PamtEntry<'m>,
+    /// Size class of the entry: 0 = 4K, 1 = 2M, 2 = 1G.
+    pub(crate) size: u8,
+}
+
+/// Why a walk of the PAMT failed.
+pub(crate) enum WalkError {
+    /// Not in an initialised part of a TDMR.
+    Range,
+    Busy,
+}
+
+impl From<Busy> for WalkError {
+    fn from(_: Busy) -> Self {
+        WalkError::Busy
+    }
+}
+
+impl<P: Platform> Machine<P> {
+    /// The entry of `pa` (no HKID) at `size`, without any lock.
+    pub(crate) fn pamt_entry(&self, pa: u64, size: u8) -> Option<PamtEntry<'_>> {
+        let at = self.sys.tdmr_of(pa)?.entry_address(pa, size);
+        Some(PamtEntry::new(
+            Page::at(&self.p, at)?,
+            (at as usize & 0xFFF) / 8,
+        ))
+    }
+
+    /// Locks the entry that owns `pa`, at `target` size or above, and its parents
+    /// shared.
+    pub(crate) fn pamt_walk(
+        &self,
+        pa: u64,
+        target: u8,
+        mode: Mode,
+    ) -> Result<PamtLock<'_>, WalkError> {
+        let mut parents = [None, None];
+        for (slot, size) in [(0, 2), (1, 1)] {
+            let entry = self.pamt_entry(pa, size).ok_or(WalkError::Range)?;
+            let mut lock = entry.lock(Mode::Shared)?;
+            if size == target || entry.kind() == pt::REG {
+                if mode == Mode::Exclusive {
+                    lock.promote()?;
+                }
+                return Ok(PamtLock {
+                    _leaf: lock,
+                    _parents: parents,
+                    entry,
+                    size,
+                });
+            }
+            if let Some(p) = parents.get_mut(slot) {
+                *p = Some(lock);
+            }
+        }
+        let entry = self.pamt_entry(pa, 0).ok_or(WalkError::Range)?;
+        let lock = entry.lock(mode)?;
+        Ok(PamtLock {
+            _leaf: lock,
+            _parents: parents,
+            entry,
+            size: 0,
+        })
+    }
+
+    /// The entry of a page that the module itself knows to be owned at `size`;
+    /// its parents are not locked.
+    pub(crate) fn pamt_implicit(
+        &self,
+        pa: u64,
+        size: u8,
+        mode: Mode,
+        op: u64,
+    ) -> Res<PamtLock<'_>> {
+        let entry = self.pamt_entry(pa, size).ok_or_else(|| self.fatal())?;
+        if matches!(entry.kind(), pt::NDA | pt::RSVD) {
+            return Err(self.fatal());
+        }
+        let lock = entry.lock(mode).map_err(|Busy| st::OPERAND_BUSY | op)?;
+        Ok(PamtLock {
+            _leaf: lock,
+            _parents: [None, None],
+            entry,
+            size,
+        })
+    }
+
+    /// Checks a physical address that the host passed: aligned to `size`, no HKID,
+    /// in range.
+    pub(crate) fn check_pa(&self, pa: u64, size: u8, op: u64) -> Res<()> {
+        let c = self.p.config();
+        let hkid = ((1u64 << (c.hkid_bits & 7)) - 1) << (c.hkid_start_bit & 63);
+        if pa & ((1 << shift(size)) - 1) != 0 || pa & hkid != 0 || pa >> 52 != 0 {
+            return Err(st::OPERAND_INVALID | op);
+        }
+        Ok(())
+    }
+
+    /// `pa` without HKID bits.
+    pub(crate) fn strip_hkid(&self, pa: u64) -> u64 {
+        let c = self.p.config();
+        pa & !(((1u64 << (c.hkid_bits & 7)) - 1) << (c.hkid_start_bit & 63))
+    }
+
+    /// Locks the PAMT entry of a page that the host names, and checks that it is of
+    /// type `kind` at `size`.
+    pub(crate) fn lock_explicit(
+        &self,
+        pa: u64,
+        size: u8,
+        kind: u8,
+        mode: Mode,
+        op: u64,
+    ) -> Res<PamtLock<'_>> {
+        self.check_pa(pa, size, op)?;
+        let lock = self.pamt_walk(pa, size, mode).map_err(|e| match e {
+            WalkError::Range => st::OPERAND_ADDR_RANGE_ERROR | op,
+            WalkError::Busy => st::OPERAND_BUSY | op,
+        })?;
+        if lock.size != size || lock.entry.kind() != kind {
+            return Err(st::PAGE_METADATA_INCORRECT | op);
+        }
+        Ok(lock)
+    }
+
+    /// Whether all 4K entries of the 2M range at `pa` are free. They are not locked:
+    /// whoever owns one holds the 2M entry shared, which the caller has exclusively.
+    pub(crate) fn small_pages_free(&self, pa: u64) -> bool {
+        (0..512u64).all(|i| {
+            self.pamt_entry(pa | i << 12, 0)
+                .is_some_and(|e| e.kind() == pt::NDA)
+        })
+    }
+}

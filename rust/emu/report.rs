@@ -1,0 +1,80 @@
+// SPDX-License-Identifier: GPL-2.0
+//! TDG.MR.REPORT: the measurements of a TD, as the TD can show them. The MAC is
+//! zero: no key exists that could vouch for an emulated TD.
+
+use super::abi::{op, st, Res};
+use super::mem::Page;
+use super::platform::Platform;
+use super::sys::Machine;
+use super::td::tdcs_word;
+use super::tree::{shift, HPA};
+use super::vcpu::Entered;
+
+/// Word of REPORTDATA in the report.
+const REPORT_DATA: usize = 16;
+/// Word of TDINFO.
+const TDINFO: usize = 64;
+
+impl Entered<'_> {
+    /// RCX: GPA of the report (1024 bytes), RDX: GPA of 64 bytes that it shall
+    /// contain, R8: 0. Returns the status.
+    pub(crate) fn mr_report<P: Platform>(&mut self, m: &Machine<P>) -> Res<u64> {
+        let (to, data, kind) = (self.regs.gpr[1], self.regs.gpr[2], self.regs.gpr[8]);
+        if kind != 0 {
+            return Err(st::OPERAND_INVALID | op::R8);
+        }
+        let (page, first) = self.guest_words(m, to, 1023, op::RCX)?;
+        let (from, from_first) = self.guest_words(m, data, 63, op::RDX)?;
+        let mut report_data = [0; 8];
+        from.read(from_first, &mut report_data);
+
+        let set = |i: usize, v: u64| page.set(first.wrapping_add(i), v);
+        for i in 0..128 {
+            set(i, 0);
+        }
+        set(0, 0x81); // TEE type: TDX
+        for (i, v) in report_data.into_iter().enumerate() {
+            set(REPORT_DATA.wrapping_add(i), v);
+        }
+        set(TDINFO, self.tdcs.get(tdcs_word::ATTRIBUTES));
+        set(TDINFO + 1, self.tdcs.get(tdcs_word::XFAM));
+        for i in 0..6usize {
+            set(
+                i.wrapping_add(TDINFO + 2),
+                self.tdcs.get(i.wrapping_add(tdcs_word::MRTD)),
+            );
+        }
+        for i in 0..18usize {
+            set(
+                i.wrapping_add(TDINFO + 8),
+                self.tdcs.get(i.wrapping_add(tdcs_word::OWNER)),
+            );
+        }
+        Ok(st::SUCCESS)
+    }
+
+    /// The page and the first word of an aligned private buffer that is mapped.
+    fn guest_words<'m, P: Platform>(
+        &self,
+        m: &'m Machine<P>,
+        gpa: u64,
+        mask: u64,
+        operand: u64,
+    ) -> Res<(Page<'m>, usize)> {
+        let bad = st::OPERAND_INVALID | operand;
+        if gpa & mask != 0 || !self.tdcs.is_private(gpa) {
+            return Err(bad);
+        }
+        let walk = self
+            .tdcs
+            .root()
+            .walk_leaf(&m.p, gpa)
+            .ok_or_else(|| m.fatal())?;
+        if !walk.hit {
+            return Err(bad);
+        }
+        let offset = gpa & ((1 << shift(walk.entry.level)) - 1);
+        let page = Page::at(&m.p, (walk.raw & HPA).wrapping_add(offset)).ok_or(bad)?;
+        Ok((page, (gpa & 0xFFF) as usize / 8))
+    }
+}

@@ -1,0 +1,194 @@
+// SPDX-License-Identifier: GPL-2.0
+//! TDH.VP.ENTER: the way into a guest, and out of it again.
+
+use core::sync::atomic::Ordering;
+
+use super::abi::{exit, op, op_state, st, Res};
+use super::guestop::Next;
+use super::lock::Mode;
+use super::pamt::PamtLock;
+use super::platform::{Entry, GuestExit, GuestRegs, Inject, Platform, Regs, Vcpu};
+use super::sys::Machine;
+use super::td::{tdcs_word, Tdcs, Tdr};
+use super::vp::{vcpu_state, word, Tdvps};
+use super::zerostep::Verdict;
+
+/// RCX of VP.ENTER: a hint after an asynchronous trap, which never happened here, and
+/// resumption of an L1 guest, of which there are no L2.
+const ENTER_FLAGS: u64 = 1 << 52 | 1 << 53;
+
+/// Registers that TDG.VP.VMCALL can pass, in the order of their numbers.
+pub(crate) fn host_reg(r: &mut Regs, number: usize) -> Option<&mut u64> {
+    Some(match number {
+        1 => &mut r.rcx,
+        2 => &mut r.rdx,
+        3 => &mut r.rbx,
+        6 => &mut r.rsi,
+        7 => &mut r.rdi,
+        8 => &mut r.r8,
+        9 => &mut r.r9,
+        10 => &mut r.r10,
+        11 => &mut r.r11,
+        12 => &mut r.r12,
+        13 => &mut r.r13,
+        14 => &mut r.r14,
+        15 => &mut r.r15,
+        _ => return None,
+    })
+}
+
+/// Numbers of the registers that a VMCALL may name.
+pub(crate) fn masked(mask: u64) -> impl Iterator<Item = usize> {
+    (0..16usize).filter(move |&i| mask >> i & 1 != 0)
+}
+
+/// A vCPU inside the guest. TDR and TDVPR stay locked shared and the vCPU counts in
+/// its epoch until this is dropped.
+pub(crate) struct Entered<'m> {
+    pub(crate) vcpu: Vcpu,
+    pub(crate) entry: Entry,
+    pub(crate) regs: GuestRegs,
+    pub(crate) tdvps: Tdvps<'m>,
+    pub(crate) tdcs: Tdcs<'m>,
+    _tdr: Tdr<'m>,
+    _tdvpr: PamtLock<'m>,
+}
+
+impl Drop for Entered<'_> {
+    fn drop(&mut self) {
+        self.tdvps.store_regs(&self.regs);
+        self.tdcs.leave_epoch(self.tdvps.get(word::EPOCH));
+    }
+}
+
+/// Result of an attempt to enter that the module answers by itself.
+pub(crate) enum Enter<'m> {
+    Guest(Entered<'m>),
+    /// An exit without having entered, with the registers already set.
+    Emulated(u64),
+}
+
+impl<P: Platform> Machine<P> {
+    /// Everything of TDH.VP.ENTER that precedes the guest. RCX: TDVPR and flags.
+    pub(crate) fn vp_enter_begin(&self, lp: u32, r: &mut Regs) -> Res<Enter<'_>> {
+        if r.rcx & (0xFFC0_0000_0000_0FFF) != 0 {
+            return Err(st::OPERAND_INVALID | op::RCX);
+        }
+        let pa = r.rcx & !ENTER_FLAGS;
+        let allowed = Some(op_state::VP_ENTER);
+        let mut v = self.lock_vcpu(pa, op::RCX, Mode::Shared, Mode::Shared, allowed)?;
+        if !v.tdvps.is_complete() {
+            return Err(st::TDCX_NUM_INCORRECT);
+        }
+        if v.tdvps.get(word::STATE) != vcpu_state::READY {
+            return Err(st::VCPU_STATE_INCORRECT);
+        }
+        let new_here = associate(&v.tdvps, &v.tdcs, lp)?;
+        if r.rcx & ENTER_FLAGS != 0 {
+            return Err(st::OPERAND_INVALID | op::RCX);
+        }
+        let epoch = v.tdcs.enter_epoch()?;
+        let stale = v.tdvps.get(word::EPOCH) != epoch;
+        v.tdvps.set(word::EPOCH, epoch);
+        // From here on the vCPU counts, and dropping `e` undoes it.
+        let mut e = Entered {
+            vcpu: v.tdvps.describe(&v.tdr, &v.tdcs, lp),
+            entry: Entry {
+                inject: Inject::None,
+                flush: stale || new_here,
+                first: true,
+                xcr0: v.tdvps.get(word::XCR0),
+            },
+            regs: v.tdvps.load_regs(),
+            tdvps: v.tdvps,
+            tdcs: v.tdcs,
+            _tdr: v.tdr,
+            _tdvpr: v.lock,
+        };
+        let tree_lock = match self.filter_steps(&e.tdvps, &e.tdcs)? {
+            Verdict::Enter(lock) => lock,
+            Verdict::Fault(gpa) => {
+                *r = Regs {
+                    rcx: 2,
+                    r8: gpa,
+                    ..Regs::default()
+                };
+                return Ok(Enter::Emulated(exit::EPT_VIOLATION));
+            }
+        };
+        v.op_lock = None;
+        if let Some(last) = self.sys.lp_last_vcpu.get(lp as usize) {
+            e.entry.flush |= last.swap(pa, Ordering::Relaxed) != pa;
+        }
+        e.take_answer(r);
+        if e.tdvps.word(word::PEND_NMI).swap(0, Ordering::Relaxed) != 0 {
+            e.entry.inject = Inject::Nmi;
+        }
+        drop(tree_lock);
+        Ok(Enter::Guest(e))
+    }
+}
+
+/// Binds the vCPU to `lp`. Returns whether it was not bound to any before.
+fn associate(v: &Tdvps<'_>, tdcs: &Tdcs<'_>, lp: u32) -> Res<bool> {
+    if v.is_on(lp) {
+        return Ok(false);
+    }
+    // Two LPs may try at once: the TDVPR is only held shared.
+    v.word(word::ASSOC)
+        .compare_exchange(0, u64::from(lp) + 1, Ordering::Relaxed, Ordering::Relaxed)
+        .map_err(|_| st::VCPU_ASSOCIATED)?;
+    tdcs.word(tdcs_word::NUM_ASSOC)
+        .fetch_add(1, Ordering::Relaxed);
+    Ok(true)
+}
+
+impl Entered<'_> {
+    /// If the last exit was a TDG.VP.VMCALL: the host's registers are its results.
+    fn take_answer(&mut self, r: &mut Regs) {
+        let mask = self.tdvps.get(word::VMCALL);
+        if mask == 0 {
+            return;
+        }
+        self.tdvps.set(word::VMCALL, 0);
+        for i in masked(mask) {
+            if let (Some(from), Some(to)) = (host_reg(r, i), self.regs.gpr.get_mut(i)) {
+                *to = *from;
+            }
+        }
+        self.regs.gpr[0] = st::SUCCESS;
+    }
+
+    /// The guest stopped: decides what happens. `Some(rax)`: the host gets the CPU, its
+    /// registers are set, and this must be dropped. `None`: run the guest again.
+    pub(crate) fn event<P: Platform>(
+        &mut self,
+        m: &Machine<P>,
+        why: GuestExit,
+        r: &mut Regs,
+    ) -> Option<u64> {
+        self.tdvps.note_progress(self.regs.rip);
+        self.entry = Entry {
+            inject: Inject::None,
+            flush: false,
+            first: false,
+            xcr0: self.tdvps.get(word::XCR0),
+        };
+        match self.decide(m, why) {
+            Next::Resume => None,
+            Next::Inject(event) => {
+                self.entry.inject = event;
+                None
+            }
+            Next::Exit(rax, out) => {
+                *r = out;
+                Some(rax)
+            }
+            Next::Dead(rax) => {
+                self.tdvps.set(word::STATE, vcpu_state::DISABLED);
+                *r = Regs::default();
+                Some(rax)
+            }
+        }
+    }
+}
