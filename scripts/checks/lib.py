@@ -35,13 +35,13 @@ class Result:
 
 def files(*patterns):
     """Files of the checkout that match a pattern, also those not yet in git."""
-    if os.path.isdir(os.path.join(TOP, ".git")) or os.path.isfile(os.path.join(TOP, ".git")):
-        out = subprocess.run(
-            ["git", "ls-files", "-z", "-co", "--exclude-standard"],
-            cwd=TOP, check=True, stdout=subprocess.PIPE,
-        ).stdout.decode()
-        names = [n for n in out.split("\0") if n]
-    else:
+    names = None
+    if os.path.exists(os.path.join(TOP, ".git")):
+        # The checkout may belong to another user than the one who checks it.
+        status, out = run(["git", "-c", f"safe.directory={TOP}", "ls-files", "-z", "-co", "--exclude-standard"])
+        if status == 0:
+            names = [n for n in out.split("\0") if n]
+    if names is None:
         names = []
         for folder, _, leaves in os.walk(TOP):
             names += [os.path.relpath(os.path.join(folder, leaf), TOP) for leaf in leaves

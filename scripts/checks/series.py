@@ -57,11 +57,16 @@ def contract(result):
     if not patches:
         result.missing(f"a patch in patches/kvm that adds {HEADER}", "generate the series again")
         return
+    if not lib.need(result, "patch", "patch"):
+        return
     with lib.temp() as folder:
         for name in patches:
-            status, out = lib.run(
-                ["git", "apply", f"--include={HEADER}", os.path.join(lib.TOP, name)], cwd=folder,
-                env=dict(os.environ, GIT_CEILING_DIRECTORIES=os.path.dirname(folder)))
+            # Only what the patch does to the header.
+            parts = re.split(r"^(?=diff --git )", lib.read(name), flags=re.M)
+            piece = os.path.join(folder, "piece.patch")
+            with open(piece, "w", encoding="utf-8") as f:
+                f.write("".join(p for p in parts if p.startswith(f"diff --git a/{HEADER} ")))
+            status, out = lib.run(lib.in_root(["patch", "-s", "-p1", "-d", folder, "-i", piece]))
             if status:
                 result.bad(f"{name} does not apply: {out.strip()}")
                 return
