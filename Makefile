@@ -4,6 +4,7 @@
 # make run         an emulated TDX host, a TD on the Rust mirror and on KVM's own
 # make test        every test; the last line says how many passed and failed
 # make selftests   the kselftests on the emulated host, in both modes
+# make contract    the C contract's test module, on an emulated PC
 # make host-test   the tests that run on this machine (cargo)
 # make check       formatting, lints, layers, unsafe, panics, patches
 # make modules     the modules; KDIR=<built kernel tree> for your own kernel
@@ -12,7 +13,7 @@
 # make clean       remove build/ (the cache stays)
 
 .DEFAULT_GOAL := help
-.PHONY: help run test selftests host-test check modules vm setup clean
+.PHONY: help run test selftests contract host-test check modules vm setup clean
 
 SESSION := scripts/session
 
@@ -30,6 +31,9 @@ test:
 
 selftests:
 	@$(SESSION) scripts/selftests $(TESTS)
+
+contract:
+	@$(SESSION) scripts/contract
 
 host-test:
 	@$(SESSION) scripts/host-test

@@ -4,6 +4,7 @@
 
 usage: report.py run LOG         table of both modes, last line `tdx-mirror: run ok: ...`
        report.py selftests LOG   checks per program, counts for the closing line
+       report.py contract LOG    the same for the test module of the C contract
 
 The exit status is 1 if a program failed, something leaked, the kernel warned,
 or the two sides (mirror and software TDX module) or the two modes differ.
@@ -189,10 +190,33 @@ def table(runs):
     return lines
 
 
+def contract(path):
+    """The log of tdx_mirror_contract_test.ko, which prints TAP into the kernel log."""
+    with open(path, encoding="utf-8", errors="replace") as file:
+        lines = file.read().split("\n")
+    said = [re.sub(r"^\[[ .\d]+\] ", "", line.rstrip("\r")) for line in lines]
+    passed = sum(line.startswith("tdx_mirror_contract_test: ok ") for line in said)
+    failed = sum(line.startswith("tdx_mirror_contract_test: not ok ") for line in said)
+    # One test breaks a rule on purpose and sees the WARN that it must cause.
+    problems = [line for line in said
+                if ALARM.search(line) and "tdx_mirror_warn_bug" not in line and "Call Trace" not in line]
+    if f"tdx_mirror_contract_test: 1..{passed + failed}" not in said or not passed:
+        problems.append("the test module did not come to its end")
+    if "vm: exit 0" not in said:
+        problems.append("the machine did not end well")
+    for what in problems:
+        print(f"tdx-mirror: problem: {what}")
+    failed = max(failed, 1) if problems else failed
+    print(f"contract: {passed} passed, {failed} failed")
+    return 1 if failed else 0
+
+
 def main(argv):
-    if len(argv) != 2 or argv[0] not in ("run", "selftests"):
+    if len(argv) != 2 or argv[0] not in ("run", "selftests", "contract"):
         print(__doc__.strip(), file=sys.stderr)
         return 2
+    if argv[0] == "contract":
+        return contract(argv[1])
     runs, alarms, ended = parse(argv[1])
     problems = [f"kernel log: {line}" for line in alarms]
     if not ended:

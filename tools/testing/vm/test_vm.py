@@ -101,6 +101,21 @@ class Report(unittest.TestCase):
         self.assertIn("0 passed, 0 failed, 2 skipped", out)
 
 
+class Contract(unittest.TestCase):
+    GOOD = ("[    1.0] tdx_mirror_contract_test: ok 1 - create\r\n[    1.1] WARNING: x at tdx_mirror_warn_bug+0x9\n"
+            "[    1.2] tdx_mirror_contract_test: 1..1\nvm: exit 0\n")
+
+    def test_good(self):
+        self.assertEqual(run_report("contract", self.GOOD), (0, "contract: 1 passed, 0 failed\n"))
+
+    def test_bad(self):
+        for text in (self.GOOD.replace("ok 1", "not ok 1"), self.GOOD.replace("1..1", "1..2"),
+                     self.GOOD.replace("exit 0", "exit 1"), self.GOOD + "WARNING: elsewhere\n", ""):
+            status, out = run_report("contract", text)
+            self.assertEqual(status, 1, out)
+            self.assertRegex(out, r"contract: \d+ passed, [1-9]\d* failed\n$")
+
+
 PATCH = """--- a/{name}
 +++ b/{name}
 @@ -1,2 +1,2 @@
