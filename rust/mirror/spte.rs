@@ -206,6 +206,7 @@ impl Transition {
         }
         match (was, is) {
             (Frozen, _) => Err(Bad::FromFrozen),
+            (Quarantined(_), _) => Err(Bad::FromQuarantined),
             (NonPresent, Frozen) => Ok(Self::Freeze),
             (_, Frozen) => Err(Bad::FreezeOfPresent),
 
@@ -225,8 +226,6 @@ impl Transition {
             (Blocked(p), NonPresent) => Ok(Self::RemoveLeaf(p)),
             (Blocked(p), Quarantined(q)) if p == q => Ok(Self::Quarantine(p)),
             (Blocked(_), _) => Err(Bad::FromBlocked),
-
-            (Quarantined(_), _) => Err(Bad::FromQuarantined),
 
             (Table(p), NonPresent) => Ok(Self::UnlinkTable(p)),
             (Table(_), _) => Err(Bad::OverPresent),

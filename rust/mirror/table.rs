@@ -23,11 +23,11 @@ pub struct Table {
 }
 
 impl Table {
-    /// A table outside any page, for tests on the host.
+    /// What the tests on the host have for a page: every entry is `v`.
     #[cfg(not(CONFIG_RUST))]
-    pub fn new() -> Self {
+    pub fn filled(v: Spte) -> Self {
         Self {
-            cells: core::array::from_fn(|_| SpteCell::new(Spte::NON_PRESENT)),
+            cells: core::array::from_fn(|_| SpteCell::new(v)),
         }
     }
 
@@ -39,13 +39,6 @@ impl Table {
     /// All entries in order.
     pub fn cells(&self) -> impl Iterator<Item = &SpteCell> {
         self.cells.iter()
-    }
-}
-
-#[cfg(not(CONFIG_RUST))]
-impl Default for Table {
-    fn default() -> Self {
-        Self::new()
     }
 }
 

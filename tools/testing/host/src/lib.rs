@@ -1,0 +1,15 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! The pure parts of tdx-mirror, built unchanged on the host, and what their tests share.
+
+#[path = "../../../../rust/mirror/mod.rs"]
+pub mod mirror;
+
+#[path = "../../../../rust/tdx/mod.rs"]
+pub mod tdx;
+
+#[path = "../../../../rust/sept.rs"]
+pub mod sept;
+
+pub mod mock;
+pub mod vm;

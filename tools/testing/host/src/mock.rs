@@ -1,0 +1,403 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! A mock S-EPT: states, page ownership and TLB epochs of one TD, written against the interface
+//! and without a line of the mirror.  It refuses what the TDX module refuses, so a wrong order of
+//! SEAMCALLs shows as a failed one.
+
+use crate::mirror::addr::{Gfn, PagePtr, Pfn};
+use crate::mirror::level::{Level, Position};
+use crate::sept::SeptBackend;
+use crate::tdx::seamcall::{SeamOut, Seamcall};
+use crate::tdx::sept::SeptState;
+use crate::tdx::status::{OperandId, TdxStatus};
+use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
+use std::sync::Mutex;
+
+/// What was called.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub enum Call {
+    SeptAdd,
+    PageMap,
+    Block,
+    Track,
+    Remove,
+    Wbinvd,
+    Reclaim,
+    Kick,
+    Hold,
+    Release,
+}
+
+/// An entry of the mock S-EPT.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Entry {
+    /// A table and its page.
+    Table(usize),
+    /// A leaf, and the epoch in which it was blocked.
+    Leaf { pfn: u64, blocked: Option<u64> },
+}
+
+/// Answers to give instead of doing the call.
+#[derive(Clone, Copy, Debug)]
+pub struct Fail {
+    pub call: Call,
+    /// Calls of that kind to let through first.
+    pub skip: u32,
+    /// How many calls to fail then.
+    pub times: u32,
+    pub status: TdxStatus,
+}
+
+type Observer = Box<dyn Fn(Call, Option<Position>) + Send + Sync>;
+
+#[derive(Default)]
+struct State {
+    entries: BTreeMap<(i32, u64), Entry>,
+    /// Data pages by PFN.
+    data: HashSet<u64>,
+    /// S-EPT pages with the entry that points to each.
+    sept: HashMap<usize, (i32, u64)>,
+    /// S-EPT pages that were reclaimed before one of their children.
+    early: u32,
+    epoch: u64,
+    /// A vCPU is inside since the current epoch began, or since before that.
+    inside: Option<u64>,
+    fails: VecDeque<Fail>,
+    log: Vec<(Call, Option<Position>)>,
+    hold: bool,
+}
+
+/// The S-EPT of one TD.
+pub struct Mock {
+    state: Mutex<State>,
+    finalized: std::sync::atomic::AtomicBool,
+    hkid: std::sync::atomic::AtomicBool,
+    observer: Option<Observer>,
+    root: Level,
+}
+
+impl std::fmt::Debug for Mock {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Mock")
+    }
+}
+
+/// Statuses that tests feed.
+pub mod status {
+    use super::{OperandId, TdxStatus};
+
+    pub const TREE_BUSY: TdxStatus = TdxStatus::OPERAND_BUSY.with_operand(OperandId::SEPT_TREE);
+    pub const ENTRY_BUSY: TdxStatus = TdxStatus::OPERAND_BUSY.with_operand(OperandId::RCX);
+    pub const EPOCH_BUSY: TdxStatus = TdxStatus::OPERAND_BUSY.with_operand(OperandId::TD_EPOCH);
+    pub const TDR_BUSY: TdxStatus = TdxStatus::OPERAND_BUSY.with_operand(OperandId::RDX);
+    pub const STATE_INCORRECT: TdxStatus =
+        TdxStatus::EPT_ENTRY_STATE_INCORRECT.with_operand(OperandId::RCX);
+    pub const METADATA: TdxStatus = TdxStatus::PAGE_METADATA_INCORRECT.with_operand(OperandId::R8);
+}
+
+fn key(at: Position) -> (i32, u64) {
+    (at.level().as_kvm(), at.gfn().as_u64())
+}
+
+impl Mock {
+    pub fn new(root: Level) -> Self {
+        Self {
+            state: Mutex::new(State {
+                epoch: 1,
+                ..State::default()
+            }),
+            finalized: true.into(),
+            hkid: true.into(),
+            observer: None,
+            root,
+        }
+    }
+
+    /// Called before each SEAMCALL, outside the mock's lock.
+    pub fn observe(mut self, f: impl Fn(Call, Option<Position>) + Send + Sync + 'static) -> Self {
+        self.observer = Some(Box::new(f));
+        self
+    }
+
+    fn lock(&self) -> std::sync::MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(|e| e.into_inner())
+    }
+
+    pub fn set_finalized(&self, v: bool) {
+        self.finalized.store(v, std::sync::atomic::Ordering::SeqCst);
+    }
+
+    pub fn release_hkid(&self) {
+        self.hkid.store(false, std::sync::atomic::Ordering::SeqCst);
+    }
+
+    pub fn fail(&self, call: Call, skip: u32, times: u32, status: TdxStatus) {
+        self.lock().fails.push_back(Fail {
+            call,
+            skip,
+            times,
+            status,
+        });
+    }
+
+    pub fn clear_fails(&self) {
+        self.lock().fails.clear();
+    }
+
+    /// A vCPU enters the guest and stays until kicked.
+    pub fn enter_guest(&self) {
+        let mut s = self.lock();
+        if !s.hold {
+            let epoch = s.epoch;
+            s.inside.get_or_insert(epoch);
+        }
+    }
+
+    pub fn holding(&self) -> bool {
+        self.lock().hold
+    }
+
+    pub fn log(&self) -> Vec<(Call, Option<Position>)> {
+        self.lock().log.clone()
+    }
+
+    pub fn clear_log(&self) {
+        self.lock().log.clear();
+    }
+
+    pub fn count(&self, call: Call) -> usize {
+        self.lock().log.iter().filter(|(c, _)| *c == call).count()
+    }
+
+    /// All leaves: GFN and PFN.
+    pub fn leaves(&self) -> BTreeMap<u64, u64> {
+        let s = self.lock();
+        s.entries
+            .iter()
+            .filter_map(|((_, gfn), e)| match e {
+                Entry::Leaf { pfn, .. } => Some((*gfn, *pfn)),
+                Entry::Table(_) => None,
+            })
+            .collect()
+    }
+
+    /// The entry at `level` for `gfn`.
+    pub fn entry(&self, level: Level, gfn: u64) -> Option<Entry> {
+        let at = Position::covering(Gfn::new(gfn)?, level);
+        self.lock().entries.get(&key(at)).copied()
+    }
+
+    pub fn tables(&self) -> usize {
+        self.lock().sept.len()
+    }
+
+    /// Tables that were reclaimed before one of their children.
+    pub fn early_reclaims(&self) -> u32 {
+        self.lock().early
+    }
+
+    /// Whether the TDX module owns the data page.
+    pub fn owns(&self, pfn: u64) -> bool {
+        self.lock().data.contains(&pfn)
+    }
+
+    fn begin(&self, call: Call, at: Option<Position>) -> Result<(), SeamOut> {
+        if let Some(f) = &self.observer {
+            f(call, at);
+        }
+        let mut s = self.lock();
+        s.log.push((call, at));
+        let Some(i) = s.fails.iter().position(|f| f.call == call) else {
+            return Ok(());
+        };
+        let f = &mut s.fails[i];
+        if f.skip > 0 {
+            f.skip -= 1;
+            return Ok(());
+        }
+        let status = f.status;
+        f.times -= 1;
+        if f.times == 0 {
+            s.fails.remove(i);
+        }
+        Err(SeamOut::of(status))
+    }
+
+    fn walk(&self, s: &State, at: Position) -> Result<(), SeamOut> {
+        let mut level = self.root;
+        while level > at.level() {
+            let above = Position::covering(at.gfn(), level);
+            if !matches!(s.entries.get(&key(above)), Some(Entry::Table(_))) {
+                return Err(SeamOut::of(
+                    TdxStatus::EPT_WALK_FAILED.with_operand(OperandId::RCX),
+                ));
+            }
+            level = level.child().expect("above the target");
+        }
+        Ok(())
+    }
+}
+
+fn done() -> SeamOut {
+    SeamOut::of(TdxStatus::SUCCESS)
+}
+
+fn state_incorrect(e: Entry, at: Position) -> SeamOut {
+    let state = match e {
+        Entry::Table(_) => SeptState::NL_MAPPED,
+        Entry::Leaf { blocked: None, .. } => SeptState::MAPPED,
+        Entry::Leaf { .. } => SeptState::BLOCKED,
+    };
+    SeamOut {
+        ext2: at.level().as_sept() | u64::from(state.as_u8()) << 8,
+        ..SeamOut::of(status::STATE_INCORRECT)
+    }
+}
+
+impl Seamcall for Mock {
+    fn mem_sept_add(&self, at: Position, page: PagePtr) -> SeamOut {
+        if let Err(out) = self.begin(Call::SeptAdd, Some(at)) {
+            return out;
+        }
+        let mut s = self.lock();
+        if let Err(out) = self.walk(&s, at) {
+            return out;
+        }
+        if let Some(e) = s.entries.get(&key(at)) {
+            return state_incorrect(*e, at);
+        }
+        let page = page.as_ptr() as usize;
+        if s.sept.contains_key(&page) {
+            return SeamOut::of(status::METADATA);
+        }
+        s.sept.insert(page, key(at));
+        s.entries.insert(key(at), Entry::Table(page));
+        done()
+    }
+
+    fn mem_page_map(&self, at: Position, pfn: Pfn) -> SeamOut {
+        if let Err(out) = self.begin(Call::PageMap, Some(at)) {
+            return out;
+        }
+        let mut s = self.lock();
+        if let Err(out) = self.walk(&s, at) {
+            return out;
+        }
+        if let Some(e) = s.entries.get(&key(at)) {
+            return state_incorrect(*e, at);
+        }
+        if !s.data.insert(pfn.as_u64()) {
+            return SeamOut::of(status::METADATA);
+        }
+        let pfn = pfn.as_u64();
+        s.entries
+            .insert(key(at), Entry::Leaf { pfn, blocked: None });
+        done()
+    }
+
+    fn mem_range_block(&self, at: Position) -> SeamOut {
+        if let Err(out) = self.begin(Call::Block, Some(at)) {
+            return out;
+        }
+        let mut s = self.lock();
+        let epoch = s.epoch;
+        match s.entries.get_mut(&key(at)) {
+            Some(Entry::Leaf { blocked, .. }) if blocked.is_none() => {
+                *blocked = Some(epoch);
+                done()
+            }
+            Some(Entry::Leaf { .. }) => SeamOut::of(TdxStatus::GPA_RANGE_ALREADY_BLOCKED),
+            _ => SeamOut::of(TdxStatus::EPT_WALK_FAILED.with_operand(OperandId::RCX)),
+        }
+    }
+
+    fn mem_track(&self) -> SeamOut {
+        if let Err(out) = self.begin(Call::Track, None) {
+            return out;
+        }
+        let mut s = self.lock();
+        if s.inside.is_some_and(|since| since < s.epoch) {
+            return SeamOut::of(TdxStatus::PREVIOUS_TLB_EPOCH_BUSY);
+        }
+        s.epoch += 1;
+        done()
+    }
+
+    fn mem_page_remove(&self, at: Position) -> SeamOut {
+        if let Err(out) = self.begin(Call::Remove, Some(at)) {
+            return out;
+        }
+        let mut s = self.lock();
+        let Some(Entry::Leaf { pfn, blocked }) = s.entries.get(&key(at)).copied() else {
+            return SeamOut::of(status::STATE_INCORRECT);
+        };
+        if self.is_finalized() {
+            let Some(since) = blocked else {
+                return SeamOut::of(TdxStatus::GPA_RANGE_NOT_BLOCKED.with_operand(OperandId::RCX));
+            };
+            if since >= s.epoch || s.inside.is_some_and(|entered| entered <= since) {
+                return SeamOut::of(TdxStatus::TLB_TRACKING_NOT_DONE.with_operand(OperandId::RCX));
+            }
+        }
+        s.entries.remove(&key(at));
+        s.data.remove(&pfn);
+        done()
+    }
+
+    fn phymem_page_wbinvd(&self, at: Position, pfn: Pfn) -> SeamOut {
+        if let Err(out) = self.begin(Call::Wbinvd, Some(at)) {
+            return out;
+        }
+        if self.lock().data.contains(&pfn.as_u64()) {
+            return SeamOut::of(TdxStatus::PAGE_METADATA_INCORRECT.with_operand(OperandId::RCX));
+        }
+        done()
+    }
+
+    fn phymem_page_reclaim(&self, page: PagePtr) -> SeamOut {
+        if let Err(out) = self.begin(Call::Reclaim, None) {
+            return out;
+        }
+        if self.is_hkid_assigned() {
+            return SeamOut::of(TdxStatus::LIFECYCLE_STATE_INCORRECT);
+        }
+        let mut s = self.lock();
+        let Some((level, gfn)) = s.sept.remove(&(page.as_ptr() as usize)) else {
+            return SeamOut::of(TdxStatus::PAGE_METADATA_INCORRECT.with_operand(OperandId::RCX));
+        };
+        let span = Level::from_kvm(level).expect("own key").pages();
+        if s.sept
+            .values()
+            .any(|&(l, g)| l < level && g >= gfn && g - gfn < span)
+        {
+            s.early += 1;
+        }
+        done()
+    }
+}
+
+impl SeptBackend for Mock {
+    fn kick_vcpus(&self) {
+        if let Some(f) = &self.observer {
+            f(Call::Kick, None);
+        }
+        let mut s = self.lock();
+        s.log.push((Call::Kick, None));
+        s.inside = None;
+    }
+
+    fn hold_vcpus(&self, hold: bool) {
+        let mut s = self.lock();
+        s.hold = hold;
+        s.log
+            .push((if hold { Call::Hold } else { Call::Release }, None));
+    }
+
+    fn is_finalized(&self) -> bool {
+        self.finalized.load(std::sync::atomic::Ordering::SeqCst)
+    }
+
+    fn is_hkid_assigned(&self) -> bool {
+        self.hkid.load(std::sync::atomic::Ordering::SeqCst)
+    }
+}

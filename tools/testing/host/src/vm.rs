@@ -1,0 +1,412 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! A VM for the tests: mmu_lock, pages with an account of each, and the mirror over a mock S-EPT.
+
+use crate::mirror::addr::{Gfn, GfnRange, PagePtr, Pfn};
+use crate::mirror::error::{Bug, Leak, MapError, MapOutcome};
+use crate::mirror::level::{Level, Position};
+use crate::mirror::lock::{Exclusive, RcuRead, Shared};
+use crate::mirror::mmu::{Config, Mirror, Vm};
+use crate::mirror::spte::{Spte, SpteKind};
+use crate::mirror::table::{PageMap, PageSupplier, Root, Table};
+use crate::mock::Mock;
+use crate::sept::Sept;
+use std::collections::{BTreeMap, HashMap, HashSet};
+use std::sync::atomic::{AtomicI64, AtomicU32, AtomicU64, AtomicUsize, Ordering::SeqCst};
+use std::sync::Mutex;
+
+#[cfg(loom)]
+use loom::sync::{RwLock, RwLockWriteGuard};
+#[cfg(not(loom))]
+use std::sync::{RwLock, RwLockWriteGuard};
+
+/// A page of the allocator.  Aligned, so that its frame number says where it is.
+#[repr(C, align(4096))]
+struct Page {
+    table: Table,
+    companion: Mutex<Option<usize>>,
+}
+
+/// Pages by what became of them; none is freed before the test ends, so a use after it was put is
+/// seen instead of being undefined.
+#[derive(Default, Debug)]
+struct Pages {
+    all: Vec<usize>,
+    used: HashSet<usize>,
+    deferred: Vec<usize>,
+    external: HashSet<usize>,
+}
+
+/// What the mirror needs of a VM.
+#[derive(Debug)]
+pub struct Host {
+    pages: Mutex<Pages>,
+    next_external: AtomicUsize,
+    bugs: Mutex<Vec<Bug>>,
+    leaks: Mutex<Vec<Leak>>,
+    held: Mutex<HashSet<u64>>,
+    /// Mirror pages in use by the account.
+    pub accounted: AtomicI64,
+    /// Leaves by the page statistics.
+    pub leaves: AtomicI64,
+    /// How often `need_resched()` still says yes.
+    pub resched: AtomicU32,
+    pub yields: AtomicU64,
+}
+
+/// Pages that the hardware does not have: following one of these faults.
+const EXTERNAL_BASE: usize = 0x7000_0000_0000_0000;
+
+impl Default for Host {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl Host {
+    pub fn new() -> Self {
+        Self {
+            pages: Mutex::default(),
+            next_external: AtomicUsize::new(EXTERNAL_BASE),
+            bugs: Mutex::default(),
+            leaks: Mutex::default(),
+            held: Mutex::default(),
+            accounted: AtomicI64::new(0),
+            leaves: AtomicI64::new(0),
+            resched: AtomicU32::new(0),
+            yields: AtomicU64::new(0),
+        }
+    }
+
+    fn alloc(&self) -> PagePtr {
+        let page = Box::new(Page {
+            // Not a table yet: whoever reads this did not wait for the link.
+            table: Table::filled(Spte::from_raw(0)),
+            companion: Mutex::new(None),
+        });
+        let ptr = Box::into_raw(page);
+        let mut pages = self.pages.lock().unwrap();
+        pages.all.push(ptr as usize);
+        pages.used.insert(ptr as usize);
+        PagePtr::new(ptr.cast()).unwrap()
+    }
+
+    fn alloc_external(&self) -> PagePtr {
+        let addr = self.next_external.fetch_add(4096, SeqCst);
+        self.pages.lock().unwrap().external.insert(addr);
+        PagePtr::new(std::ptr::without_provenance_mut(addr)).unwrap()
+    }
+
+    fn page(&self, page: PagePtr) -> &Page {
+        let addr = page.as_ptr() as usize;
+        assert!(
+            self.pages.lock().unwrap().all.contains(&addr),
+            "no page of ours"
+        );
+        // SAFETY: `alloc()` made it, and it is freed when `self` is dropped.
+        unsafe { &*page.as_ptr().cast::<Page>() }
+    }
+
+    pub fn bugs(&self) -> Vec<Bug> {
+        self.bugs.lock().unwrap().clone()
+    }
+
+    pub fn leaks(&self) -> Vec<Leak> {
+        self.leaks.lock().unwrap().clone()
+    }
+
+    /// Whether the data page was kept from the allocator.
+    pub fn holds(&self, pfn: u64) -> bool {
+        self.held.lock().unwrap().contains(&pfn)
+    }
+
+    /// Mirror pages that were handed out and not put, nor waiting for a grace period.
+    pub fn used_pages(&self) -> usize {
+        self.pages.lock().unwrap().used.len()
+    }
+
+    /// External pages that were handed out and not put.
+    pub fn used_external(&self) -> usize {
+        self.pages.lock().unwrap().external.len()
+    }
+
+    pub fn deferred_pages(&self) -> usize {
+        self.pages.lock().unwrap().deferred.len()
+    }
+}
+
+impl Drop for Host {
+    fn drop(&mut self) {
+        for addr in &self.pages.lock().unwrap_or_else(|e| e.into_inner()).all {
+            // SAFETY: `alloc()` made it with `Box`, and nobody is left to use it.
+            drop(unsafe { Box::from_raw(*addr as *mut Page) });
+        }
+    }
+}
+
+// SAFETY: a page's frame number is its address without the low bits, so both ways are inverse;
+// the companion is a field of the page; no page is freed before the host is.
+unsafe impl PageMap for Host {
+    fn pfn_of(&self, page: PagePtr) -> Pfn {
+        Pfn::new(page.as_ptr() as u64 >> 12).unwrap()
+    }
+
+    fn page_at(&self, pfn: Pfn) -> Option<PagePtr> {
+        let addr = pfn.pa() as usize;
+        let pages = self.pages.lock().unwrap();
+        assert!(pages.all.contains(&addr), "no page of ours");
+        PagePtr::new(std::ptr::with_exposed_provenance_mut(addr))
+    }
+
+    fn set_companion(&self, page: PagePtr, with: Option<PagePtr>) {
+        *self.page(page).companion.lock().unwrap() = with.map(|p| p.as_ptr() as usize);
+    }
+
+    fn companion(&self, page: PagePtr) -> Option<PagePtr> {
+        let addr = *self.page(page).companion.lock().unwrap();
+        PagePtr::new(std::ptr::without_provenance_mut(addr?))
+    }
+
+    fn put_table(&self, page: PagePtr) {
+        assert!(self.companion(page).is_none(), "put with a companion");
+        let mut pages = self.pages.lock().unwrap();
+        assert!(pages.used.remove(&(page.as_ptr() as usize)), "put twice");
+    }
+
+    fn put_table_deferred(&self, page: PagePtr) {
+        let addr = page.as_ptr() as usize;
+        let mut pages = self.pages.lock().unwrap();
+        assert!(pages.used.remove(&addr), "put twice");
+        pages.deferred.push(addr);
+    }
+
+    fn put_external(&self, page: PagePtr) {
+        let mut pages = self.pages.lock().unwrap();
+        assert!(
+            pages.external.remove(&(page.as_ptr() as usize)),
+            "put twice"
+        );
+    }
+}
+
+impl Vm for Host {
+    fn bug(&self, bug: &Bug) {
+        self.bugs.lock().unwrap().push(*bug);
+    }
+
+    fn leaked(&self, leak: &Leak) {
+        self.leaks.lock().unwrap().push(*leak);
+    }
+
+    fn hold_page(&self, pfn: Pfn) {
+        self.held.lock().unwrap().insert(pfn.as_u64());
+    }
+
+    fn account(&self, _page: PagePtr, linked: bool) {
+        self.accounted
+            .fetch_add(if linked { 1 } else { -1 }, SeqCst);
+    }
+
+    fn page_stats(&self, _level: Level, mapped: bool) {
+        self.leaves.fetch_add(if mapped { 1 } else { -1 }, SeqCst);
+    }
+
+    fn need_resched(&self) -> bool {
+        self.resched
+            .fetch_update(SeqCst, SeqCst, |n| n.checked_sub(1))
+            .is_ok()
+    }
+
+    fn yield_lock(&self, _x: &mut Exclusive<'_>) {
+        self.yields.fetch_add(1, SeqCst);
+    }
+}
+
+/// One vCPU's caches.
+#[derive(Debug)]
+pub struct Caches<'h> {
+    host: &'h Host,
+    /// Pages left of each kind.
+    pub tables: u32,
+    pub externals: u32,
+}
+
+// SAFETY: pages come from `Host::alloc()`.
+unsafe impl PageSupplier for Caches<'_> {
+    fn take_table(&mut self) -> Option<PagePtr> {
+        self.tables = self.tables.checked_sub(1)?;
+        Some(self.host.alloc())
+    }
+
+    fn take_external(&mut self) -> Option<PagePtr> {
+        self.externals = self.externals.checked_sub(1)?;
+        Some(self.host.alloc_external())
+    }
+}
+
+/// A TD: mmu_lock and what it protects.
+#[derive(Debug)]
+pub struct Td {
+    mmu_lock: RwLock<()>,
+    mirror: Mirror<Sept<Mock>, Host>,
+    root_level: Level,
+}
+
+pub type Outcome = Result<MapOutcome, MapError>;
+
+impl Td {
+    pub fn new(root_level: Level, mock: Mock) -> Self {
+        let host = Host::new();
+        let page = host.alloc();
+        // SAFETY: the page is the host's and given to nobody else.
+        let root = unsafe { Root::new(page) };
+        let config = Config::new(root_level.gfn_bits().min(40), root_level).unwrap();
+        Self {
+            mmu_lock: RwLock::new(()),
+            mirror: Mirror::new(config, Sept::new(mock), host, root),
+            root_level,
+        }
+    }
+
+    /// A finalized TD with four levels.
+    pub fn built() -> Self {
+        Self::new(Level::L512G, Mock::new(Level::L512G))
+    }
+
+    /// A TD with four levels that is not finalized.
+    pub fn in_build() -> Self {
+        let td = Self::built();
+        td.mock().set_finalized(false);
+        td
+    }
+
+    pub fn mirror(&self) -> &Mirror<Sept<Mock>, Host> {
+        &self.mirror
+    }
+
+    pub fn mock(&self) -> &Mock {
+        self.mirror.external().backend()
+    }
+
+    pub fn host(&self) -> &Host {
+        self.mirror.vm()
+    }
+
+    pub fn caches(&self) -> Caches<'_> {
+        Caches {
+            host: self.host(),
+            tables: u32::MAX,
+            externals: u32::MAX,
+        }
+    }
+
+    /// Runs `f` with mmu_lock held for read.
+    pub fn shared<R>(&self, f: impl FnOnce(&Shared<'_>) -> R) -> R {
+        let _guard = self.mmu_lock.read().unwrap();
+        // SAFETY: held until the end of this function, and the token does not get out.
+        f(&unsafe { Shared::assume_held() })
+    }
+
+    /// Runs `f` with mmu_lock held for write.
+    pub fn exclusive<R>(&self, f: impl FnOnce(&mut Exclusive<'_>) -> R) -> R {
+        let _guard: RwLockWriteGuard<'_, ()> = self.mmu_lock.write().unwrap();
+        // SAFETY: as above.
+        f(&mut unsafe { Exclusive::assume_held() })
+    }
+
+    pub fn map_with(&self, caches: &mut Caches<'_>, gfn: u64, pfn: u64) -> Outcome {
+        let (gfn, pfn) = (Gfn::new(gfn).unwrap(), Pfn::new(pfn).unwrap());
+        self.shared(|l| self.mirror.map(l, caches, gfn, pfn, Level::L4K))
+    }
+
+    pub fn map(&self, gfn: u64, pfn: u64) -> Outcome {
+        self.map_with(&mut self.caches(), gfn, pfn)
+    }
+
+    pub fn zap(&self, start: u64, end: u64) -> u64 {
+        let range = GfnRange::new(start, end).unwrap();
+        self.exclusive(|x| self.mirror.zap_range(x, range, false))
+    }
+
+    /// Ends the TD's use of its key, then tears the mirror down.
+    pub fn teardown(&self) {
+        self.mock().release_hkid();
+        self.exclusive(|x| self.mirror.teardown(x));
+    }
+
+    pub fn walk(&self, gfn: u64) -> Option<(Position, Spte)> {
+        // SAFETY: the host frees no page before it is dropped itself.
+        let rcu = unsafe { RcuRead::assume_held() };
+        self.mirror.walk(&rcu, Gfn::new(gfn)?)
+    }
+
+    pub fn kind(&self, gfn: u64) -> SpteKind {
+        let (at, spte) = self.walk(gfn).unwrap();
+        spte.kind(at.level())
+    }
+
+    /// Compares the mirror with the mock S-EPT at `gfns`; nobody else may be at work.
+    pub fn check_same(&self, gfns: &[u64]) {
+        let leaves = self.mock().leaves();
+        let mut seen = BTreeMap::new();
+        for &gfn in gfns {
+            let (at, spte) = self.walk(gfn).unwrap();
+            match spte.kind(at.level()) {
+                SpteKind::NonPresent => {
+                    assert_eq!(leaves.get(&gfn), None, "gfn {gfn:#x}: S-EPT only");
+                    assert_eq!(
+                        self.mock().entry(at.level(), gfn),
+                        None,
+                        "gfn {gfn:#x}: {:?} of the S-EPT only",
+                        at.level()
+                    );
+                }
+                SpteKind::Leaf(pfn) => {
+                    assert_eq!(leaves.get(&gfn), Some(&pfn.as_u64()), "gfn {gfn:#x}");
+                    seen.insert(gfn, pfn.as_u64());
+                }
+                SpteKind::Quarantined(pfn) => {
+                    assert!(self.host().holds(pfn.as_u64()), "not held back");
+                    assert!(self.mirror.is_bugged());
+                }
+                other => panic!("gfn {gfn:#x}: {other:?} with nobody at work"),
+            }
+        }
+        let mut owners = HashMap::new();
+        for (gfn, pfn) in &leaves {
+            assert_eq!(owners.insert(*pfn, *gfn), None, "pfn {pfn:#x} mapped twice");
+        }
+        let stats = self.mirror.stats();
+        let tables = self.mock().tables() as u64;
+        let root = u64::from(self.mock_has_key());
+        assert_eq!(stats.tables.get(), tables + root, "tables");
+        assert_eq!(
+            stats.tables.get() as i64,
+            self.host().accounted.load(SeqCst)
+        );
+        assert_eq!(seen.len() as i64, self.host().leaves.load(SeqCst));
+        assert_eq!(stats.leaf_transitions.get(), stats.mapped.get());
+        assert_eq!(
+            stats.mapped.get(),
+            stats.zapped.get() + stats.quarantined.get() + seen.len() as u64
+        );
+        // Mirror pages: the linked ones, and the root until it is destroyed.
+        assert_eq!(self.host().used_pages() as u64, tables + 1);
+        assert_eq!(self.host().used_external() as u64, tables);
+    }
+
+    fn mock_has_key(&self) -> bool {
+        use crate::sept::SeptBackend;
+        self.mock().is_hkid_assigned()
+    }
+
+    /// The level of the root.
+    pub fn root_level(&self) -> Level {
+        self.root_level
+    }
+
+    /// Gives the root back; nobody else may be at work.
+    pub fn destroy(self) -> (Sept<Mock>, Host) {
+        self.mirror.destroy()
+    }
+}

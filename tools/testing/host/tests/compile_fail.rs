@@ -1,0 +1,87 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Programs that the compiler has to refuse, with the reason that it has to give.
+//!
+//! Each fixture is compiled as it is, and a second time with `--cfg control`, where the one wrong
+//! line is put right: that must build, so that a fixture cannot fail for another reason.
+
+use std::path::Path;
+use std::process::Command;
+
+/// Compiles a fixture; answers the error codes and messages, empty if it builds.
+fn compile(name: &str, control: bool) -> String {
+    let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/compile_fail");
+    let out = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("{name}-{control}.rmeta"));
+    let rustc = std::env::var_os("RUSTC").unwrap_or_else(|| "rustc".into());
+    let mut cmd = Command::new(rustc);
+    cmd.args([
+        "--edition=2021",
+        "--crate-type=lib",
+        "--emit=metadata",
+        "-o",
+    ])
+    .arg(out)
+    .arg(dir.join(format!("{name}.rs")));
+    if control {
+        cmd.args(["--cfg", "control"]);
+    }
+    let out = cmd.output().expect("rustc runs");
+    let text = String::from_utf8_lossy(&out.stderr).into_owned();
+    if out.status.success() {
+        String::new()
+    } else {
+        assert!(text.contains("error"), "rustc failed oddly: {text}");
+        text
+    }
+}
+
+fn refused(name: &str, code: &str) {
+    let control = compile(name, true);
+    assert!(control.is_empty(), "{name}: the control fails: {control}");
+    let errors = compile(name, false);
+    assert!(
+        errors.contains(&format!("error[{code}]")),
+        "{name}: expected {code}, got: {errors}"
+    );
+    assert_eq!(errors.matches("error[").count(), 1, "{name}: {errors}");
+}
+
+#[test]
+fn b12_zap_with_shared() {
+    refused("zap_with_shared", "E0308");
+}
+
+#[test]
+fn b12_map_without_token() {
+    refused("map_without_token", "E0061");
+}
+
+#[test]
+fn b12_map_with_exclusive() {
+    refused("map_with_exclusive", "E0308");
+}
+
+#[test]
+fn token_needs_unsafe() {
+    refused("token_needs_unsafe", "E0133");
+}
+
+#[test]
+fn token_stays_in_its_thread() {
+    refused("token_stays_in_its_thread", "E0277");
+}
+
+#[test]
+fn b14_assigned_page_cannot_be_given_back() {
+    refused("assigned_page_given_back", "E0599");
+}
+
+#[test]
+fn frozen_spte_is_used_once() {
+    refused("frozen_spte_used_twice", "E0382");
+}
+
+#[test]
+fn zap_slot_does_not_survive_a_yield() {
+    refused("slot_survives_yield", "E0502");
+}

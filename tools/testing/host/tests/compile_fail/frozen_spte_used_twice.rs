@@ -1,0 +1,16 @@
+// SPDX-License-Identifier: GPL-2.0
+#![allow(missing_docs, dead_code, unused_variables, unused_must_use, unexpected_cfgs)]
+
+#[path = "../../../../../rust/mirror/mod.rs"]
+pub mod mirror;
+
+use mirror::addr::Pfn;
+use mirror::external::ExternalPt;
+use mirror::frozen::FrozenSpte;
+use mirror::lock::Shared;
+
+pub fn twice<E: ExternalPt>(frozen: FrozenSpte<'_>, l: &Shared<'_>, ext: &E, pfn: Pfn) {
+    frozen.map_leaf(l, ext, pfn);
+    #[cfg(not(control))]
+    frozen.map_leaf(l, ext, pfn);
+}

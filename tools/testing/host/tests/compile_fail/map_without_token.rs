@@ -1,0 +1,25 @@
+// SPDX-License-Identifier: GPL-2.0
+#![allow(missing_docs, dead_code, unused_variables, unused_must_use, unexpected_cfgs)]
+
+#[path = "../../../../../rust/mirror/mod.rs"]
+pub mod mirror;
+
+use mirror::addr::{Gfn, Pfn};
+use mirror::external::ExternalPt;
+use mirror::level::Level;
+use mirror::lock::Shared;
+use mirror::mmu::{Mirror, Vm};
+use mirror::table::PageSupplier;
+
+pub fn map<E: ExternalPt, V: Vm, P: PageSupplier>(
+    m: &Mirror<E, V>,
+    l: &Shared<'_>,
+    pages: &mut P,
+    gfn: Gfn,
+    pfn: Pfn,
+) {
+    #[cfg(control)]
+    m.map(l, pages, gfn, pfn, Level::L4K);
+    #[cfg(not(control))]
+    m.map(pages, gfn, pfn, Level::L4K);
+}

@@ -1,0 +1,20 @@
+// SPDX-License-Identifier: GPL-2.0
+#![allow(missing_docs, dead_code, unused_variables, unused_must_use, unexpected_cfgs)]
+
+#[path = "../../../../../rust/mirror/mod.rs"]
+pub mod mirror;
+
+use mirror::cursor::Cursor;
+use mirror::level::Level;
+use mirror::lock::Exclusive;
+use mirror::mmu::Vm;
+use mirror::table::Root;
+
+pub fn keep<V: Vm>(vm: &V, x: &mut Exclusive<'_>, root: &Root, cursor: &mut Cursor) {
+    let slot = cursor.next(vm, &*x, root.table(&*x), Level::L512G);
+    #[cfg(control)]
+    drop(slot);
+    vm.yield_lock(x);
+    #[cfg(not(control))]
+    drop(slot);
+}
