@@ -67,12 +67,12 @@ def build_dir(*parts):
     return path
 
 
-def run(argv, cwd=TOP, env=None, timeout=1800):
-    """Runs a command and returns (exit status, output and errors together)."""
+def run(argv, cwd=TOP, env=None, timeout=1800, text=None):
+    """Runs a command on a text and returns (exit status, output and errors together)."""
     try:
         done = subprocess.run(
             argv, cwd=cwd, env=env, timeout=timeout, errors="replace",
-            stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+            input=text or "", stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
         )
     except FileNotFoundError:
         return 127, f"{argv[0]}: not found"

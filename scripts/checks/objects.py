@@ -19,25 +19,17 @@ FUNCTION = re.compile(r"^[0-9a-f]+ <([^>]+)>:$")
 RELOCATION = re.compile(r"^\s+[0-9a-f]+:\s+R_\w+\s+(\S+)")
 
 
-def plain_name(symbol):
-    """The readable part of a v0-mangled Rust name: its identifiers."""
-    if not symbol.startswith("_R"):
-        return symbol
-    words, i = [], 2
-    while i < len(symbol):
-        number = re.match(r"(\d+)_?", symbol[i:])
-        # After a crate's `Cs..._` hash comes its length: digits inside the
-        # hash are skipped by jumping over the hash as a whole.
-        hashed = re.match(r"Cs[0-9A-Za-z]*_", symbol[i:])
-        if hashed:
-            i += hashed.end()
-        elif number:
-            size, start = int(number.group(1)), i + number.end()
-            words.append(symbol[start:start + size])
-            i = start + size
-        else:
-            i += 1
-    return "::".join(w for w in words if w) or symbol
+def plain_names(symbols):
+    """Readable forms of mangled names."""
+    symbols = sorted(set(symbols))
+    if not symbols:
+        return {}
+    status, out = lib.run(lib.in_root(["c++filt", *symbols]))
+    lines = out.rstrip("\n").split("\n")
+    if status or len(lines) != len(symbols):
+        return {s: s for s in symbols}
+    # The hashes of crates tell a reader nothing.
+    return {s: re.sub(r"\[[0-9a-f]+\]", "", line) for s, line in zip(symbols, lines)}
 
 
 def panicking_calls(disassembly):
@@ -101,15 +93,20 @@ def panic_symbols(result):
             result.bad(f"objdump {leaf}: {out.strip()[-200:]}")
             continue
         calls = panicking_calls(out)
-        for function, symbol in sorted(set(calls)):
-            result.bad(f"{leaf}: {plain_name(function)} refers to {plain_name(symbol)}")
+        found = {}
+        for function, symbol in calls:
+            found.setdefault(function, set()).add(symbol)
+        names = plain_names([*found, *(s for _, s in calls)])
+        for function in sorted(found):
+            panics = ", ".join(sorted(names[s].rpartition("::")[2] for s in found[function]))
+            result.bad(f"{leaf}: {names[function]}: {panics}")
         # A table (of functions, say) could refer to one as well.
         status, out = lib.run(lib.in_root(["nm", "-u", os.path.relpath(path, lib.TOP)]))
         known = {s for _, s in calls}
         for line in out.split("\n"):
             symbol = line.split()[-1] if line.split() else ""
             if PANIC.search(symbol) and not HARMLESS.search(symbol) and symbol not in known:
-                result.bad(f"{leaf}: data refers to {plain_name(symbol)}")
+                result.bad(f"{leaf}: data: {symbol}")
         count += 1
     if result.findings and not result.todo:
         result.todo = "checked arithmetic, get() instead of an index, an error instead of unwrap"

@@ -151,10 +151,14 @@ def checkpatch(result):
         for name in names:
             argv = ["perl", os.path.join(source, "scripts/checkpatch.pl"), "--strict", "--no-tree", "--no-summary",
                     "--terse", "--show-types", "--ignore", ",".join(IGNORED[kind] + ignored_in(name))]
-            status, out = lib.run(lib.in_root(argv + (["-f"] if kind == "file" else []) + [name]))
+            if kind == "file":
+                status, out = lib.run(lib.in_root(argv + ["-f", name]))
+            else:
+                # By name it would be taken for a source file, being one in git.
+                status, out = lib.run(lib.in_root(argv + ["-"]), text=lib.read(name))
             lines = [ln for ln in out.split("\n") if re.search(r"(?:ERROR|WARNING|CHECK):", ln)]
             for line in lines:
-                result.bad(line if line.startswith(name) else f"{name}: {line}")
+                result.bad(line if line.startswith(name) else f"{name}:{line.removeprefix('-:')}")
             if status and not lines:
                 result.bad(f"{name}: checkpatch ended with {status}: {out.strip()[-200:]}")
     result.note = f"{len(sources)} files, {len(patches)} patches"
