@@ -24,7 +24,7 @@ const SEPT_VE_DISABLE: u64 = 1 << 28;
 pub(crate) const PENDING_VE_DISABLE: u64 = 1;
 
 /// Words of the TDR page.
-mod tdr_word {
+pub(crate) mod tdr_word {
     pub(crate) const LIFECYCLE: usize = 0;
     pub(crate) const FATAL: usize = 1;
     pub(crate) const CHLDCNT: usize = 2;

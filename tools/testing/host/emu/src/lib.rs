@@ -1,0 +1,7 @@
+// SPDX-License-Identifier: GPL-2.0
+//! The software TDX module on the host.
+
+#[path = "../../../../../rust/emu/mod.rs"]
+pub mod emu;
+pub mod host;
+pub mod replay;
