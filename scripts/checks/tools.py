@@ -147,15 +147,17 @@ def checkpatch(result):
         return
     sources = lib.files("*.c", "*.h", "*.S")
     patches = lib.files("patches/*.patch")
+    cwd = lib.build_dir("checkpatch")
     for kind, names in (("file", sources), ("patch", patches)):
         for name in names:
-            argv = ["perl", os.path.join(source, "scripts/checkpatch.pl"), "--strict", "--no-tree", "--no-summary",
+            # Away from the checkout, where it would leave a cache and ask git.
+            argv = ["env", "GIT_DIR=/nonexistent", "perl", os.path.join(source, "scripts/checkpatch.pl"), "--strict", "--no-tree", "--no-summary",
                     "--terse", "--show-types", "--ignore", ",".join(IGNORED[kind] + ignored_in(name))]
             if kind == "file":
-                status, out = lib.run(lib.in_root(argv + ["-f", name]))
+                status, out = lib.run(lib.in_root(argv + ["-f", os.path.join(lib.TOP, name)]), cwd=cwd)
+                out = out.replace(lib.TOP + "/", "")
             else:
-                # By name it would be taken for a source file, being one in git.
-                status, out = lib.run(lib.in_root(argv + ["-"]), text=lib.read(name))
+                status, out = lib.run(lib.in_root(argv + ["-"]), cwd=cwd, text=lib.read(name))
             lines = [ln for ln in out.split("\n") if re.search(r"(?:ERROR|WARNING|CHECK):", ln)]
             for line in lines:
                 result.bad(line if line.startswith(name) else f"{name}:{line.removeprefix('-:')}")
