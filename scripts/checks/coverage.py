@@ -107,18 +107,33 @@ OTHERWISE = {
 
 # Tests in C, as program.case: their names do not hold requirements.
 IN_C = {
+    "contract_test.test_contention": ["R4", "R18", "R26", "B7", "B14", "B34"],
+    "contract_test.test_build": ["R4"],
+    "contract_test.test_leak": ["R9"],
+    "contract_test.test_map": ["R27", "R29", "R46"],
+    "contract_test.test_parallel": ["R17", "R31", "R36"],
+    "parallel.disjoint_gfns": ["R2", "R31"],
+    "parallel.same_gfns": ["R27", "R36", "B1"],
+    "parallel.with_prefault": ["R27", "R36"],
+    "parallel.zap_what_is_faulted": ["R36"],
+    "convert.by_the_vmm": ["R40"],
+    "convert.range_and_attribute_disagree": ["R24"],
+    "memslot_delete.under_a_fault": ["B4"],
+    "bad_input.add_memory_from_two_threads": ["B8"],
+    "bad_input.add_memory": ["B18", "R46"],
+    "prefault.end_of_the_slot": ["B18"],
 }
 
 RUST_TEST = re.compile(r"\bfn\s+((?:[rb]\d+_)+\w+)\s*\(")
-C_TEST = re.compile(r"^TEST(?:_F)?\(\s*(?:(\w+)\s*,\s*)?(\w+)\s*\)", re.M)
+C_TEST = re.compile(r"^TEST(?:_F)?\(\s*(?:\w+\s*,\s*)?(\w+)\s*\)|^static void (test_\w+)\(void\)$", re.M)
 
 
 def tests_in_c():
     """All cases of the programs in tools/testing as program.case."""
     found = set()
-    for name in lib.files("tools/testing/selftests/*.c"):
-        for fixture, case in C_TEST.findall(lib.read(name)):
-            found.add(f"{os.path.basename(name)[:-2]}.{case}")
+    for name in lib.files("tools/testing/selftests/*.c", "tools/testing/contract/*.c"):
+        for program, kernel in C_TEST.findall(lib.read(name)):
+            found.add(f"{os.path.basename(name)[:-2]}.{program or kernel}")
     return found
 
 

@@ -147,22 +147,27 @@ def checkpatch(result):
         return
     sources = lib.files("*.c", "*.h", "*.S")
     patches = lib.files("patches/*.patch")
+    # Away from the checkout, where it would leave a cache and ask git about each file.
     cwd = lib.build_dir("checkpatch")
-    for kind, names in (("file", sources), ("patch", patches)):
-        for name in names:
-            # Away from the checkout, where it would leave a cache and ask git.
-            argv = ["env", "GIT_DIR=/nonexistent", "perl", os.path.join(source, "scripts/checkpatch.pl"), "--strict", "--no-tree", "--no-summary",
-                    "--terse", "--show-types", "--ignore", ",".join(IGNORED[kind] + ignored_in(name))]
-            if kind == "file":
-                status, out = lib.run(lib.in_root(argv + ["-f", os.path.join(lib.TOP, name)]), cwd=cwd)
-                out = out.replace(lib.TOP + "/", "")
-            else:
-                status, out = lib.run(lib.in_root(argv + ["-"]), cwd=cwd, text=lib.read(name))
-            lines = [ln for ln in out.split("\n") if re.search(r"(?:ERROR|WARNING|CHECK):", ln)]
-            for line in lines:
-                result.bad(line if line.startswith(name) else f"{name}:{line.removeprefix('-:')}")
-            if status and not lines:
-                result.bad(f"{name}: checkpatch ended with {status}: {out.strip()[-200:]}")
+    tool = ["env", "GIT_DIR=/nonexistent", "perl", os.path.join(source, "scripts/checkpatch.pl"), "--strict",
+            "--no-tree", "--no-summary", "--terse", "--show-types"]
+
+    def report(what, prefix, status, out):
+        lines = [ln for ln in out.split("\n") if re.search(r"(?:ERROR|WARNING|CHECK):", ln)]
+        for line in lines:
+            result.bad(prefix + line.removeprefix("-:").replace(lib.TOP + "/", ""))
+        if status and not lines:
+            result.bad(f"{what}: checkpatch ended with {status}: {out.strip()[-200:]}")
+
+    groups = {}
+    for name in sources:
+        groups.setdefault(",".join(IGNORED["file"] + ignored_in(name)), []).append(name)
+    for ignored, names in groups.items():
+        paths = [os.path.join(lib.TOP, n) for n in names]
+        report(names[0], "", *lib.run(lib.in_root([*tool, "--ignore", ignored, "-f", *paths]), cwd=cwd))
+    for name in patches:
+        argv = [*tool, "--ignore", ",".join(IGNORED["patch"]), "-"]
+        report(name, name + ":", *lib.run(lib.in_root(argv), cwd=cwd, text=lib.read(name)))
     result.note = f"{len(sources)} files, {len(patches)} patches"
     result.todo = "follow Documentation/process/coding-style.rst of the kernel"
 
