@@ -72,11 +72,13 @@ pub(crate) fn virtualise<P: Platform>(
 
 /// Replaces configurable bits that the host did set.
 fn configured(tdcs: &Tdcs<'_>, leaf: u32, sub: u32, mut v: [u32; 4]) -> [u32; 4] {
-    for (i, (l, s, mask)) in CPUID_CONFIG.iter().enumerate() {
+    let mut next = tdcs_word::CPUID;
+    for (l, s, mask) in &CPUID_CONFIG {
+        let word = next;
+        next = next.wrapping_add(2);
         if *l != leaf || *s != NO_SUBLEAF && *s != sub {
             continue;
         }
-        let word = tdcs_word::CPUID.wrapping_add(i.wrapping_mul(2));
         let (lo, hi) = (tdcs.get(word), tdcs.get(word.wrapping_add(1)));
         if lo | hi == 0 {
             continue;

@@ -58,7 +58,7 @@ impl<P: Platform> Machine<P> {
         }
         td.tdcs
             .word(tdcs_word::EPOCH)
-            .store(e + 1, Ordering::SeqCst);
+            .store(e.wrapping_add(1), Ordering::SeqCst);
         Ok(())
     }
 }

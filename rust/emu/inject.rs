@@ -94,11 +94,12 @@ impl InjectTable {
                 .line(l)
                 .map_err(|reason| ScriptError { line, reason })?;
         }
+        let usable = |r: &&Rule| script.clear || !r.is_active();
         let free = self
             .rules
             .iter()
-            .filter(|r| script.clear || !r.is_active())
-            .count();
+            .filter(usable)
+            .fold(0usize, |n, _| n.saturating_add(1));
         if script.count > free {
             return Err(ScriptError {
                 line,

@@ -241,7 +241,7 @@ impl<P: Platform> Cpu<'_, P> {
                 break;
             }
             if level == 0 || raw & PS != 0 {
-                let offset = gpa & ((1 << shift(level)) - 1);
+                let offset = gpa & super::tree::offset_mask(level);
                 let page = Page::at(self.p, (raw & HPA).wrapping_add(offset)).ok_or_else(lost)?;
                 return Ok((page, (gpa & 0xFFF) as usize / 8));
             }

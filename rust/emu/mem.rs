@@ -58,8 +58,10 @@ impl<'p> Page<'p> {
 
     /// Words `first..first + out.len()`, for structures that the host passes.
     pub(crate) fn read(&self, first: usize, out: &mut [u64]) {
-        for (i, o) in out.iter_mut().enumerate() {
-            *o = self.get(first.wrapping_add(i));
+        let mut i = first;
+        for o in out.iter_mut() {
+            *o = self.get(i);
+            i = i.wrapping_add(1);
         }
     }
 }

@@ -154,7 +154,7 @@ impl<P: Platform> Machine<P> {
 
 /// Page of a leaf at `level`, without an accept counter in its address bits.
 pub(crate) fn leaf_page(raw: u64, level: u8) -> u64 {
-    raw & HPA & !((1 << tree::shift(level)) - 1)
+    raw & HPA & !super::tree::offset_mask(level)
 }
 
 /// RCX and RDX as passed; the leaf starts by zeroing them.

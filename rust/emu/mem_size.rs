@@ -28,7 +28,7 @@ impl<'m> ChildLocks<'m> {
         let lock = self.entry(self.count).lock_host()?;
         let raw = lock.raw();
         lock.forget();
-        self.count += 1;
+        self.count = self.count.wrapping_add(1);
         Ok(raw)
     }
 }
@@ -60,7 +60,7 @@ impl<P: Platform> Machine<P> {
         let page = Page::at(&self.p, sept_pa).ok_or_else(|| self.fatal())?;
         let mut locks = ChildLocks {
             page,
-            level: t.at.level - 1,
+            level: t.at.level.saturating_sub(1),
             count: 0,
         };
         let merged = match mergeable(&mut locks, t.at.level) {
@@ -135,7 +135,10 @@ impl<P: Platform> Machine<P> {
         let page = Page::at(&self.p, r.r8).ok_or(st::OPERAND_ADDR_RANGE_ERROR | op::R8)?;
         let small = unblocked(entry.raw() & !HPA, state);
         for i in 0..WORDS {
-            page.set(i, small | large_pa | (i as u64) << shift(level - 1));
+            page.set(
+                i,
+                small | large_pa | (i as u64) << shift(level.saturating_sub(1)),
+            );
         }
         if self.p.interrupt_pending() {
             (r.rcx, r.rdx) = (rcx, rdx);
@@ -168,7 +171,7 @@ impl<P: Platform> Machine<P> {
 fn mergeable(locks: &mut ChildLocks<'_>, level: u8) -> Result<Option<u64>, Busy> {
     let step = 1u64 << shift(level.saturating_sub(1));
     let first = locks.lock_next()?;
-    let aligned = first & HPA & ((1 << shift(level)) - 1) == 0;
+    let aligned = first & HPA & super::tree::offset_mask(level) == 0;
     if !aligned || !matches!(State::of(first), Some(State::Mapped | State::Pending)) {
         return Ok(None);
     }

@@ -103,12 +103,13 @@ impl TdParams {
             tdcs.set(word, v);
         }
         for (i, v) in self.owner.into_iter().enumerate() {
-            tdcs.set(w::OWNER + i, v);
+            tdcs.set(w::OWNER.wrapping_add(i), v);
         }
-        for (i, [a, b, c, d]) in self.cpuid.into_iter().enumerate() {
-            let i = i.wrapping_mul(2);
-            tdcs.set(w::CPUID + i, u64::from(b) << 32 | u64::from(a));
-            tdcs.set(w::CPUID + i + 1, u64::from(d) << 32 | u64::from(c));
+        let mut word = w::CPUID;
+        for [a, b, c, d] in self.cpuid {
+            tdcs.set(word, u64::from(b) << 32 | u64::from(a));
+            tdcs.set(word.wrapping_add(1), u64::from(d) << 32 | u64::from(c));
+            word = word.wrapping_add(2);
         }
         tdcs.start_measurement();
     }
@@ -202,6 +203,7 @@ impl<P: Platform> Machine<P> {
     }
 
     /// TDH.MNG.INIT. RCX: TDR, RDX: TD_PARAMS; out RCX: 0.
+    #[inline(never)]
     pub(crate) fn mng_init(&self, r: &mut Regs) -> Res<()> {
         let rcx = core::mem::take(&mut r.rcx);
         let tdr = self.lock_tdr(rcx, op::RCX, Mode::Exclusive)?;

@@ -150,6 +150,7 @@ impl<P: Platform, G: GuestRun<P>> Module<P, G> {
     }
 
     /// TDH.VP.ENTER: runs the guest until the host is needed.
+    #[inline(never)]
     fn vp_enter(&self, lp: u32, r: &mut Regs) -> Res<u64> {
         let mut e = match self.m.vp_enter_begin(lp, r)? {
             Enter::Guest(e) => e,
@@ -164,12 +165,14 @@ impl<P: Platform, G: GuestRun<P>> Module<P, G> {
         }
     }
 
+    #[inline(never)]
     fn vp_init(&self, lp: u32, version: u8, r: &Regs) -> Res<()> {
         let (v, init) = self.m.vp_init_begin(lp, version, r)?;
         let ok = self.guest.init(&self.m.p, &init).is_ok();
         self.m.vp_init_end(&v, &init, ok)
     }
 
+    #[inline(never)]
     fn vp_flush(&self, lp: u32, r: &Regs) -> Res<()> {
         let v = self.m.vp_flush_begin(lp, r)?;
         self.guest

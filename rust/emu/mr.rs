@@ -37,12 +37,12 @@ impl Block {
 
 impl Tdcs<'_> {
     fn sha_state(&self) -> sha384::State {
-        core::array::from_fn(|i| self.get(tdcs_word::SHA + i))
+        core::array::from_fn(|i| self.get(tdcs_word::SHA.wrapping_add(i)))
     }
 
     pub(crate) fn start_measurement(&self) {
         for (i, v) in sha384::INITIAL.into_iter().enumerate() {
-            self.set(tdcs_word::SHA + i, v);
+            self.set(tdcs_word::SHA.wrapping_add(i), v);
         }
         self.set(tdcs_word::SHA_LEN, 0);
     }
@@ -52,7 +52,7 @@ impl Tdcs<'_> {
         let mut s = self.sha_state();
         sha384::compress(&mut s, &block.0);
         for (i, v) in s.into_iter().enumerate() {
-            self.set(tdcs_word::SHA + i, v);
+            self.set(tdcs_word::SHA.wrapping_add(i), v);
         }
         self.set(
             tdcs_word::SHA_LEN,
@@ -64,7 +64,7 @@ impl Tdcs<'_> {
     fn finish_measurement(&self) {
         let mrtd = sha384::finish(self.sha_state(), self.get(tdcs_word::SHA_LEN));
         for (i, v) in mrtd.into_iter().enumerate() {
-            self.set(tdcs_word::MRTD + i, v.swap_bytes());
+            self.set(tdcs_word::MRTD.wrapping_add(i), v.swap_bytes());
         }
     }
 }
@@ -89,15 +89,16 @@ impl<P: Platform> Machine<P> {
         if State::of(w.raw) != Some(State::Mapped) {
             return Err(st::EPT_ENTRY_NOT_PRESENT);
         }
-        let offset = gpa & ((1 << super::tree::shift(w.entry.level)) - 1);
-        let pa = (w.raw & HPA) + offset;
+        let offset = gpa & super::tree::offset_mask(w.entry.level);
+        let pa = (w.raw & HPA).wrapping_add(offset);
         let page = Page::at(&self.p, pa).ok_or_else(|| self.fatal())?;
         let first = (pa & 0xFFF) as usize / 8;
 
         td.tdcs
             .measure(&Block::tagged(*b"MR.EXTEND\0\0\0\0\0\0\0", gpa));
         td.tdcs.measure(&Block::content(&page, first));
-        td.tdcs.measure(&Block::content(&page, first + 16));
+        td.tdcs
+            .measure(&Block::content(&page, first.wrapping_add(16)));
         Ok(())
     }
 

@@ -186,7 +186,7 @@ impl<P: Platform> Machine<P> {
     pub(crate) fn check_pa(&self, pa: u64, size: u8, op: u64) -> Res<()> {
         let c = self.p.config();
         let hkid = ((1u64 << (c.hkid_bits & 7)) - 1) << (c.hkid_start_bit & 63);
-        if pa & ((1 << shift(size)) - 1) != 0 || pa & hkid != 0 || pa >> 52 != 0 {
+        if pa & super::tree::offset_mask(size) != 0 || pa & hkid != 0 || pa >> 52 != 0 {
             return Err(st::OPERAND_INVALID | op);
         }
         Ok(())

@@ -35,7 +35,7 @@ impl<P: Platform> Machine<P> {
         r.rcx = u64::from(kind);
         r.rdx = entry.owner();
         r.r8 = u64::from(lock.size);
-        if pa & ((1 << shift(lock.size)) - 1) != 0 {
+        if pa & super::tree::offset_mask(lock.size) != 0 {
             return Err(st::OPERAND_INVALID | op::RCX);
         }
         if kind == pt::TDR {

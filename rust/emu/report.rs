@@ -73,7 +73,7 @@ impl Entered<'_> {
         if !walk.hit {
             return Err(bad);
         }
-        let offset = gpa & ((1 << shift(walk.entry.level)) - 1);
+        let offset = gpa & super::tree::offset_mask(walk.entry.level);
         let page = Page::at(&m.p, (walk.raw & HPA).wrapping_add(offset)).ok_or(bad)?;
         Ok((page, (gpa & 0xFFF) as usize / 8))
     }

@@ -69,7 +69,7 @@ impl Tdmr {
         self.base.load(Ordering::Relaxed)
     }
     fn end(&self) -> u64 {
-        self.base() + self.size.load(Ordering::Relaxed)
+        self.base().wrapping_add(self.size.load(Ordering::Relaxed))
     }
 
     /// Physical address of the PAMT entry of `pa` at `size`.
@@ -78,7 +78,8 @@ impl Tdmr {
             .pamt
             .get(usize::from(size))
             .map_or(0, |a| a.load(Ordering::Relaxed));
-        base + ((pa - self.base()) >> super::tree::shift(size)) * PAMT_ENTRY_SIZE
+        let index = pa.wrapping_sub(self.base()) >> super::tree::shift(size);
+        base.wrapping_add(index.wrapping_mul(PAMT_ENTRY_SIZE))
     }
 
     fn load(&self, info: &TdmrInfo) {
@@ -157,11 +158,12 @@ impl TdmrInfo {
     /// Whether the part of `[start, end)` in this TDMR lies in reserved areas.
     fn reserves(&self, start: u64, end: u64) -> bool {
         let mut at = start.max(self.base);
-        let end = end.min(self.base + self.size);
+        let end = end.min(self.end());
         for &(offset, size) in &self.reserved {
-            let from = self.base + offset;
-            if from <= at && at < from + size {
-                at = from + size;
+            let from = self.base.saturating_add(offset);
+            let to = from.saturating_add(size);
+            if from <= at && at < to {
+                at = to;
             }
         }
         at >= end
@@ -215,12 +217,6 @@ impl Sys {
     pub(crate) fn tdmr_of(&self, pa: u64) -> Option<&Tdmr> {
         self.tdmrs()
             .find(|t| t.base() <= pa && pa < t.done.load(Ordering::Acquire))
-    }
-
-    /// Initialised ranges, for inspection.
-    pub(crate) fn ranges(&self) -> impl Iterator<Item = (u64, u64)> + '_ {
-        self.tdmrs()
-            .map(|t| (t.base(), t.done.load(Ordering::Acquire)))
     }
 }
 
@@ -298,6 +294,8 @@ impl<P: Platform> Machine<P> {
 
     /// TDH.SYS.CONFIG. RCX: array of TDMR_INFO addresses, RDX: their number, R8: global
     /// HKID.
+    // Its copies of structures must not burden the stack of other leaves.
+    #[inline(never)]
     pub(crate) fn sys_config(&self, r: &Regs) -> Res<()> {
         let _lock = self.sys_lock()?;
         if self.sys_state() != sys_state::INITIALIZED {
@@ -325,7 +323,10 @@ impl<P: Platform> Machine<P> {
             }
             for (base, size) in info.pamt {
                 for j in 0..r.rdx {
-                    if !self.tdmr_info(r.rcx, j)?.reserves(base, base + size) {
+                    if !self
+                        .tdmr_info(r.rcx, j)?
+                        .reserves(base, base.saturating_add(size))
+                    {
                         return Err(st::PAMT_OVERLAP | i);
                     }
                 }
@@ -345,7 +346,7 @@ impl<P: Platform> Machine<P> {
     }
 
     fn tdmr_info(&self, array: u64, i: u64) -> Res<TdmrInfo> {
-        let at = array + 8 * i;
+        let at = array.wrapping_add(i.wrapping_mul(8));
         let page = Page::at(&self.p, at).ok_or(st::OPERAND_INVALID | op::RCX)?;
         let pa = page.get((at & 0xFFF) as usize / 8);
         let bad = st::OPERAND_INVALID | op::TDMR_INFO_PA;
@@ -386,8 +387,8 @@ impl<P: Platform> Machine<P> {
         }
         self.reset_pamt(tdmr, from)
             .ok_or(st::OPERAND_ADDR_RANGE_ERROR | op::RCX)?;
-        tdmr.done.store(from + GIB, Ordering::Release);
-        r.rdx = from + GIB;
+        tdmr.done.store(from.wrapping_add(GIB), Ordering::Release);
+        r.rdx = from.wrapping_add(GIB);
         Ok(())
     }
 
@@ -395,7 +396,7 @@ impl<P: Platform> Machine<P> {
     fn reset_pamt(&self, tdmr: &Tdmr, from: u64) -> Option<()> {
         for (size, entries) in [(0, 512 * 512), (1, 512)] {
             let start = tdmr.entry_address(from, size);
-            let end = start + entries * PAMT_ENTRY_SIZE;
+            let end = start.wrapping_add(entries * PAMT_ENTRY_SIZE);
             for at in (start..end).step_by(PAGE_SIZE as usize) {
                 Page::at(&self.p, at)?.fill(0);
             }
@@ -408,9 +409,10 @@ impl<P: Platform> Machine<P> {
         };
         entry(tdmr.entry_address(from, 2))?.reset(pt::NDA);
         for [offset, size] in &tdmr.reserved {
-            let start = tdmr.base() + offset.load(Ordering::Relaxed);
-            let end = start + size.load(Ordering::Relaxed);
-            for pa in (start.max(from)..end.min(from + GIB)).step_by(PAGE_SIZE as usize) {
+            let start = tdmr.base().wrapping_add(offset.load(Ordering::Relaxed));
+            let end = start.wrapping_add(size.load(Ordering::Relaxed));
+            for pa in (start.max(from)..end.min(from.wrapping_add(GIB))).step_by(PAGE_SIZE as usize)
+            {
                 entry(tdmr.entry_address(pa, 0))?.reset(pt::RSVD);
             }
         }

@@ -102,11 +102,11 @@ impl<'m> Tdr<'m> {
     }
     pub(crate) fn add_tdcx(&self, pa: u64) {
         let n = self.num_tdcx();
-        self.page.set(tdr_word::TDCX + n as usize, pa);
-        self.page.set(tdr_word::NUM_TDCX, n + 1);
+        self.page.set(tdr_word::TDCX.wrapping_add(n as usize), pa);
+        self.page.set(tdr_word::NUM_TDCX, n.wrapping_add(1));
     }
     pub(crate) fn tdcx(&self, i: u64) -> u64 {
-        self.page.get(tdr_word::TDCX + i as usize)
+        self.page.get(tdr_word::TDCX.wrapping_add(i as usize))
     }
     /// Lifecycle state in a TDR page whose own PAMT entry is locked already.
     pub(crate) fn lifecycle_in(page: &Page<'_>) -> u64 {
@@ -360,7 +360,7 @@ impl GpaLevel {
         }
         let level = (raw & 7) as u8;
         let gpa = raw & !7;
-        if !levels.contains(&level) || gpa & ((1 << shift(level)) - 1) != 0 {
+        if !levels.contains(&level) || gpa & super::tree::offset_mask(level) != 0 {
             return Err(bad);
         }
         Ok(GpaLevel { gpa, level })

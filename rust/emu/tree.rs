@@ -44,7 +44,13 @@ pub(crate) const fn table(hpa: u64) -> u64 {
 
 /// Bytes that an entry at `level` (0 = 4K) spans, as a shift.
 pub(crate) const fn shift(level: u8) -> u32 {
-    12 + 9 * (level as u32 & 7)
+    let level = if level < 4 { level } else { 4 };
+    12 + 9 * level as u32
+}
+
+/// Bytes that an entry at `level` spans, less one: the mask of offsets in it.
+pub(crate) const fn offset_mask(level: u8) -> u64 {
+    (1 << shift(level)) - 1
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -181,7 +187,7 @@ pub(crate) fn unblocked(raw: u64, s: State) -> u64 {
 
 /// A pending leaf once it is accepted.
 pub(crate) fn leaf_mapped(raw: u64, level: u8) -> u64 {
-    mapped_leaf(raw & HPA & !((1 << shift(level)) - 1))
+    mapped_leaf(raw & HPA & !offset_mask(level))
 }
 
 /// A place in the S-EPT.

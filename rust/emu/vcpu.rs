@@ -136,7 +136,12 @@ fn associate(v: &Tdvps<'_>, tdcs: &Tdcs<'_>, lp: u32) -> Res<bool> {
     }
     // Two LPs may try at once: the TDVPR is only held shared.
     v.word(word::ASSOC)
-        .compare_exchange(0, u64::from(lp) + 1, Ordering::Relaxed, Ordering::Relaxed)
+        .compare_exchange(
+            0,
+            u64::from(lp).wrapping_add(1),
+            Ordering::Relaxed,
+            Ordering::Relaxed,
+        )
         .map_err(|_| st::VCPU_ASSOCIATED)?;
     tdcs.word(tdcs_word::NUM_ASSOC)
         .fetch_add(1, Ordering::Relaxed);

@@ -77,7 +77,7 @@ impl<'m> Tdvps<'m> {
     }
     /// Whether the vCPU belongs to `lp`.
     pub(crate) fn is_on(&self, lp: u32) -> bool {
-        self.get(word::ASSOC) == u64::from(lp) + 1
+        self.get(word::ASSOC) == u64::from(lp).wrapping_add(1)
     }
     pub(crate) fn page_pa(&self, i: usize) -> u64 {
         self.get(word::PAGES.wrapping_add(i))
@@ -102,7 +102,7 @@ impl<'m> Tdvps<'m> {
             pages: core::array::from_fn(|i| self.page_pa(i)),
             msr_bitmap: tdcs.msr_bitmap,
             sept_root: tdcs.root().pa,
-            sept_levels: u32::from(tdcs.root().level) + 1,
+            sept_levels: u32::from(tdcs.root().level).wrapping_add(1),
             shared_bit: tdcs.shared_bit(),
             shared_ept: self.get(word::SHARED_EPT),
             pi_desc: self.get(word::PI_DESC),
@@ -222,7 +222,7 @@ impl<P: Platform> Machine<P> {
             .tdcs
             .word(tdcs_word::NUM_VCPUS)
             .fetch_update(Ordering::Relaxed, Ordering::Relaxed, |n| {
-                (n < max).then_some(n + 1)
+                (n < max).then(|| n.wrapping_add(1))
             })
             .map_err(|_| st::MAX_VCPUS_EXCEEDED)?;
         let x2apic = if version > 0 {
@@ -254,7 +254,8 @@ impl<P: Platform> Machine<P> {
             return Err(st::OPERAND_BUSY | op::TDVPR);
         }
         v.tdvps.store_regs(&init.regs);
-        v.tdvps.set(word::ASSOC, u64::from(init.vcpu.lp) + 1);
+        v.tdvps
+            .set(word::ASSOC, u64::from(init.vcpu.lp).wrapping_add(1));
         v.tdcs
             .word(tdcs_word::NUM_ASSOC)
             .fetch_add(1, Ordering::Relaxed);
