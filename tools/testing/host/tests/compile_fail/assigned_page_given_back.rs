@@ -1,5 +1,11 @@
 // SPDX-License-Identifier: GPL-2.0
-#![allow(missing_docs, dead_code, unused_variables, unused_must_use, unexpected_cfgs)]
+#![allow(
+    missing_docs,
+    dead_code,
+    unused_variables,
+    unused_must_use,
+    unexpected_cfgs
+)]
 
 #[path = "../../../../../rust/mirror/mod.rs"]
 pub mod mirror;
