@@ -68,6 +68,19 @@ def objects():
     return newest
 
 
+def sources_of(path):
+    """The files of rust/ that an object was made of, as kbuild wrote them down."""
+    command = os.path.join(os.path.dirname(path), f".{os.path.basename(path)}.cmd")
+    try:
+        with open(command, encoding="utf-8", errors="replace") as f:
+            words = f.read().split()
+    except OSError:
+        words = []
+    ours = os.path.join(lib.TOP, "rust", "")
+    found = [w for w in words if w.startswith(ours) and w.endswith(".rs") and os.path.exists(w)]
+    return found or [os.path.join(lib.TOP, n) for n in lib.files("rust/*.rs")]
+
+
 def panic_symbols(result):
     if not lib.need(result, "objdump", "binutils"):
         return
@@ -76,7 +89,6 @@ def panic_symbols(result):
     if not roots:
         result.missing("rust/tdx_*_main.rs", "run this in a whole checkout")
         return
-    sources = max((os.path.getmtime(os.path.join(lib.TOP, n)) for n in lib.files("rust/*.rs")), default=0)
     count = 0
     for leaf in roots:
         if leaf not in built:
@@ -84,7 +96,7 @@ def panic_symbols(result):
             result.todo = "make modules"
             continue
         path = built[leaf]
-        if os.path.getmtime(path) < sources and not os.environ.get("CHECK_OLD_OBJECTS"):
+        if os.path.getmtime(path) < max(os.path.getmtime(s) for s in sources_of(path)):
             result.bad(f"{os.path.relpath(path, lib.TOP)} is older than the sources")
             result.todo = "make modules"
             continue
