@@ -18,9 +18,9 @@ sys.path.insert(0, HERE)
 import report  # noqa: E402
 
 EMU = {"leaf_6_tdh_mem_page_aug_calls": 5, "leaf_6_tdh_mem_page_aug_ok": 4, "leaf_present_transitions": 4,
-       "leaf_removed": 4, "pamt_pages_owned": 0, "busy": 1, "invariant_errors": 0, "guest_entries": 7}
+       "leaf_removed": 4, "pamt_pages_owned": 0, "busy": 1, "invariant_errors": 0, "guest_entries": 7, "counters": 9}
 MIRROR = {"leaf_transitions": 4, "mapped": 4, "zapped": 4, "leaked": 0, "quarantined": 0, "retries": 1,
-          "tds_live": 0, "tds_created": 1}
+          "tds_live": 0, "tds_created": 1, "counters": 8}
 
 
 def log(on=None, off=None, tap="ok 1 maps\n", status=0, kernel="", end="vm: exit 0\n"):
