@@ -12,7 +12,7 @@
 //! | S-EPT entry (RCX) | the guest's TDG.MEM.PAGE.ACCEPT; another mapper's leaf | all S-EPT leaves |
 //! | TD epoch | TDH.VP.ENTER, for a moment | TDH.MEM.TRACK |
 //! | previous epoch | a vCPU inside since before the last TRACK | TDH.MEM.TRACK |
-//! | TDR | TDH.MR.EXTEND, TDH.VP.INIT and the like, while the TD is built | SEPT.ADD and PAGE.ADD |
+//! | TDR | TDH.MR.EXTEND, TDH.VP.INIT and the like, while the TD is built | S-EPT leaves until then |
 //!
 //! Any other busy operand is a bug.
 
@@ -138,7 +138,7 @@ impl Op {
             (Self::Link | Self::Map | Self::Block | Self::Remove, OperandId::RCX) => {
                 Some(Operand::SeptEntry)
             }
-            (Self::Link | Self::Map, OperandId::RDX) if !built => Some(Operand::Tdr),
+            (Self::Link | Self::Map | Self::Remove, OperandId::RDX) if !built => Some(Operand::Tdr),
             (Self::Track, OperandId::TD_EPOCH) => Some(Operand::TdEpoch),
             _ => None,
         }

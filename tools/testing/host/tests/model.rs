@@ -134,7 +134,9 @@ impl Model {
                 Call::SeptAdd | Call::PageMap | Call::Block | Call::Remove
             ),
             status::EPOCH_BUSY | TdxStatus::PREVIOUS_TLB_EPOCH_BUSY => call == Call::Track,
-            status::TDR_BUSY => !self.built && matches!(call, Call::SeptAdd | Call::PageMap),
+            status::TDR_BUSY => {
+                !self.built && matches!(call, Call::SeptAdd | Call::PageMap | Call::Remove)
+            }
             _ => false,
         }
     }

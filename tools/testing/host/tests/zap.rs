@@ -172,6 +172,21 @@ fn r26_busy_at_each_seamcall_of_a_zap() {
 }
 
 #[test]
+fn b8_zap_in_build_meets_a_busy_tdr() {
+    let td = mapped(false, &[5]);
+    td.mock().fail(Call::Remove, 0, 1, status::TDR_BUSY);
+    assert_eq!(td.zap(5, 6), 1);
+    assert!(td.host().bugs().is_empty());
+    td.check_same(&[5]);
+    // Nothing takes the TDR for long once the TD is built: then it is a bug.
+    let td = mapped(true, &[5]);
+    td.mock().fail(Call::Remove, 0, 1, status::TDR_BUSY);
+    assert_eq!(td.zap(5, 6), 0);
+    assert_eq!(td.mock().count(Call::Remove), 1);
+    assert!(td.mirror().is_bugged());
+}
+
+#[test]
 fn previous_epoch_busy_of_a_real_vcpu() {
     let td = mapped(true, &[5, 6]);
     td.mock().enter_guest();
