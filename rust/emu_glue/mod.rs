@@ -33,7 +33,7 @@ pub(crate) fn start() -> Result {
         config.lps,
         config.private_hkid_min,
         config.private_hkid_max,
-        if vmx { "VMX" } else { "no processor" },
+        if vmx { "VMX" } else { "the interpreter" },
     );
 
     to_result(ffi::debugfs_init())?;
@@ -106,7 +106,7 @@ impl Write for Text {
         let rest = self.bytes.get_mut(self.len..).ok_or(core::fmt::Error)?;
         for (to, from) in rest.iter_mut().zip(s.bytes()) {
             *to = from;
-            self.len += 1;
+            self.len = self.len.saturating_add(1);
         }
         Ok(())
     }

@@ -1,8 +1,9 @@
 // SPDX-License-Identifier: GPL-2.0
-//! What executes TDs here: VMX if the CPU has it.
+//! What executes TDs here: VMX if the CPU has it, else the interpreter.
 
 use super::ffi;
 use super::host::Host;
+use crate::emu::interp::Interpreter;
 use crate::emu::{Entry, GuestExit, GuestRegs, GuestRun, Unavailable, Vcpu, VcpuInit};
 use crate::emu_vmx::Vmx;
 use kernel::sync::SetOnce;
@@ -40,22 +41,23 @@ impl Processor {
 
 impl GuestRun<Host> for Processor {
     fn init(&self, p: &Host, init: &VcpuInit) -> Result<(), Unavailable> {
-        self.vmx.as_ref().ok_or(Unavailable)?.init(p, init)
+        match self.vmx.as_ref() {
+            Some(vmx) => vmx.init(p, init),
+            None => Interpreter.init(p, init),
+        }
     }
 
     fn flush(&self, p: &Host, vcpu: &Vcpu) {
-        if let Some(vmx) = self.vmx.as_ref() {
-            vmx.flush(p, vcpu);
+        match self.vmx.as_ref() {
+            Some(vmx) => vmx.flush(p, vcpu),
+            None => Interpreter.flush(p, vcpu),
         }
     }
 
     fn run(&self, p: &Host, vcpu: &Vcpu, entry: Entry, regs: &mut GuestRegs) -> GuestExit {
         match self.vmx.as_ref() {
             Some(vmx) => vmx.run(p, vcpu, entry, regs),
-            None => GuestExit::Failed {
-                reason: 0xffff,
-                detail: 0,
-            },
+            None => Interpreter.run(p, vcpu, entry, regs),
         }
     }
 }

@@ -20,6 +20,13 @@ const ADDRESS: u64 = 0x000f_ffff_ffff_f000;
 /// Nothing mapped, and no #VE but an exit.
 const ABSENT: u64 = 1 << 63;
 
+/// Index in a table of `level` and offset mask of what an entry there maps.
+pub(super) fn geometry(address: u64, level: u32) -> (usize, u64) {
+    let shift = 12u32.wrapping_add(level.wrapping_sub(1).wrapping_mul(9)) & 63;
+    let index = (address >> shift) as usize % ENTRIES;
+    (index, (1u64 << shift).wrapping_sub(1))
+}
+
 /// The page at `pa` as a table.
 pub(super) fn table<P: Platform>(p: &P, pa: u64) -> Option<&[AtomicU64; ENTRIES]> {
     let page = p.page(pa & ADDRESS)?;
@@ -66,8 +73,7 @@ pub(super) fn refresh_root<P: Platform>(p: &P, vcpu: &Vcpu) -> Option<()> {
 /// Copies the one entry that covers `gpa`, which may have come since the vCPU was
 /// entered. True if it differed, so that the access is worth a new try.
 pub(super) fn refresh_entry<P: Platform>(p: &P, vcpu: &Vcpu, gpa: u64) -> Option<bool> {
-    let shift = 12 + 9 * vcpu.sept_levels.clamp(4, 5).saturating_sub(1);
-    let index = (gpa >> shift) as usize % ENTRIES;
+    let (index, _) = geometry(gpa, vcpu.sept_levels);
     let entry = table(p, *vcpu.pages.get(TDVPS_EPT_ROOT)?)?.get(index)?;
     let source = if index < ENTRIES / 2 {
         table(p, vcpu.sept_root)?
@@ -90,14 +96,12 @@ pub(super) fn translate<P: Platform>(p: &P, vcpu: &Vcpu, gpa: u64) -> Option<u64
     let mut pa = *vcpu.pages.get(TDVPS_EPT_ROOT)?;
 
     for level in (1..=vcpu.sept_levels.min(5)).rev() {
-        let shift = 12 + 9 * (level - 1);
-        let index = (gpa >> shift) as usize % ENTRIES;
+        let (index, offset) = geometry(gpa, level);
         let entry = table(p, pa)?.get(index)?.load(Ordering::Acquire);
         if entry & PRESENT == 0 || entry & READ == 0 {
             return None;
         }
         if level == 1 || (level <= 3 && entry & LARGE != 0) {
-            let offset = (1u64 << shift) - 1;
             return Some((entry & ADDRESS & !offset) | (gpa & offset));
         }
         pa = entry & ADDRESS;

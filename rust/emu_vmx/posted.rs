@@ -29,24 +29,24 @@ pub(super) fn sync<P: Platform>(p: &P, vcpu: &Vcpu, vm: &Current) -> Result<(), 
         return Err(VmxError::Fail);
     };
     let first = (vcpu.pi_desc as usize & 0xfff) / 8;
-    let control = words.get(first + 4).ok_or(VmxError::Fail)?;
+    let control = words.get(first.wrapping_add(4)).ok_or(VmxError::Fail)?;
     if control.load(Ordering::Acquire) & OUTSTANDING == 0 {
         return Ok(());
     }
     control.fetch_and(!OUTSTANDING, Ordering::AcqRel);
 
     let mut highest = None;
-    for (i, word) in words.iter().skip(first).take(4).enumerate() {
+    // The APIC page holds 32 vectors in the first half of each 16 bytes.
+    let mut irr = vapic.iter().skip(VIRR / 8).step_by(2);
+    for (base, word) in (0u64..).step_by(64).zip(words.iter().skip(first).take(4)) {
         let posted = word.swap(0, Ordering::AcqRel);
-        if posted == 0 {
-            continue;
-        }
-        highest = Some(64 * i as u64 + 63 - u64::from(posted.leading_zeros()));
-        // The APIC page holds 32 vectors in each 16 bytes.
-        for (half, bits) in [posted & 0xffff_ffff, posted >> 32].into_iter().enumerate() {
-            if let Some(irr) = vapic.get((VIRR + 0x10 * (2 * i + half)) / 8) {
+        for bits in [posted & 0xffff_ffff, posted >> 32] {
+            if let Some(irr) = irr.next() {
                 irr.fetch_or(bits, Ordering::Relaxed);
             }
+        }
+        if let Some(bit) = posted.checked_ilog2() {
+            highest = Some(base | u64::from(bit));
         }
     }
 

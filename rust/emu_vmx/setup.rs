@@ -226,10 +226,11 @@ fn write_guest(vm: &Current) -> Result<(), VmxError> {
         (0xffff, TSS),
     ];
     for (offset, (limit, access)) in (0u64..).step_by(2).zip(segments) {
-        vm.write(field::GUEST_ES_SELECTOR + offset, 0)?;
-        vm.write(field::GUEST_ES_BASE + offset, 0)?;
-        vm.write(field::GUEST_ES_LIMIT + offset, limit)?;
-        vm.write(field::GUEST_ES_ACCESS + offset, access)?;
+        let at = |first: u64| first.wrapping_add(offset);
+        vm.write(at(field::GUEST_ES_SELECTOR), 0)?;
+        vm.write(at(field::GUEST_ES_BASE), 0)?;
+        vm.write(at(field::GUEST_ES_LIMIT), limit)?;
+        vm.write(at(field::GUEST_ES_ACCESS), access)?;
     }
     for (f, value) in [
         (field::GUEST_GDTR_LIMIT, 0xffff),

@@ -22,8 +22,7 @@ const PRESENT: u64 = 1;
 const LARGE: u64 = 1 << 7;
 const ADDRESS: u64 = 0x000f_ffff_ffff_f000;
 
-/// 66 0F 01 CC, as a little-endian number.
-const TDCALL: u32 = 0xcc01_0f66;
+const TDCALL: [u8; 4] = [0x66, 0x0f, 0x01, 0xcc];
 
 /// Address translation state of the guest.
 struct Paging {
@@ -45,15 +44,13 @@ fn translate<P: Platform>(p: &P, vcpu: &Vcpu, paging: &Paging, linear: u64) -> O
 
     let mut gpa = paging.cr3 & ADDRESS;
     for level in (1..=paging.levels).rev() {
-        let shift = 12 + 9 * (level - 1);
-        let index = (linear >> shift) as usize % 512;
+        let (index, offset) = ept::geometry(linear, level);
         let table = ept::translate(p, vcpu, gpa)?;
         let entry = ept::table(p, table)?.get(index)?.load(Ordering::Relaxed);
         if entry & PRESENT == 0 {
             return None;
         }
         if level == 1 || (level <= 3 && entry & LARGE != 0) {
-            let offset = (1u64 << shift) - 1;
             return Some((entry & ADDRESS & !offset) | (linear & offset));
         }
         gpa = entry & ADDRESS;
@@ -88,12 +85,10 @@ pub(super) fn at_tdcall<P: Platform>(p: &P, vcpu: &Vcpu, vm: &Current) -> Result
         rip.wrapping_add(vm.read(field::GUEST_CS_BASE)?) & 0xffff_ffff
     };
 
-    let mut found = 0u32;
-    for i in 0..4u32 {
-        match byte(p, vcpu, &paging, start.wrapping_add(u64::from(i))) {
-            Some(b) => found |= u32::from(b) << (8 * i),
-            None => return Ok(false),
+    for (at, expected) in (0u64..).zip(TDCALL) {
+        if byte(p, vcpu, &paging, start.wrapping_add(at)) != Some(expected) {
+            return Ok(false);
         }
     }
-    Ok(found == TDCALL)
+    Ok(true)
 }
