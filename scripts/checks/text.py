@@ -99,3 +99,23 @@ def spdx(result):
             result.bad(f"{name}: no SPDX line in its first three lines")
     result.note = f"{len(names)} files"
     result.todo = "add `SPDX-License-Identifier: GPL-2.0` as a comment"
+
+
+MENTION = re.compile(r"(?<![\w/.-])((?:rust|tools|scripts|patches|include|Documentation)/[\w./-]*\w)(?![\w{*<])")
+
+
+def paths(result):
+    """Files and folders that a text names are there."""
+    count = 0
+    for name in lib.files("*.rst", "*.md"):
+        if name.startswith("patches/"):
+            continue
+        for number, line in enumerate(lib.read(name).split("\n"), 1):
+            for mention in MENTION.findall(line):
+                count += 1
+                if not os.path.exists(os.path.join(lib.TOP, mention)) \
+                        and not os.path.exists(os.path.join(lib.TOP, os.path.splitext(mention)[0] + ".c")) \
+                        and not os.path.exists(os.path.join(lib.TOP, os.path.splitext(mention)[0] + ".rs")):
+                    result.bad(f"{name}:{number}: {mention} is not there")
+    result.note = f"{count} mentions"
+    result.todo = "name what is there"

@@ -17,7 +17,7 @@ def rustfmt(result):
     status, out = lib.run(lib.in_root(
         ["rustfmt", "--check", "--edition", "2021", "--config-path", ".rustfmt.toml", *names]))
     seen = re.findall(r"^Diff in (\S+?):(\d+):?", out, re.M)
-    for name, line in seen[:40]:
+    for name, line in list(dict.fromkeys(seen))[:60]:
         result.bad(f"{os.path.relpath(name, lib.TOP) if os.path.isabs(name) else name}:{line}: not formatted")
     if status and not seen:
         result.bad(out.strip()[-400:])
