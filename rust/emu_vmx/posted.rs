@@ -38,7 +38,8 @@ pub(super) fn sync<P: Platform>(p: &P, vcpu: &Vcpu, vm: &Current) -> Result<(), 
     let mut highest = None;
     // The APIC page holds 32 vectors in the first half of each 16 bytes.
     let mut irr = vapic.iter().skip(VIRR / 8).step_by(2);
-    for (base, word) in (0u64..).step_by(64).zip(words.iter().skip(first).take(4)) {
+    let mut base = 0u64;
+    for word in words.iter().skip(first).take(4) {
         let posted = word.swap(0, Ordering::AcqRel);
         for bits in [posted & 0xffff_ffff, posted >> 32] {
             if let Some(irr) = irr.next() {
@@ -48,6 +49,7 @@ pub(super) fn sync<P: Platform>(p: &P, vcpu: &Vcpu, vm: &Current) -> Result<(), 
         if let Some(bit) = posted.checked_ilog2() {
             highest = Some(base | u64::from(bit));
         }
+        base = base.wrapping_add(64);
     }
 
     if let Some(vector) = highest {

@@ -225,12 +225,14 @@ fn write_guest(vm: &Current) -> Result<(), VmxError> {
         (0xffff, LDT),
         (0xffff, TSS),
     ];
-    for (offset, (limit, access)) in (0u64..).step_by(2).zip(segments) {
+    let mut offset = 0u64;
+    for (limit, access) in segments {
         let at = |first: u64| first.wrapping_add(offset);
         vm.write(at(field::GUEST_ES_SELECTOR), 0)?;
         vm.write(at(field::GUEST_ES_BASE), 0)?;
         vm.write(at(field::GUEST_ES_LIMIT), limit)?;
         vm.write(at(field::GUEST_ES_ACCESS), access)?;
+        offset = offset.wrapping_add(2);
     }
     for (f, value) in [
         (field::GUEST_GDTR_LIMIT, 0xffff),

@@ -85,10 +85,12 @@ pub(super) fn at_tdcall<P: Platform>(p: &P, vcpu: &Vcpu, vm: &Current) -> Result
         rip.wrapping_add(vm.read(field::GUEST_CS_BASE)?) & 0xffff_ffff
     };
 
-    for (at, expected) in (0u64..).zip(TDCALL) {
-        if byte(p, vcpu, &paging, start.wrapping_add(at)) != Some(expected) {
+    let mut at = start;
+    for expected in TDCALL {
+        if byte(p, vcpu, &paging, at) != Some(expected) {
             return Ok(false);
         }
+        at = at.wrapping_add(1);
     }
     Ok(true)
 }
