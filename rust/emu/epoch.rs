@@ -49,6 +49,7 @@ impl<'m> Tdcs<'m> {
 
 impl<P: Platform> Machine<P> {
     /// TDH.MEM.TRACK. RCX: TDR.
+    #[inline(never)]
     pub(crate) fn mem_track(&self, r: &Regs) -> Res<()> {
         let td = self.begin(r.rcx, op::RCX, op_state::TRACK)?;
         let _lock = td.tdcs.lock_epoch(Mode::Exclusive)?;

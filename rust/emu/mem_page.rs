@@ -42,6 +42,7 @@ impl<P: Platform> Machine<P> {
     /// TDH.MEM.PAGE.ADD. RCX: GPA, RDX: TDR, R8: page, R9: source.
     ///
     /// The TDR is exclusive, so nobody else changes the tree.
+    #[inline(never)]
     pub(crate) fn mem_page_add(&self, r: &mut Regs) -> Res<()> {
         let (rcx, rdx) = take_operands(r);
         let td = self.begin_build(rdx, op::RDX)?;
@@ -79,6 +80,7 @@ impl<P: Platform> Machine<P> {
     }
 
     /// TDH.MEM.PAGE.AUG. RCX: GPA and level, RDX: TDR, R8: page.
+    #[inline(never)]
     pub(crate) fn mem_page_aug(&self, r: &mut Regs) -> Res<()> {
         let (rcx, rdx) = take_operands(r);
         let td = self.begin(rdx, op::RDX, op_state::AUG)?;
@@ -100,6 +102,7 @@ impl<P: Platform> Machine<P> {
     }
 
     /// TDH.MEM.PAGE.REMOVE. RCX: GPA and level, RDX: TDR; out RCX: page.
+    #[inline(never)]
     pub(crate) fn mem_page_remove(&self, r: &mut Regs) -> Res<()> {
         let (rcx, rdx) = take_operands(r);
         let td = self.begin(rdx, op::RDX, op_state::REMOVE)?;
@@ -121,6 +124,7 @@ impl<P: Platform> Machine<P> {
     }
 
     /// TDH.MEM.PAGE.RELOCATE. RCX: GPA, RDX: TDR, R8: new page; out RCX: old page.
+    #[inline(never)]
     pub(crate) fn mem_page_relocate(&self, r: &mut Regs) -> Res<()> {
         let (rcx, rdx) = take_operands(r);
         let td = self.begin(rdx, op::RDX, op_state::CHANGE)?;

@@ -35,6 +35,7 @@ pub(crate) fn check_version(version: u8) -> Res<()> {
 impl<P: Platform> Machine<P> {
     /// TDH.MEM.SEPT.ADD. RCX: GPA and level, RDX: TDR and allow-existing flag, R8:
     /// page; version 1 also R9..R11: pages of L2 VMs, of which there are none.
+    #[inline(never)]
     pub(crate) fn mem_sept_add(&self, version: u8, r: &mut Regs) -> Res<()> {
         let (rcx, rdx) = take_operands(r);
         check_version(version)?;
@@ -78,6 +79,7 @@ impl<P: Platform> Machine<P> {
     }
 
     /// TDH.MEM.SEPT.REMOVE. RCX: GPA and level, RDX: TDR; out RCX: page.
+    #[inline(never)]
     pub(crate) fn mem_sept_remove(&self, version: u8, r: &mut Regs) -> Res<()> {
         let (rcx, rdx) = take_operands(r);
         no_l2_pages(version, r);
@@ -106,6 +108,7 @@ impl<P: Platform> Machine<P> {
 
     /// TDH.MEM.SEPT.RD. RCX: GPA and level, RDX: TDR, bit 0 asks for L2 attributes,
     /// which only debug TDs have. Out RCX, RDX: the entry.
+    #[inline(never)]
     pub(crate) fn mem_sept_rd(&self, r: &mut Regs) -> Res<()> {
         let (rcx, rdx) = take_operands(r);
         let td = self.begin(rdx & !1, op::RDX, op_state::SEPT_ANY)?;
@@ -129,6 +132,7 @@ impl<P: Platform> Machine<P> {
     }
 
     /// TDH.MEM.RANGE.BLOCK. RCX: GPA and level, RDX: TDR.
+    #[inline(never)]
     pub(crate) fn mem_range_block(&self, r: &mut Regs) -> Res<()> {
         let (rcx, rdx) = take_operands(r);
         let td = self.begin(rdx, op::RDX, op_state::CHANGE)?;
@@ -150,6 +154,7 @@ impl<P: Platform> Machine<P> {
     }
 
     /// TDH.MEM.RANGE.UNBLOCK. RCX: GPA and level, RDX: TDR.
+    #[inline(never)]
     pub(crate) fn mem_range_unblock(&self, r: &mut Regs) -> Res<()> {
         let (rcx, rdx) = take_operands(r);
         let td: Td<'_> = self.begin(rdx, op::RDX, op_state::CHANGE)?;

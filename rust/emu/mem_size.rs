@@ -44,6 +44,7 @@ impl Drop for ChildLocks<'_> {
 impl<P: Platform> Machine<P> {
     /// TDH.MEM.PAGE.PROMOTE. RCX: GPA and level, RDX: TDR; out RCX: the freed S-EPT
     /// page.
+    #[inline(never)]
     pub(crate) fn mem_page_promote(&self, version: u8, r: &mut Regs) -> Res<()> {
         let (rcx, rdx) = take_operands(r);
         no_l2_pages(version, r);
@@ -116,6 +117,7 @@ impl<P: Platform> Machine<P> {
 
     /// TDH.MEM.PAGE.DEMOTE. RCX: GPA and level, RDX: TDR and L2 flag, R8: page for the
     /// table.
+    #[inline(never)]
     pub(crate) fn mem_page_demote(&self, r: &mut Regs) -> Res<()> {
         let (rcx, rdx) = take_operands(r);
         let (tdr, _) = tdr_and_flag(rdx)?;

@@ -125,6 +125,7 @@ impl<P: Platform> Machine<P> {
     }
 
     /// TDH.MNG.CREATE. RCX: page for the TDR, RDX: HKID.
+    #[inline(never)]
     pub(crate) fn mng_create(&self, r: &Regs) -> Res<()> {
         let c = self.p.config();
         let hkids = u64::from(c.private_hkid_min)..=u64::from(c.private_hkid_max);
@@ -152,6 +153,7 @@ impl<P: Platform> Machine<P> {
     }
 
     /// TDH.MNG.KEY.CONFIG on each package. RCX: TDR.
+    #[inline(never)]
     pub(crate) fn mng_key_config(&self, lp: u32, r: &Regs) -> Res<()> {
         let tdr = self.lock_tdr(r.rcx, op::RCX, Mode::Exclusive)?;
         if tdr.is_fatal() {
@@ -172,6 +174,7 @@ impl<P: Platform> Machine<P> {
     }
 
     /// TDH.MNG.ADDCX. RCX: page for the TDCS, RDX: TDR.
+    #[inline(never)]
     pub(crate) fn mng_addcx(&self, r: &Regs) -> Res<()> {
         let tdr = self.lock_tdr(r.rdx, op::RDX, Mode::Exclusive)?;
         if tdr.is_fatal() {
@@ -225,6 +228,7 @@ impl<P: Platform> Machine<P> {
     }
 
     /// TDH.MNG.RD. RCX: TDR, RDX: field; out R8: value.
+    #[inline(never)]
     pub(crate) fn mng_rd(&self, r: &mut Regs) -> Res<()> {
         let tdr = self.lock_tdr(r.rcx, op::RCX, Mode::Shared)?;
         let tdcs = self.check_built(&tdr)?;
@@ -275,6 +279,7 @@ impl<P: Platform> Machine<P> {
     }
 
     /// TDH.MNG.VPFLUSHDONE. RCX: TDR.
+    #[inline(never)]
     pub(crate) fn mng_vpflushdone(&self, r: &Regs) -> Res<()> {
         let tdr = self.lock_tdr(r.rcx, op::RCX, Mode::Exclusive)?;
         let _kot = self.lock_kot(Mode::Exclusive)?;
@@ -299,6 +304,7 @@ impl<P: Platform> Machine<P> {
     }
 
     /// TDH.MNG.KEY.FREEID. RCX: TDR.
+    #[inline(never)]
     pub(crate) fn mng_key_freeid(&self, r: &Regs) -> Res<()> {
         let tdr = self.lock_tdr(r.rcx, op::RCX, Mode::Exclusive)?;
         if tdr.lifecycle() != lc::BLOCKED {
@@ -320,6 +326,7 @@ impl<P: Platform> Machine<P> {
 
     /// TDH.PHYMEM.CACHE.WB on each package. RCX: 0 to start, 1 to go on; it never
     /// stops half way here, so there is nothing to go on with.
+    #[inline(never)]
     pub(crate) fn phymem_cache_wb(&self, lp: u32, r: &Regs) -> Res<()> {
         match r.rcx {
             0 => {}

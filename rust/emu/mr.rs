@@ -71,6 +71,7 @@ impl Tdcs<'_> {
 
 impl<P: Platform> Machine<P> {
     /// TDH.MR.EXTEND. RCX: GPA of 256 bytes, RDX: TDR.
+    #[inline(never)]
     pub(crate) fn mr_extend(&self, r: &mut Regs) -> Res<()> {
         let (gpa, rdx) = take_operands(r);
         let td = self.begin_build(rdx, op::RDX)?;
@@ -103,6 +104,7 @@ impl<P: Platform> Machine<P> {
     }
 
     /// TDH.MR.FINALIZE. RCX: TDR.
+    #[inline(never)]
     pub(crate) fn mr_finalize(&self, r: &Regs) -> Res<()> {
         let td = self.begin_build(r.rcx, op::RCX)?;
         if td.tdcs.word(tdcs_word::NUM_VCPUS).load(Ordering::Relaxed) == 0 {

@@ -12,7 +12,6 @@ use super::lock::{Busy, Mode, ShareXHp};
 use super::mem::Page;
 use super::platform::Platform;
 use super::sys::Machine;
-use super::tree::shift;
 
 /// Page types.
 pub(crate) mod pt {

@@ -11,7 +11,6 @@ use super::pamt::{pt, PamtLock, WalkError};
 use super::platform::{Platform, Regs};
 use super::sys::Machine;
 use super::td::Tdr;
-use super::tree::shift;
 
 impl<P: Platform> Machine<P> {
     /// Locks the entry that owns the page, whatever its size.
@@ -24,6 +23,7 @@ impl<P: Platform> Machine<P> {
     }
 
     /// TDH.PHYMEM.PAGE.RECLAIM. RCX: page; out RCX: type, RDX: owner, R8: size.
+    #[inline(never)]
     pub(crate) fn phymem_page_reclaim(&self, r: &mut Regs) -> Res<()> {
         let pa = take_page(r);
         let lock = self.lock_any(pa, Mode::Exclusive)?;
@@ -65,6 +65,7 @@ impl<P: Platform> Machine<P> {
     }
 
     /// TDH.PHYMEM.PAGE.WBINVD. RCX: page with any HKID; it must be owned by nobody.
+    #[inline(never)]
     pub(crate) fn phymem_page_wbinvd(&self, r: &Regs) -> Res<()> {
         let pa = self.strip_hkid(r.rcx);
         self.lock_explicit(pa, 0, pt::NDA, Mode::Shared, op::RCX)?;
@@ -73,6 +74,7 @@ impl<P: Platform> Machine<P> {
 
     /// TDH.PHYMEM.PAGE.RDMD. RCX: page; out RCX: type, RDX: owner, R8: size, R9: block
     /// epoch of data and S-EPT pages.
+    #[inline(never)]
     pub(crate) fn phymem_page_rdmd(&self, r: &mut Regs) -> Res<()> {
         let pa = take_page(r);
         let lock = self.lock_any(pa, Mode::Shared)?;

@@ -7,7 +7,7 @@ use super::mem::Page;
 use super::platform::Platform;
 use super::sys::Machine;
 use super::td::tdcs_word;
-use super::tree::{shift, HPA};
+use super::tree::HPA;
 use super::vcpu::Entered;
 
 /// Word of REPORTDATA in the report.

@@ -227,6 +227,7 @@ pub(crate) struct Machine<P> {
     pub(crate) stats: Stats,
 }
 
+// Leaves are not inlined into the dispatcher: their locals would add up on its stack.
 impl<P: Platform> Machine<P> {
     /// A state that cannot be: the real module stops the whole machine. Here it
     /// answers SYS_SHUTDOWN for ever, and counts.
@@ -250,6 +251,7 @@ impl<P: Platform> Machine<P> {
     }
 
     /// TDH.SYS.INIT. RCX: attributes, all reserved.
+    #[inline(never)]
     pub(crate) fn sys_init(&self, r: &Regs) -> Res<()> {
         let _lock = self.sys_lock()?;
         if self.sys_state() != sys_state::NEW {
@@ -265,6 +267,7 @@ impl<P: Platform> Machine<P> {
     }
 
     /// TDH.SYS.LP.INIT, once on every LP, also after the module is ready (hotplug).
+    #[inline(never)]
     pub(crate) fn sys_lp_init(&self, lp: u32) -> Res<()> {
         let _lock = ShareX::try_lock(&self.sys.lock, Mode::Shared).map_err(|_| st::SYS_BUSY)?;
         if self.sys_state() == sys_state::NEW {
@@ -284,6 +287,7 @@ impl<P: Platform> Machine<P> {
     }
 
     /// TDH.SYS.RD. RDX: field, out R8: value.
+    #[inline(never)]
     pub(crate) fn sys_rd(&self, r: &mut Regs) -> Res<()> {
         if self.sys_state() == sys_state::NEW {
             return Err(st::SYS_NOT_READY);
@@ -294,7 +298,6 @@ impl<P: Platform> Machine<P> {
 
     /// TDH.SYS.CONFIG. RCX: array of TDMR_INFO addresses, RDX: their number, R8: global
     /// HKID.
-    // Its copies of structures must not burden the stack of other leaves.
     #[inline(never)]
     pub(crate) fn sys_config(&self, r: &Regs) -> Res<()> {
         let _lock = self.sys_lock()?;
@@ -357,6 +360,7 @@ impl<P: Platform> Machine<P> {
     }
 
     /// TDH.SYS.KEY.CONFIG, once on every package.
+    #[inline(never)]
     pub(crate) fn sys_key_config(&self, lp: u32) -> Res<()> {
         let _lock = self.sys_lock()?;
         if self.sys_state() != sys_state::CONFIGURED {
@@ -375,6 +379,7 @@ impl<P: Platform> Machine<P> {
 
     /// TDH.SYS.TDMR.INIT. RCX: base of the TDMR; out RDX: next address to initialise,
     /// one gibibyte further at each call.
+    #[inline(never)]
     pub(crate) fn sys_tdmr_init(&self, r: &mut Regs) -> Res<()> {
         let tdmr = self.sys.tdmrs().find(|t| t.base() == r.rcx);
         let tdmr = tdmr.ok_or(st::OPERAND_INVALID | op::RCX)?;
@@ -420,6 +425,7 @@ impl<P: Platform> Machine<P> {
     }
 
     /// TDH.SYS.DISABLE and TDH.SYS.LP.SHUTDOWN: nothing works any more.
+    #[inline(never)]
     pub(crate) fn sys_shutdown(&self) -> Res<()> {
         let _lock = self.sys_lock()?;
         self.sys.state.store(sys_state::SHUTDOWN, Ordering::Release);

@@ -9,7 +9,7 @@ use super::mem::Page;
 use super::pamt::{pt, PamtEntry, PamtLock};
 use super::platform::{Platform, Regs};
 use super::sys::Machine;
-use super::tree::{details, shift, EntryLock, EntryRef, Root, State, Walk};
+use super::tree::{details, EntryLock, EntryRef, Root, State, Walk};
 
 /// Pages of a TDCS: the least that make a TD, and the most.
 pub(crate) const MIN_TDCX: u64 = 6;

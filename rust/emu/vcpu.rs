@@ -70,6 +70,7 @@ pub(crate) enum Enter<'m> {
 
 impl<P: Platform> Machine<P> {
     /// Everything of TDH.VP.ENTER that precedes the guest. RCX: TDVPR and flags.
+    #[inline(never)]
     pub(crate) fn vp_enter_begin(&self, lp: u32, r: &mut Regs) -> Res<Enter<'_>> {
         if r.rcx & (0xFFC0_0000_0000_0FFF) != 0 {
             return Err(st::OPERAND_INVALID | op::RCX);
@@ -166,6 +167,7 @@ impl Entered<'_> {
 
     /// The guest stopped: decides what happens. `Some(rax)`: the host gets the CPU, its
     /// registers are set, and this must be dropped. `None`: run the guest again.
+    #[inline(never)]
     pub(crate) fn event<P: Platform>(
         &mut self,
         m: &Machine<P>,

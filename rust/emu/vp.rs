@@ -156,6 +156,7 @@ impl<P: Platform> Machine<P> {
     }
 
     /// TDH.VP.CREATE. RCX: page for the TDVPR, RDX: TDR.
+    #[inline(never)]
     pub(crate) fn vp_create(&self, r: &Regs) -> Res<()> {
         let td = self.begin(r.rdx, op::RDX, op_state::VP_CREATE)?;
         let lock = self.lock_explicit(r.rcx, 0, pt::NDA, Mode::Exclusive, op::RCX)?;
@@ -172,6 +173,7 @@ impl<P: Platform> Machine<P> {
     }
 
     /// TDH.VP.ADDCX. RCX: page for the TDVPS, RDX: TDVPR.
+    #[inline(never)]
     pub(crate) fn vp_addcx(&self, r: &Regs) -> Res<()> {
         let allowed = Some(op_state::VP_CREATE);
         let v = self.lock_vcpu(r.rdx, op::RDX, Mode::Exclusive, Mode::Shared, allowed)?;
@@ -196,6 +198,7 @@ impl<P: Platform> Machine<P> {
 
     /// First half of TDH.VP.INIT: RCX: TDVPR, RDX: initial RCX of the guest, version 1
     /// also R8: x2APIC id. Numbers the vCPU.
+    #[inline(never)]
     pub(crate) fn vp_init_begin(
         &self,
         lp: u32,
@@ -246,6 +249,7 @@ impl<P: Platform> Machine<P> {
     }
 
     /// Second half of TDH.VP.INIT; `ok`: whether the guest could be prepared.
+    #[inline(never)]
     pub(crate) fn vp_init_end(&self, v: &LockedVcpu<'_>, init: &VcpuInit, ok: bool) -> Res<()> {
         if !ok {
             v.tdcs
@@ -264,6 +268,7 @@ impl<P: Platform> Machine<P> {
     }
 
     /// TDH.VP.FLUSH up to the commit. RCX: TDVPR.
+    #[inline(never)]
     pub(crate) fn vp_flush_begin(&self, lp: u32, r: &Regs) -> Res<LockedVcpu<'_>> {
         let v = self.lock_vcpu(r.rcx, op::RCX, Mode::Exclusive, Mode::Shared, None)?;
         if !v.tdvps.is_on(lp) {
@@ -273,6 +278,7 @@ impl<P: Platform> Machine<P> {
     }
 
     /// The vCPU leaves `lp`.
+    #[inline(never)]
     pub(crate) fn vp_flush_end(&self, lp: u32, v: &LockedVcpu<'_>) {
         v.tdvps.set(word::ASSOC, 0);
         v.tdcs
@@ -284,6 +290,7 @@ impl<P: Platform> Machine<P> {
     }
 
     /// TDH.VP.RD. RCX: TDVPR, RDX: field; out R8: value.
+    #[inline(never)]
     pub(crate) fn vp_rd(&self, r: &mut Regs) -> Res<()> {
         let v = self.lock_vcpu(r.rcx, op::RCX, Mode::Shared, Mode::Shared, None)?;
         r.r8 = 0;
@@ -299,6 +306,7 @@ impl<P: Platform> Machine<P> {
     }
 
     /// TDH.VP.WR. RCX: TDVPR, RDX: field, R8: value, R9: mask; out R8: old value.
+    #[inline(never)]
     pub(crate) fn vp_wr(&self, r: &mut Regs) -> Res<()> {
         let v = self.lock_vcpu(r.rcx, op::RCX, Mode::Shared, Mode::Shared, None)?;
         let word = vp_word(field(r.rdx)).ok_or(st::METADATA_FIELD_NOT_WRITABLE | op::RDX)?;

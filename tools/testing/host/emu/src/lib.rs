@@ -1,7 +1,13 @@
 // SPDX-License-Identifier: GPL-2.0
 //! The software TDX module on the host.
 
+pub mod asm;
+pub mod check;
 #[path = "../../../../../rust/emu/mod.rs"]
 pub mod emu;
 pub mod host;
 pub mod replay;
+pub mod vmm;
+
+#[cfg(test)]
+mod unit;
