@@ -174,6 +174,7 @@ unsafe impl PageMap for Host {
     }
 
     fn put_table_deferred(&self, page: PagePtr) {
+        assert!(self.companion(page).is_none(), "put with a companion");
         let addr = page.as_ptr() as usize;
         let mut pages = self.pages.lock().unwrap();
         assert!(pages.used.remove(&addr), "put twice");

@@ -377,3 +377,25 @@ fn five_levels() {
     assert_eq!(td.mock().tables(), 0);
     assert_eq!(td.host().accounted.load(SeqCst), 0);
 }
+
+#[test]
+fn r5_a_parameter_can_only_shrink_the_budget() {
+    use tdx_mirror_host::mirror::external::ExternalPt;
+    for (asked, got) in [
+        (0, 1),
+        (1, 1),
+        (3, 3),
+        (5, 5),
+        (6, FAULT_TRIES),
+        (u32::MAX, FAULT_TRIES),
+    ] {
+        let sept = Sept::with_fault_tries(Mock::new(Level::L4K), asked);
+        sept.backend()
+            .fail(Call::PageMap, 0, 100, status::TREE_BUSY);
+        // SAFETY: nobody else has this S-EPT.
+        let l = unsafe { Shared::assume_held() };
+        let at = Position::covering(Gfn::new(5).unwrap(), Level::L4K);
+        assert!(sept.map_leaf(&l, at, Pfn::new(7).unwrap()).is_err());
+        assert_eq!(sept.backend().count(Call::PageMap) as u32, got, "{asked}");
+    }
+}
