@@ -30,6 +30,7 @@ pub(crate) mod sys;
 pub(crate) mod td;
 pub(crate) mod tree;
 pub(crate) mod vcpu;
+mod view;
 pub(crate) mod vp;
 pub(crate) mod zerostep;
 
@@ -44,6 +45,7 @@ pub use inject::{InjectTable, ScriptError, MAX_RULES};
 pub use platform::*;
 pub use stats::{StatName, Stats};
 pub use sys::MAX_LPS;
+pub use view::TdView;
 
 /// The module. Entered from all CPUs at once through [`Module::seamcall`].
 pub struct Module<P, G> {

@@ -26,6 +26,7 @@ extern "C" {
     fn emu_register() -> c_int;
     fn emu_rebooting() -> bool;
     fn emu_seq_value(m: *mut SeqFile, name: *const u8, len: usize, value: u64);
+    fn emu_seq_td(m: *mut SeqFile, tdr: u64, hkid: u64, vcpus: u64, children: u64, mrtd: *const u8);
     fn emu_debugfs_init() -> c_int;
     fn emu_debugfs_exit();
 }
@@ -112,4 +113,21 @@ pub(super) fn debugfs_exit() {
 pub(super) unsafe fn seq_value(m: *mut SeqFile, name: &[u8], value: u64) {
     // SAFETY: The name is valid for its length; `m` by the contract.
     unsafe { emu_seq_value(m, name.as_ptr(), name.len(), value) }
+}
+
+/// Prints a line about a TD into a seq_file.
+///
+/// # Safety
+///
+/// `m` must be the seq_file that the caller was given.
+pub(super) unsafe fn seq_td(
+    m: *mut SeqFile,
+    tdr: u64,
+    hkid: u64,
+    vcpus: u64,
+    children: u64,
+    mrtd: &[u8; 48],
+) {
+    // SAFETY: The digest has the 48 bytes that are read; `m` by the contract.
+    unsafe { emu_seq_td(m, tdr, hkid, vcpus, children, mrtd.as_ptr()) }
 }

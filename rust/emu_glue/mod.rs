@@ -7,6 +7,7 @@ mod host;
 mod processor;
 
 use core::fmt::Write;
+use core::sync::atomic::{AtomicU64, Ordering};
 
 use crate::emu::{Module, Regs};
 use host::Host;
@@ -16,11 +17,16 @@ use processor::Processor;
 
 /// TDH.VP.ENTER.
 const VP_ENTER: u64 = 0;
+/// TDH.MNG.CREATE.
+const MNG_CREATE: u64 = 9;
 /// What the kernel's own SEAMCALL wrapper returns if the instruction raised #UD,
 /// as it does after VMXOFF (TDX_SEAMCALL_UD).
 const SEAMCALL_UD: u64 = 0x8000_ff00_0000_0006;
 
 static MODULE: Module<Host, Processor> = Module::new(Host::new(), Processor::new());
+
+/// TDRs by HKID, for a look at the TDs. One that is gone is told by its page.
+static TDRS: [AtomicU64; 64] = [const { AtomicU64::new(0) }; 64];
 
 /// Attaches the software TDX module to the kernel, which brings TDX up on it.
 pub(crate) fn start() -> Result {
@@ -70,7 +76,13 @@ unsafe extern "C" fn tdx_emu_seamcall(leaf: u64, args: *mut Regs) -> u64 {
     // SAFETY: By the contract; `Regs` has the layout of `struct tdx_module_args`,
     // which rust/helpers/emu_abi_check.c checks.
     let regs = unsafe { &mut *args };
+    let (tdr, hkid) = (regs.rcx, regs.rdx);
     let status = MODULE.seamcall(ffi::this_cpu(), leaf, regs);
+    if leaf == MNG_CREATE && status == 0 {
+        if let Some(slot) = TDRS.get(hkid as usize) {
+            slot.store(tdr, Ordering::Relaxed);
+        }
+    }
 
     if leaf == VP_ENTER {
         if MODULE.guest().is_gone() && ffi::rebooting() {
@@ -126,6 +138,25 @@ unsafe extern "C" fn tdx_emu_stats_show(m: *mut ffi::SeqFile) {
         // SAFETY: By the contract.
         unsafe { ffi::seq_value(m, text.bytes(), value) };
     });
+}
+
+/// Prints a line for each TD that has its TDCS.
+///
+/// # Safety
+///
+/// `m` must be a seq_file in its show callback.
+#[no_mangle]
+unsafe extern "C" fn tdx_emu_tds_show(m: *mut ffi::SeqFile) {
+    for slot in &TDRS {
+        let tdr = slot.load(Ordering::Relaxed);
+        if tdr == 0 {
+            continue;
+        }
+        if let Some(td) = MODULE.td_view(tdr) {
+            // SAFETY: By the contract.
+            unsafe { ffi::seq_td(m, tdr, td.hkid, td.vcpus, td.children, &td.mrtd) };
+        }
+    }
 }
 
 /// Sets the counters to zero.

@@ -98,12 +98,15 @@ void *emu_page(u64 pa);
 int emu_register(void);
 bool emu_rebooting(void);
 void emu_seq_value(struct seq_file *m, const u8 *name, size_t len, u64 value);
+void emu_seq_td(struct seq_file *m, u64 tdr, u64 hkid, u64 vcpus, u64 children,
+		const u8 *mrtd);
 int emu_debugfs_init(void);
 void emu_debugfs_exit(void);
 
 /* Called from C, defined in rust/emu_glue/. */
 u64 tdx_emu_seamcall(u64 fn, struct tdx_module_args *args);
 void tdx_emu_stats_show(struct seq_file *m);
+void tdx_emu_tds_show(struct seq_file *m);
 void tdx_emu_stats_reset(void);
 int tdx_emu_inject_load(const u8 *script, size_t len);
 

@@ -124,6 +124,20 @@ void emu_seq_value(struct seq_file *m, const u8 *name, size_t len, u64 value)
 	seq_printf(m, "%.*s %llu\n", (int)len, name, value);
 }
 
+void emu_seq_td(struct seq_file *m, u64 tdr, u64 hkid, u64 vcpus, u64 children,
+		const u8 *mrtd)
+{
+	seq_printf(m, "tdr=%#llx hkid=%llu vcpus=%llu children=%llu mrtd=%*phN\n",
+		   tdr, hkid, vcpus, children, 48, mrtd);
+}
+
+static int tds_show(struct seq_file *m, void *unused)
+{
+	tdx_emu_tds_show(m);
+	return 0;
+}
+DEFINE_SHOW_ATTRIBUTE(tds);
+
 static int stats_show(struct seq_file *m, void *unused)
 {
 	tdx_emu_stats_show(m);
@@ -179,6 +193,7 @@ int emu_debugfs_init(void)
 		return PTR_ERR(emu_dir);
 
 	debugfs_create_file("stats", 0444, emu_dir, NULL, &stats_fops);
+	debugfs_create_file("tds", 0444, emu_dir, NULL, &tds_fops);
 	debugfs_create_file("reset", 0200, emu_dir, NULL, &reset_fops);
 	debugfs_create_file("inject", 0200, emu_dir, NULL, &inject_fops);
 

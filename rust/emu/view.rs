@@ -1,0 +1,51 @@
+// SPDX-License-Identifier: GPL-2.0
+//! A look at a TD from outside, for tests and debugging. No lock is taken, so that
+//! looking never makes a SEAMCALL busy: while the TD changes, the parts of the
+//! answer may be of different moments.
+
+use super::mem::Page;
+use super::pamt::pt;
+use super::platform::{GuestRun, Platform};
+use super::td::{tdcs_word, tdr_word, MIN_TDCX};
+use super::Module;
+
+/// What is known about a TD.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct TdView {
+    /// Its private HKID.
+    pub hkid: u64,
+    /// Its pages other than the TDR, in units of 4 KiB.
+    pub children: u64,
+    /// Its vCPUs.
+    pub vcpus: u64,
+    /// MRTD, zero before TDH.MR.FINALIZE.
+    pub mrtd: [u8; 48],
+}
+
+impl<P: Platform, G: GuestRun<P>> Module<P, G> {
+    /// Looks at the TD whose TDR is at `tdr` (no HKID). `None` if that is no TDR or
+    /// the TD has no TDCS yet.
+    pub fn td_view(&self, tdr: u64) -> Option<TdView> {
+        let entry = self.m.pamt_entry(tdr, 0)?;
+        if entry.kind() != pt::TDR {
+            return None;
+        }
+        let page = Page::at(&self.m.p, tdr)?;
+        if page.get(tdr_word::NUM_TDCX) < MIN_TDCX {
+            return None;
+        }
+        let tdcs = Page::at(&self.m.p, page.get(tdr_word::TDCX))?;
+
+        let mut mrtd = [0; 48];
+        for (i, bytes) in mrtd.chunks_exact_mut(8).enumerate() {
+            let word = tdcs.get(tdcs_word::MRTD.wrapping_add(i));
+            bytes.copy_from_slice(&word.to_le_bytes());
+        }
+        Some(TdView {
+            hkid: page.get(tdr_word::HKID),
+            children: page.get(tdr_word::CHLDCNT),
+            vcpus: tdcs.get(tdcs_word::NUM_VCPUS),
+            mrtd,
+        })
+    }
+}
