@@ -8,7 +8,9 @@ use super::lock::{Mode, ShareXHp};
 use super::mem::Page;
 use super::metadata::field;
 use super::pamt::{pt, PamtLock};
-use super::platform::{GuestRegs, Platform, Regs, Vcpu, VcpuInit, TDVPS_PAGES, TDVPS_VE_INFO};
+use super::platform::{
+    GuestRegs, Platform, Regs, Vcpu, VcpuInit, TDVPS_PAGES, TDVPS_VAPIC, TDVPS_VE_INFO,
+};
 use super::sys::Machine;
 use super::td::{tdcs_word, Tdcs, Tdr};
 
@@ -326,12 +328,28 @@ impl<P: Platform> Machine<P> {
         Ok(())
     }
 
-    /// Whether the posted-interrupt descriptor holds a request.
+    /// Whether an interrupt waits for the vCPU: posted, or in its virtual APIC above the
+    /// processor priority.
     fn interrupt_waits(&self, v: &Tdvps<'_>) -> bool {
+        const PPR: usize = 0xA0 / 8;
+        const IRR: usize = 0x200 / 8;
+
         let at = v.get(word::PI_DESC);
         let first = (at & 0xFFF) as usize / 8;
-        let waits = |page: Page<'_>| (0..4).any(|i| page.get(first.wrapping_add(i)) != 0);
-        at != 0 && Page::at(&self.p, at).is_some_and(waits)
+        let posted = |page: Page<'_>| (0..4).any(|i| page.get(first.wrapping_add(i)) != 0);
+        if at != 0 && Page::at(&self.p, at).is_some_and(posted) {
+            return true;
+        }
+        let Some(apic) = Page::at(&self.p, v.page_pa(TDVPS_VAPIC)) else {
+            return false;
+        };
+        // 32 vectors in the first half of each 16 bytes; a priority class has 16.
+        let class = (apic.get(PPR) >> 4 & 15) as u32;
+        (0..8u32).any(|i| {
+            let bits = apic.get(IRR.wrapping_add(2 * i as usize)) as u32;
+            bits.checked_ilog2()
+                .is_some_and(|bit| (32 * i + bit) >> 4 > class)
+        })
     }
 
     /// The page with the #VE information of a vCPU.
