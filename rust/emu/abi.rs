@@ -175,8 +175,8 @@ pub(crate) mod op_state {
     pub(crate) const REMOVE: u64 = 0b111_0011_1110;
     pub(crate) const CHANGE: u64 = 0b011_0011_1110;
     pub(crate) const TRACK: u64 = 0b011_1111_1110;
-    pub(crate) const VP_CREATE: u64 = 1 << 1 | 1 << 7;
-    pub(crate) const VP_ENTER: u64 = 1 << 2 | 1 << 3 | 1 << 9;
+    pub(crate) const VP_CREATE: u64 = (1 << 1) | (1 << 7);
+    pub(crate) const VP_ENTER: u64 = (1 << 2) | (1 << 3) | (1 << 9);
 }
 
 /// Lifecycle states of a TD (TDR).

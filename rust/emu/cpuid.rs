@@ -35,10 +35,10 @@ fn subleaves(leaf: u32) -> Option<u32> {
 /// Field CPUID_VALUES of class 14h: bit 16 leaf bit 31, 15:9 leaf, 8 no subleaf, 7:1
 /// subleaf, 0 half.
 pub(crate) fn field<P: Platform>(p: &P, tdcs: &Tdcs<'_>, code: u64) -> Option<u64> {
-    let leaf = (code >> 9 & 0x7F) as u32 | ((code >> 16 & 1) as u32) << 31;
-    let sub = (code >> 1 & 0x7F) as u32;
+    let leaf = ((code >> 9) & 0x7F) as u32 | ((((code >> 16) & 1) as u32) << 31);
+    let sub = ((code >> 1) & 0x7F) as u32;
     let count = subleaves(leaf)?;
-    let valid = match code >> 8 & 1 {
+    let valid = match (code >> 8) & 1 {
         0 => sub < count,
         _ => count == 0 && sub == 0x7F,
     };
@@ -48,8 +48,8 @@ pub(crate) fn field<P: Platform>(p: &P, tdcs: &Tdcs<'_>, code: u64) -> Option<u6
     let sub = if count == 0 { 0 } else { sub };
     let [a, b, c, d] = virtualise(p, tdcs, leaf, sub, View::default())?;
     Some(match code & 1 {
-        0 => u64::from(b) << 32 | u64::from(a),
-        _ => u64::from(d) << 32 | u64::from(c),
+        0 => (u64::from(b) << 32) | u64::from(a),
+        _ => (u64::from(d) << 32) | u64::from(c),
     })
 }
 
@@ -103,8 +103,8 @@ fn base(tdcs: &Tdcs<'_>, leaf: u32, sub: u32, n: [u32; 4], view: View) -> [u32; 
         1 => {
             // Neither VMX nor SMX; a hypervisor is there, and x2APIC is the only APIC mode.
             let osxsave = u32::from(view.xcr0 > 1) << 27;
-            let c = c & !(1 << 5 | 1 << 6 | 1 << 27) | 1 << 31 | 1 << 21 | osxsave;
-            [a, b & 0x00FF_FFFF | view.x2apic_id << 24, c, d]
+            let c = c & !((1 << 5) | (1 << 6) | (1 << 27)) | (1 << 31) | (1 << 21) | osxsave;
+            [a, b & 0x00FF_FFFF | (view.x2apic_id << 24), c, d]
         }
         2 | 0x4 | 0x8000_0000..=0x8000_0004 | 0x8000_0006 => n,
         6 => [1 << 2, 0, 0, 0],
@@ -118,10 +118,10 @@ fn base(tdcs: &Tdcs<'_>, leaf: u32, sub: u32, n: [u32; 4], view: View) -> [u32; 
             u32::from_le_bytes(*b"    "),
             { u32::from_le_bytes(*b"lTDX") },
         ],
-        0x8000_0007 => [0, 0, 0, d & 1 << 8],
+        0x8000_0007 => [0, 0, 0, d & (1 << 8)],
         0x8000_0008 => {
             let gpa_width = if wide { 52 } else { 48 };
-            [a & 0xFF00 | 52 | gpa_width << 16, b, 0, 0]
+            [a & 0xFF00 | 52 | (gpa_width << 16), b, 0, 0]
         }
         _ => [0; 4],
     }
@@ -130,16 +130,22 @@ fn base(tdcs: &Tdcs<'_>, leaf: u32, sub: u32, n: [u32; 4], view: View) -> [u32; 
 /// Leaf 7: features that depend on XFAM are there with it; those that a TD cannot
 /// use at all are not.
 fn structured(xfam: u64, sub: u32, [a, b, c, d]: [u32; 4]) -> [u32; 4] {
-    let unless = |feature: u64, bits: u32| if xfam >> feature & 1 != 0 { 0 } else { bits };
+    let unless = |feature: u64, bits: u32| if (xfam >> feature) & 1 != 0 { 0 } else { bits };
     match sub {
         0 => {
-            let avx512 = 1 << 16 | 1 << 17 | 1 << 21 | 1 << 28 | 1 << 30 | 1 << 31;
-            let b_off = 1 << 1 | 1 << 2 | 1 << 4 | 1 << 11 | 1 << 12 | 1 << 15 | unless(8, 1 << 25);
+            let avx512 = (1 << 16) | (1 << 17) | (1 << 21) | (1 << 28) | (1 << 30) | (1 << 31);
+            let b_off = (1 << 1)
+                | (1 << 2)
+                | (1 << 4)
+                | (1 << 11)
+                | (1 << 12)
+                | (1 << 15)
+                | unless(8, 1 << 25);
             let b_off = b_off | unless(2, 1 << 5) | unless(5, avx512);
-            let c_off = 1 << 5 | 1 << 13 | 1 << 23 | 1 << 24 | 1 << 30 | 1 << 31;
-            let c_off = c_off | unless(12, 1 << 7) | unless(9, 1 << 3 | 1 << 4);
-            let d_off = 1 << 18 | unless(12, 1 << 20) | unless(14, 1 << 5) | unless(15, 1 << 19);
-            let d_off = d_off | unless(18, 1 << 22 | 1 << 24 | 1 << 25);
+            let c_off = (1 << 5) | (1 << 13) | (1 << 23) | (1 << 24) | (1 << 30) | (1 << 31);
+            let c_off = c_off | unless(12, 1 << 7) | unless(9, (1 << 3) | (1 << 4));
+            let d_off = (1 << 18) | unless(12, 1 << 20) | unless(14, 1 << 5) | unless(15, 1 << 19);
+            let d_off = d_off | unless(18, (1 << 22) | (1 << 24) | (1 << 25));
             [a, b & !b_off, c & !c_off, d & !d_off]
         }
         1 => [a, 0, 0, 0],
@@ -165,7 +171,7 @@ fn extended_state(xfam: u64, sub: u32, [a, b, c, d]: [u32; 4]) -> [u32; 4] {
     match sub {
         0 => [user as u32, b, c, (user >> 32) as u32],
         1 => [a & 0xF, b, supervisor as u32, (supervisor >> 32) as u32],
-        _ if xfam >> (sub & 63) & 1 != 0 => [a, b, c, d],
+        _ if (xfam >> (sub & 63)) & 1 != 0 => [a, b, c, d],
         _ => [0; 4],
     }
 }

@@ -191,7 +191,7 @@ impl Entered<'_> {
             self.advance(u64::from(len));
             return Next::Resume;
         }
-        let instruction = u64::from(info) << 32 | u64::from(len);
+        let instruction = (u64::from(info) << 32) | u64::from(len);
         self.inject_ve(
             m,
             VeInfo {
@@ -221,11 +221,11 @@ impl Entered<'_> {
     fn rdmsr(&mut self) -> bool {
         let value: u64 = match self.regs.gpr[1] as u32 {
             // IA32_APIC_BASE: x2APIC mode, boot processor.
-            0x1B => 0xFEE0_0C00 | u64::from(self.vcpu.index == 0) << 8,
+            0x1B => 0xFEE0_0C00 | (u64::from(self.vcpu.index == 0) << 8),
             // IA32_FEATURE_CONTROL: locked.
             0x3A => 1,
             // IA32_MISC_ENABLE: fast strings, neither BTS nor PEBS.
-            0x1A0 => 1 | 1 << 11 | 1 << 12,
+            0x1A0 => 1 | (1 << 11) | (1 << 12),
             _ => return false,
         };
         self.regs.gpr[0] = value & 0xFFFF_FFFF;
@@ -235,10 +235,10 @@ impl Entered<'_> {
 
     fn xsetbv(&mut self, len: u32) -> Next {
         let g = &self.regs.gpr;
-        let value = g[0] & 0xFFFF_FFFF | g[2] << 32;
+        let value = g[0] & 0xFFFF_FFFF | (g[2] << 32);
         let avx = value & 6 == 4;
         let avx512 = !matches!(value & 0xE0, 0 | 0xE0) || value & 0xE0 != 0 && value & 4 == 0;
-        let amx = !matches!(value >> 17 & 3, 0 | 3);
+        let amx = !matches!((value >> 17) & 3, 0 | 3);
         let allowed = self.tdcs.get(tdcs_word::XFAM) & 0x602E7;
         if g[1] as u32 != 0 || value & 1 == 0 || value & !allowed != 0 || avx || avx512 || amx {
             return Next::Inject(GP);
@@ -320,7 +320,7 @@ impl Entered<'_> {
         let mask = self.regs.gpr[1];
         let keep_rbp = self.tdcs.get(tdcs_word::CONFIG_FLAGS) & CONFIG_NO_RBP_MOD != 0;
         // RAX, RCX and RSP cannot be passed; bits 31:16 are XMM registers, which are not.
-        let reserved = !0xFFFF_FFEC | u64::from(keep_rbp) << 5;
+        let reserved = !0xFFFF_FFEC | (u64::from(keep_rbp) << 5);
         if mask & reserved != 0 {
             return Err(st::OPERAND_INVALID | op::RCX);
         }
@@ -343,7 +343,7 @@ impl Entered<'_> {
         let g = &mut self.regs.gpr;
         g[1] = u64::from(self.vcpu.shared_bit) + 1;
         g[2] = self.vcpu.attributes;
-        g[8] = vcpus & 0xFFFF_FFFF | max << 32;
+        g[8] = vcpus & 0xFFFF_FFFF | (max << 32);
         g[9] = u64::from(self.vcpu.index);
         g[10] = 1; // TDG.SYS.RD is there
         g[11] = 0;
@@ -410,9 +410,9 @@ impl Entered<'_> {
             let first = (raw & ACCEPT_COUNTER) >> ACCEPT_SHIFT;
             let base = raw & HPA & !ACCEPT_COUNTER;
             for i in first..512 {
-                clear(m, base | i << 12)?;
+                clear(m, base | (i << 12))?;
                 if i < 511 && m.p.interrupt_pending() {
-                    lock.set(raw & !ACCEPT_COUNTER | i.wrapping_add(1) << ACCEPT_SHIFT);
+                    lock.set(raw & !ACCEPT_COUNTER | (i.wrapping_add(1) << ACCEPT_SHIFT));
                     return Ok(Call::Again);
                 }
             }
@@ -431,12 +431,12 @@ fn clear<P: Platform>(m: &Machine<P>, pa: u64) -> Res<()> {
 /// The exit by which ACCEPT asks the host for a page.
 fn accept_exit(at: GpaLevel, walk: &Walk<'_>, state: State) -> Call {
     let info = u64::from(at.level)
-        | u64::from(walk.entry.level) << 3
-        | state.code() << 6
-        | u64::from(state.is_leaf()) << 14;
+        | (u64::from(walk.entry.level) << 3)
+        | (state.code() << 6)
+        | (u64::from(state.is_leaf()) << 14);
     let out = Regs {
-        rcx: 2 | (walk.raw & RWX) << 3,
-        rdx: EXT_ACCEPT | info << 32,
+        rcx: 2 | ((walk.raw & RWX) << 3),
+        rdx: EXT_ACCEPT | (info << 32),
         r8: at.gpa,
         ..Regs::default()
     };

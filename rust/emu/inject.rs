@@ -130,7 +130,7 @@ impl InjectTable {
             if what & ACTIVE == 0 || what as u16 != leaf {
                 continue;
             }
-            let n = what >> 16 & 0xFFFF_FFFF;
+            let n = (what >> 16) & 0xFFFF_FFFF;
             let seen = r.seen.fetch_add(1, Ordering::Relaxed).wrapping_add(1);
             let due = match what & EVERY {
                 0 => seen == n,
@@ -200,7 +200,7 @@ fn fail<'a>(words: &mut impl Iterator<Item = &'a str>) -> Result<Command, &'stat
     let status = status.strip_prefix("0x").unwrap_or(status);
     let status = u64::from_str_radix(status, 16).map_err(|_| "status is not hexadecimal")?;
     Ok(Command {
-        what: what | u64::from(n) << 16,
+        what: what | (u64::from(n) << 16),
         status,
     })
 }

@@ -154,7 +154,7 @@ impl<P: Platform> Cpu<'_, P> {
             _ => {
                 let lo = self.fetch(at.wrapping_add(4))?;
                 let hi = self.fetch(at.wrapping_add(8))?;
-                let imm = u64::from(hi) << 32 | u64::from(lo);
+                let imm = (u64::from(hi) << 32) | u64::from(lo);
                 return self.execute_long(regs, op, a, b, imm);
             }
         }
@@ -223,7 +223,7 @@ impl<P: Platform> Cpu<'_, P> {
 
     /// Walks the S-EPT or the shared EPT as the CPU does, without a TLB.
     fn translate(&self, gpa: u64, how: u64) -> Result<(Page<'_>, usize), Step> {
-        let shared = gpa >> (self.vcpu.shared_bit & 63) & 1 != 0;
+        let shared = (gpa >> (self.vcpu.shared_bit & 63)) & 1 != 0;
         let mut pa = if shared {
             self.vcpu.shared_ept
         } else {
@@ -249,7 +249,7 @@ impl<P: Platform> Cpu<'_, P> {
             level = level.saturating_sub(1);
         }
         // Bits 7 and 8: the linear address, which is the physical one, is valid.
-        let qualification = how | (allowed & RWX) << 3 | 3 << 7;
+        let qualification = how | ((allowed & RWX) << 3) | (3 << 7);
         if shared && raw >> 63 == 0 {
             return Err(self.raise_ve(gpa, qualification));
         }
@@ -276,7 +276,7 @@ impl<P: Platform> Cpu<'_, P> {
         info.set(1, qualification);
         info.set(2, gpa);
         info.set(3, gpa);
-        info.set(0, 48 | 0xFFFF_FFFF << 32);
+        info.set(0, 48 | (0xFFFF_FFFF << 32));
         Step::Ve
     }
 }

@@ -111,7 +111,7 @@ impl<P: Platform> Machine<P> {
     /// PAMT entry of the `i`th part of a page of `size` (1 or 2).
     fn pamt_part(&self, pa: u64, size: u8, i: u64) -> Res<PamtEntry<'_>> {
         let part = size.saturating_sub(1);
-        self.pamt_entry(pa | i << shift(part), part)
+        self.pamt_entry(pa | (i << shift(part)), part)
             .ok_or_else(|| self.fatal())
     }
 
@@ -139,7 +139,7 @@ impl<P: Platform> Machine<P> {
         for i in 0..WORDS {
             page.set(
                 i,
-                small | large_pa | (i as u64) << shift(level.saturating_sub(1)),
+                small | large_pa | ((i as u64) << shift(level.saturating_sub(1))),
             );
         }
         if self.p.interrupt_pending() {

@@ -15,7 +15,7 @@ pub(crate) const XFAM_FIXED0: u64 = 0x6DBE7;
 pub(crate) const XFAM_FIXED1: u64 = 3;
 pub(crate) const MAX_VCPUS: u64 = 576;
 /// TDX_FEATURES0: NO_RBP_MOD (18) and TOPOLOGY_ENUM (20), which Linux demands.
-const FEATURES0: u64 = 1 << 18 | 1 << 20;
+const FEATURES0: u64 = (1 << 18) | (1 << 20);
 
 /// Directly configurable CPUID leaves: leaf, subleaf (FFFFFFFFh: it has none) and the
 /// configurable bits of EAX, EBX, ECX, EDX. Their order is that of TD_PARAMS.
@@ -66,13 +66,13 @@ pub(crate) fn global(id: u64) -> Option<u64> {
         0x9900_0000_0000_0008 => MAX_VCPUS,
         0x9900_0000_0000_0400..=0x9900_0000_0000_04FF => {
             let (leaf, sub, _) = CPUID_CONFIG.get((id & 0xFF) as usize)?;
-            u64::from(*sub) << 32 | u64::from(*leaf)
+            (u64::from(*sub) << 32) | u64::from(*leaf)
         }
         0x9900_0000_0000_0500..=0x9900_0000_0000_05FF => {
             let (_, _, [a, b, c, d]) = *CPUID_CONFIG.get((id & 0xFF) as usize / 2)?;
             match id & 1 {
-                0 => u64::from(b) << 32 | u64::from(a),
-                _ => u64::from(d) << 32 | u64::from(c),
+                0 => (u64::from(b) << 32) | u64::from(a),
+                _ => (u64::from(d) << 32) | u64::from(c),
             }
         }
         _ => return None,

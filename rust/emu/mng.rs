@@ -53,7 +53,7 @@ impl TdParams {
 
     /// Level of the root table: 3 or 4.
     fn root_level(&self) -> u64 {
-        self.eptp_controls >> 3 & 7
+        (self.eptp_controls >> 3) & 7
     }
 
     /// Operand id of the first field that is wrong.
@@ -107,8 +107,8 @@ impl TdParams {
         }
         let mut word = w::CPUID;
         for [a, b, c, d] in self.cpuid {
-            tdcs.set(word, u64::from(b) << 32 | u64::from(a));
-            tdcs.set(word.wrapping_add(1), u64::from(d) << 32 | u64::from(c));
+            tdcs.set(word, (u64::from(b) << 32) | u64::from(a));
+            tdcs.set(word.wrapping_add(1), (u64::from(d) << 32) | u64::from(c));
             word = word.wrapping_add(2);
         }
         tdcs.start_measurement();
@@ -246,7 +246,7 @@ impl<P: Platform> Machine<P> {
             0x1100_0000_0000_0001 => tdcs.get(w::XFAM),
             0x1100_0000_0000_0002 => tdcs.get(w::MAX_VCPUS),
             0x1100_0000_0000_0003 => u64::from(tdcs.shared_bit() == 51),
-            0x1100_0000_0000_0004 => tdcs.get(w::ROOT_LEVEL) << 3 | 6,
+            0x1100_0000_0000_0004 => (tdcs.get(w::ROOT_LEVEL) << 3) | 6,
             0x1100_0000_0000_000A => tdcs.get(w::TSC_OFFSET),
             0x1100_0000_0000_000B => 1 << 48, // TSC multiplier
             0x1100_0000_0000_000C => tdcs.get(w::TSC_FREQUENCY),

@@ -58,7 +58,7 @@ impl<'m> PamtEntry<'m> {
 
     /// Replaces type and owner; lock bits may change meanwhile and are kept.
     pub(crate) fn assign(&self, kind: u8, owner_pa: u64) {
-        let v = u64::from(kind) << TYPE_SHIFT | owner_pa >> 12 << OWNER_SHIFT;
+        let v = (u64::from(kind) << TYPE_SHIFT) | (owner_pa >> 12 << OWNER_SHIFT);
         let w = self.page.word(self.word);
         let mut old = w.load(Ordering::Relaxed);
         while let Err(seen) = w.compare_exchange_weak(
@@ -222,7 +222,7 @@ impl<P: Platform> Machine<P> {
     /// whoever owns one holds the 2M entry shared, which the caller has exclusively.
     pub(crate) fn small_pages_free(&self, pa: u64) -> bool {
         (0..512u64).all(|i| {
-            self.pamt_entry(pa | i << 12, 0)
+            self.pamt_entry(pa | (i << 12), 0)
                 .is_some_and(|e| e.kind() == pt::NDA)
         })
     }

@@ -111,8 +111,8 @@ pub(crate) fn compress(state: &mut State, block: &[u64; 16]) {
             at(0)
         } else {
             let (x, y) = (at(1), at(14));
-            let s0 = x.rotate_right(1) ^ x.rotate_right(8) ^ x >> 7;
-            let s1 = y.rotate_right(19) ^ y.rotate_right(61) ^ y >> 6;
+            let s0 = x.rotate_right(1) ^ x.rotate_right(8) ^ (x >> 7);
+            let s1 = y.rotate_right(19) ^ y.rotate_right(61) ^ (y >> 6);
             at(0).wrapping_add(s0).wrapping_add(at(9)).wrapping_add(s1)
         };
         w[t & 15] = wt;

@@ -36,6 +36,10 @@ pub(crate) mod kot {
     pub(crate) const FLUSHED: u64 = 2;
 }
 
+#[expect(
+    clippy::declare_interior_mutable_const,
+    reason = "initial value of statics"
+)]
 const ZERO: AtomicU64 = AtomicU64::new(0);
 
 /// A TDMR. Written once by SYS.CONFIG, but for `done` and its lock.

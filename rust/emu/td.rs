@@ -189,7 +189,7 @@ impl<'m> Tdcs<'m> {
 
     /// Fails unless the bit of the operation state is in `allowed`.
     pub(crate) fn check_op_state(&self, allowed: u64) -> Res<()> {
-        if 1u64 << (self.op_state() & 63) & allowed == 0 {
+        if (1u64 << (self.op_state() & 63)) & allowed == 0 {
             return Err(st::OP_STATE_INCORRECT);
         }
         Ok(())

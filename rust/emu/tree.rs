@@ -29,7 +29,7 @@ pub(crate) const ACCEPT_SHIFT: u32 = 12;
 
 /// An entry that maps nothing. Not zero: the state is encoded in it.
 pub(crate) const FREE: u64 = 0x80E0_0000_0000_0000;
-const LEAF: u64 = SUPPRESS_VE | PS | IPAT | 6 << 3;
+const LEAF: u64 = SUPPRESS_VE | PS | IPAT | (6 << 3);
 
 /// A leaf or a table mapped read, write, execute.
 pub(crate) const fn mapped_leaf(hpa: u64) -> u64 {
@@ -77,7 +77,7 @@ use State::*;
 impl State {
     /// Decodes {PS, IPAT, TDP, TDB, TDBW, TDEX, D}. `None`: no state has these bits.
     pub(crate) fn of(raw: u64) -> Option<State> {
-        let enc = (raw >> 9 & 1) | (raw >> 53 & 0xF) << 1 | (raw >> 6 & 3) << 5;
+        let enc = ((raw >> 9) & 1) | (((raw >> 53) & 0xF) << 1) | (((raw >> 6) & 3) << 5);
         Some(match enc {
             0x0E => Free,
             0x0C => Removed,
@@ -332,5 +332,5 @@ pub(crate) fn details(r: &mut Regs, raw: u64, level: u8) {
         Some(s) if s.is_leaf() => raw & (RWX | MT | IPAT | PS | HPA | SUPPRESS_VE),
         _ => raw & (RWX | PS),
     };
-    r.rdx = u64::from(level) | state.map_or(0, State::code) << 8;
+    r.rdx = u64::from(level) | (state.map_or(0, State::code) << 8);
 }

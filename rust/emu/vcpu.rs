@@ -15,7 +15,7 @@ use super::zerostep::Verdict;
 
 /// RCX of VP.ENTER: a hint after an asynchronous trap, which never happened here, and
 /// resumption of an L1 guest, of which there are no L2.
-const ENTER_FLAGS: u64 = 1 << 52 | 1 << 53;
+const ENTER_FLAGS: u64 = (1 << 52) | (1 << 53);
 
 /// Registers that TDG.VP.VMCALL can pass, in the order of their numbers.
 pub(crate) fn host_reg(r: &mut Regs, number: usize) -> Option<&mut u64> {
@@ -39,7 +39,7 @@ pub(crate) fn host_reg(r: &mut Regs, number: usize) -> Option<&mut u64> {
 
 /// Numbers of the registers that a VMCALL may name.
 pub(crate) fn masked(mask: u64) -> impl Iterator<Item = usize> {
-    (0..16usize).filter(move |&i| mask >> i & 1 != 0)
+    (0..16usize).filter(move |&i| (mask >> i) & 1 != 0)
 }
 
 /// A vCPU inside the guest. TDR and TDVPR stay locked shared and the vCPU counts in
@@ -62,6 +62,7 @@ impl Drop for Entered<'_> {
 }
 
 /// Result of an attempt to enter that the module answers by itself.
+#[expect(clippy::large_enum_variant, reason = "there is no heap to box it on")]
 pub(crate) enum Enter<'m> {
     Guest(Entered<'m>),
     /// An exit without having entered, with the registers already set.

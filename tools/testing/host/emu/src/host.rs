@@ -129,8 +129,13 @@ unsafe impl Platform for Host {
         }
     }
     fn cpuid(&self, leaf: u32, subleaf: u32) -> [u32; 4] {
-        let r = std::arch::x86_64::__cpuid_count(leaf, subleaf);
-        [r.eax, r.ebx, r.ecx, r.edx]
+        // Everything there is, so that what a TD sees is the module's doing.
+        let name = |s: &[u8; 4]| u32::from_le_bytes(*s);
+        match (leaf, subleaf) {
+            (0, _) => [0x21, name(b"Genu"), name(b"ntel"), name(b"ineI")],
+            (1, _) => [0x806F8, 0x10_0800, !0, !0],
+            _ => [!0; 4],
+        }
     }
     fn random(&self) -> Option<u64> {
         Some(
@@ -209,7 +214,7 @@ pub fn td_params(host: &Host, attributes: u64, root_level: u64, config_flags: u6
     for i in 0..128 {
         host.write(layout::TD_PARAMS + 8 * i, 0);
     }
-    let words = [attributes, 3, 4, root_level << 3 | 6, config_flags, 80];
+    let words = [attributes, 3, 4, (root_level << 3) | 6, config_flags, 80];
     for (i, v) in words.into_iter().enumerate() {
         host.write(layout::TD_PARAMS + 8 * i as u64, v);
     }

@@ -483,7 +483,7 @@ impl<'m> Replay<'m> {
             if raw == FREE {
                 continue;
             }
-            let at = gpa | (i as u64) << shift(level);
+            let at = gpa | ((i as u64) << shift(level));
             out.insert((at, u64::from(level)), raw);
             if raw & PS == 0 && level > 0 && raw & HPA != 0 {
                 self.dump_table(raw & HPA, level - 1, at, out);
@@ -499,5 +499,5 @@ fn access(root: Root, host: &Host, gpa: u64, rwx: u64) -> Result<u64, u64> {
         let offset = (1 << shift(w.entry.level)) - 1;
         return Ok(w.raw & HPA & !offset | gpa & offset);
     }
-    Err(rwx | (w.raw & RWX) << 3 | 3 << 7)
+    Err(rwx | ((w.raw & RWX) << 3) | (3 << 7))
 }

@@ -23,9 +23,7 @@ fn sharex_is_a_single_try() {
     assert_eq!(word.load(Ordering::SeqCst), 4);
     assert!(ShareX::try_lock(&word, Mode::Exclusive).is_err());
     drop((a, b));
-    let x = ShareX::try_lock(&word, Mode::Exclusive)
-        .ok()
-        .expect("a free lock");
+    let x = ShareX::try_lock(&word, Mode::Exclusive).expect("a free lock");
     // The failed reader leaves its count until the writer goes.
     assert!(ShareX::try_lock(&word, Mode::Shared).is_err());
     assert_eq!(word.load(Ordering::SeqCst), 3);
@@ -37,17 +35,13 @@ fn sharex_is_a_single_try() {
 fn host_priority_follows_failure_and_success() {
     const OTHER_BITS: u64 = 0xABCD_0000;
     let word = w(OTHER_BITS);
-    let x = ShareXHp::try_lock(&word, Mode::Exclusive)
-        .ok()
-        .expect("a free lock");
+    let x = ShareXHp::try_lock(&word, Mode::Exclusive).expect("a free lock");
     assert!(ShareXHp::try_lock(&word, Mode::Shared).is_err());
     assert_eq!(word.load(Ordering::SeqCst), OTHER_BITS | 3);
     drop(x);
     // The release keeps the priority, the next success clears it.
     assert_eq!(word.load(Ordering::SeqCst), OTHER_BITS | 2);
-    let mut s = ShareXHp::try_lock(&word, Mode::Shared)
-        .ok()
-        .expect("a free lock");
+    let mut s = ShareXHp::try_lock(&word, Mode::Shared).expect("a free lock");
     assert_eq!(word.load(Ordering::SeqCst), OTHER_BITS | 4);
     assert!(ShareXHp::try_lock(&word, Mode::Exclusive).is_err());
     assert_eq!(word.load(Ordering::SeqCst), OTHER_BITS | 6);
@@ -55,12 +49,8 @@ fn host_priority_follows_failure_and_success() {
     assert_eq!(word.load(Ordering::SeqCst), OTHER_BITS | 1);
     drop(s);
     assert_eq!(word.load(Ordering::SeqCst), OTHER_BITS);
-    let a = ShareXHp::try_lock(&word, Mode::Shared)
-        .ok()
-        .expect("a free lock");
-    let mut b = ShareXHp::try_lock(&word, Mode::Shared)
-        .ok()
-        .expect("a shared lock");
+    let a = ShareXHp::try_lock(&word, Mode::Shared).expect("a free lock");
+    let mut b = ShareXHp::try_lock(&word, Mode::Shared).expect("a shared lock");
     assert!(b.promote().is_err());
     drop((a, b));
     assert_eq!(word.load(Ordering::SeqCst), OTHER_BITS);
@@ -161,7 +151,7 @@ fn states_have_the_documented_patterns() {
     }
     // Every value either has one state or none; decoding never fails otherwise.
     let states: Vec<_> = (0..128u64)
-        .map(|e| (e & 1) << 9 | (e >> 1 & 15) << 53 | (e >> 5) << 6)
+        .map(|e| ((e & 1) << 9) | (((e >> 1) & 15) << 53) | ((e >> 5) << 6))
         .filter_map(State::of)
         .collect();
     assert_eq!(states.len(), 16);
@@ -175,16 +165,16 @@ fn entry_lock_gives_the_host_priority() {
     let page = Page::at(&host, 0x5000).unwrap();
     page.set(3, tree::FREE);
     let e = EntryRef::new(page, 3, 0);
-    let guest = e.lock_guest().ok().expect("a free entry");
+    let guest = e.lock_guest().expect("a free entry");
     assert!(e.lock_host().is_err());
     assert_eq!(page.get(3), tree::FREE | tree::LOCK | tree::HOST_PRIORITY);
     drop(guest);
     // The guest must yield until a host has had its turn.
     assert_eq!(e.lock_guest().err(), Some(0x8000_0204_0000_0000));
     assert_eq!(page.get(3), tree::FREE | tree::HOST_PRIORITY);
-    drop(e.lock_host().ok().expect("a free entry"));
+    drop(e.lock_host().expect("a free entry"));
     assert_eq!(page.get(3), tree::FREE);
-    let host_lock = e.lock_host().ok().expect("a free entry");
+    let host_lock = e.lock_host().expect("a free entry");
     assert_eq!(e.lock_guest().err(), Some(0x8000_0200_0000_0000));
     // A priority bit that arrives meanwhile survives a change of the entry.
     assert!(e.lock_host().is_err());

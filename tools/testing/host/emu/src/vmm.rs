@@ -114,7 +114,7 @@ impl<G: GuestRun<Host>> Vmm<G> {
             self.ok(4, regs(p, pages[0], 0, 0));
         }
         let id = td.vcpus.len() as u64;
-        let (rax, _) = self.call_on(lp, 22 | 1 << 16, regs(pages[0], rcx, id, 0));
+        let (rax, _) = self.call_on(lp, 22 | (1 << 16), regs(pages[0], rcx, id, 0));
         assert_eq!(rax, 0, "VP.INIT returned {rax:#x}");
         td.vcpus.push(pages);
     }
@@ -155,7 +155,7 @@ impl<G: GuestRun<Host>> Vmm<G> {
         self.ok(7, regs(gpa, td.tdr, 0, 0));
         self.ok(38, regs(td.tdr, 0, 0, 0));
         let pa = self.ok(29, regs(gpa, td.tdr, 0, 0)).rcx;
-        self.ok(41, regs(pa | td.hkid << 46, 0, 0, 0));
+        self.ok(41, regs(pa | (td.hkid << 46), 0, 0, 0));
         self.free(pa);
     }
 
@@ -177,6 +177,6 @@ impl<G: GuestRun<Host>> Vmm<G> {
             self.ok(28, regs(p, 0, 0, 0));
             self.free(p);
         }
-        self.ok(41, regs(td.tdr | GLOBAL_HKID << 46, 0, 0, 0));
+        self.ok(41, regs(td.tdr | (GLOBAL_HKID << 46), 0, 0, 0));
     }
 }

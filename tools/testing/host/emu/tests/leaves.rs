@@ -16,10 +16,10 @@ fn call(m: &Module<Host, Interpreter>, lp: u32, leaf: u64, mut r: Regs) -> u64 {
 fn the_dispatcher_refuses() {
     let v = Vmm::new(Interpreter);
     for rax in [
-        6 | 1 << 24,
-        6 | 1 << 40,
-        6 | 1 << 63,
-        6 | 1 << 16,
+        6 | (1 << 24),
+        6 | (1 << 40),
+        6 | (1 << 63),
+        6 | (1 << 16),
         12,
         13,
         32,
@@ -30,9 +30,9 @@ fn the_dispatcher_refuses() {
         assert_eq!(v.call(rax, r), (INVALID, r), "{rax:#x}");
     }
     // Versioned leaves refuse a version above 1 themselves, with zeroed operands.
-    let (rax, out) = v.call(3 | 2 << 16, regs(1, 2, 3, 4));
+    let (rax, out) = v.call(3 | (2 << 16), regs(1, 2, 3, 4));
     assert_eq!((rax, out), (INVALID, regs(0, 0, 3, 4)));
-    let (rax, out) = v.call(30 | 2 << 16, regs(1, 2, 3, 4));
+    let (rax, out) = v.call(30 | (2 << 16), regs(1, 2, 3, 4));
     assert_eq!(
         (rax, out.r9, out.r10, out.r11),
         (INVALID, u64::MAX, u64::MAX, u64::MAX)
@@ -133,9 +133,9 @@ fn operands_of_a_new_td_are_checked() {
     let create = |pa, hkid| v.call(9, regs(pa, hkid, 0, 0)).0;
     assert_eq!(create(page, 15), INVALID | 2);
     assert_eq!(create(page, 64), INVALID | 2);
-    assert_eq!(create(page, 1 << 16 | 20), INVALID | 2);
+    assert_eq!(create(page, (1 << 16) | 20), INVALID | 2);
     assert_eq!(create(page + 8, 20), INVALID | 1);
-    assert_eq!(create(page | 1 << 46, 20), INVALID | 1);
+    assert_eq!(create(page | (1 << 46), 20), INVALID | 1);
     assert_eq!(create(0x1000, 20), 0xC000_0101_0000_0001);
     assert_eq!(create(page, 16), 0xC000_0820_0000_0000);
     let td = v.create(20, 0);
@@ -157,9 +157,9 @@ fn operands_of_a_new_td_are_checked() {
     for (word, value, operand) in [
         (0, 1u64, 64),
         (1, 0, 65),
-        (1, 3 | 1 << 10, 65),
+        (1, 3 | (1 << 10), 65),
         (2, 0, 68),
-        (3, 5 << 3 | 6, 67),
+        (3, (5 << 3) | 6, 67),
         (3, 3 << 3, 67),
         (4, 1, 67),
         (4, 1 << 5, 66),
@@ -181,15 +181,15 @@ fn fields_are_what_linux_asks_for() {
     let v = Vmm::new(Interpreter);
     let sys = |f: u64| v.ok(34, regs(0, f, 0, 0)).r8;
     assert_eq!(
-        sys(0x0A00_0003_0000_0008) & (1 << 18 | 1 << 20),
-        1 << 18 | 1 << 20
+        sys(0x0A00_0003_0000_0008) & ((1 << 18) | (1 << 20)),
+        (1 << 18) | (1 << 20)
     );
     assert_eq!(sys(0x9100_0001_0000_0010), 16);
     assert_eq!(sys(0x9800_0001_0000_0200), 6 * 4096);
     let n = sys(0x9900_0001_0000_0004);
     assert!(n > 0 && n <= 48);
     let leaves: Vec<_> = (0..n).map(|i| sys(0x9900_0003_0000_0400 + i)).collect();
-    assert!(leaves.contains(&(0xFFFF_FFFF << 32 | 0x8000_0008)));
+    assert!(leaves.contains(&((0xFFFF_FFFF << 32) | 0x8000_0008)));
     assert_eq!(
         v.call(34, regs(0, 0x9900_0003_0000_0400 + n, 0, 0)).0,
         0xC000_0C00_0000_0002
@@ -199,7 +199,7 @@ fn fields_are_what_linux_asks_for() {
     assert_eq!(rd(0x1100_0000_0000_000B).1.r8, 1 << 48);
     // A leaf without subleaves is read as such, one with them by subleaf.
     let cpuid = |leaf: u64, sub: u64| {
-        rd(0x9410_0003_0000_0000 | (leaf >> 31) << 16 | (leaf & 0x7F) << 9 | sub).0
+        rd(0x9410_0003_0000_0000 | ((leaf >> 31) << 16) | ((leaf & 0x7F) << 9) | sub).0
     };
     assert_eq!(cpuid(0, 0x1FE), 0);
     assert_eq!(cpuid(0x8000_0008, 0x1FE), 0);
@@ -260,4 +260,36 @@ fn bad_scripts_are_refused_whole() {
     assert!(load("fail 6 1 1").unwrap_err().contains("more than 16"));
     load(&format!("clear\n{full}")).unwrap();
     assert!(v.module.inject().load(&[0xFF, 0xFE]).is_err());
+}
+
+#[test]
+fn cpuid_shows_what_a_td_may_use() {
+    let v = Vmm::new(Interpreter);
+    let td = v.create(20, 0);
+    let cpuid = |leaf: u64, sub: u64| {
+        let f = 0x9410_0003_0000_0000 | ((leaf >> 31) << 16) | ((leaf & 0x7F) << 9) | sub;
+        let half = |f| v.ok(11, regs(td.tdr, f, 0, 0)).r8;
+        let (ab, cd) = (half(f), half(f | 1));
+        [ab as u32, (ab >> 32) as u32, cd as u32, (cd >> 32) as u32]
+    };
+    const NONE: u64 = 0x1FE;
+    assert_eq!(cpuid(0, NONE)[0], 0x21);
+    let [_, _, c, _] = cpuid(1, NONE);
+    assert_eq!(
+        c & ((1 << 5) | (1 << 6) | (1 << 21) | (1 << 31)),
+        (1 << 21) | (1 << 31),
+        "VMX, SMX, x2APIC, guest"
+    );
+    let [_, b, c, d] = cpuid(7, 0);
+    // XFAM is 3: no AVX2, no PKU, no CET, no AMX; never SGX, TSX or WAITPKG.
+    assert_eq!(
+        b & ((1 << 2) | (1 << 4) | (1 << 5) | (1 << 11) | (1 << 16)),
+        0
+    );
+    assert_eq!(c & ((1 << 3) | (1 << 5) | (1 << 7)), 0);
+    assert_eq!(d & ((1 << 20) | (1 << 24)), 0);
+    assert_eq!((cpuid(0xD, 0)[0], cpuid(0xD, 0)[3]), (3, 0));
+    assert_eq!(cpuid(0xD, 2 << 1), [0; 4]);
+    assert_eq!(cpuid(0x15, NONE), [1, 80, 25_000_000, 0]);
+    assert_eq!((cpuid(0x8000_0008, NONE)[0] >> 16) & 0xFF, 48);
 }

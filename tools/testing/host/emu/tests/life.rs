@@ -215,7 +215,7 @@ fn vmcall_passes_the_named_registers_only() {
     a.movi(RBX, 1)
         .movi(R12, 2)
         .movi(R13, 3)
-        .movi(RCX, 1 << 12 | 1 << 10)
+        .movi(RCX, (1 << 12) | (1 << 10))
         .tdcall(0);
     a.mov(R14, R12).mov(R15, R13).vmcall(5);
     // RAX, RCX, RSP and, with NO_RBP_MOD, RBP cannot be passed.
