@@ -368,12 +368,6 @@ impl Entered<'_> {
         Ok(Call::Done(st::SUCCESS))
     }
 
-    /// Whether #VE information waits to be read.
-    pub(crate) fn ve_pending<P: Platform>(&self, m: &Machine<P>) -> bool {
-        m.ve_info_page(&self.tdvps)
-            .is_some_and(|p| p.get(ve::REASON) & ve::VALID != 0)
-    }
-
     /// TDG.MEM.PAGE.ACCEPT. RCX: GPA and level.
     fn page_accept<P: Platform>(&mut self, m: &Machine<P>) -> Res<Call> {
         let at = GpaLevel::parse(self.regs.gpr[1], 0..=1)?.private(&self.tdcs)?;

@@ -360,7 +360,7 @@ impl<'m> Replay<'m> {
         };
         let mut r = Regs::default();
         let end = e.event(m, why, &mut r);
-        let (rax, pending) = (e.regs.gpr[0], e.ve_pending(m));
+        let (rax, pending) = (e.regs.gpr[0], ve_pending(m, &e));
         match end {
             Some(host_rax) => {
                 drop(e);
@@ -490,6 +490,12 @@ impl<'m> Replay<'m> {
             }
         }
     }
+}
+
+/// Whether #VE information waits to be read.
+fn ve_pending(m: &Machine<Host>, e: &Entered<'_>) -> bool {
+    m.ve_info_page(&e.tdvps)
+        .is_some_and(|p| p.get(0) >> 32 != 0)
 }
 
 /// What the CPU's walk makes of an access: the page, or the exit qualification.
