@@ -10,4 +10,12 @@ pub mod replay;
 pub mod vmm;
 
 #[cfg(test)]
+mod agree;
+#[cfg(test)]
+#[path = "../../../../../rust/mirror/mod.rs"]
+pub mod mirror;
+#[cfg(test)]
+#[path = "../../../../../rust/tdx/mod.rs"]
+pub mod tdx;
+#[cfg(test)]
 mod unit;
