@@ -101,6 +101,7 @@ impl<P: Platform, G: GuestRun<P>> Module<P, G> {
         let (number, version) = (rax as u16, (rax >> 16) as u8);
         if let Some(status) = self.inject.check(number) {
             self.m.stats.add(stats::Count::Injected);
+            clear_outputs(number, r);
             return Err(status);
         }
         match number {
@@ -227,5 +228,30 @@ impl<P: Platform> Machine<P> {
             leaf::SYS_DISABLE | leaf::SYS_LP_SHUTDOWN => self.sys_shutdown(),
             _ => Err(st::OPERAND_INVALID | op::RAX),
         }
+    }
+}
+
+/// Registers after an injected failure: as the leaf leaves them when it fails and has
+/// nothing to report.
+fn clear_outputs(number: u16, r: &mut Regs) {
+    match number {
+        leaf::MEM_SEPT_ADD
+        | leaf::MEM_SEPT_REMOVE
+        | leaf::MEM_SEPT_RD
+        | leaf::MEM_PAGE_ADD
+        | leaf::MEM_PAGE_AUG
+        | leaf::MEM_PAGE_REMOVE
+        | leaf::MEM_PAGE_PROMOTE
+        | leaf::MEM_PAGE_DEMOTE
+        | leaf::MEM_PAGE_RELOCATE
+        | leaf::MEM_RANGE_BLOCK
+        | leaf::MEM_RANGE_UNBLOCK
+        | leaf::MR_EXTEND => (r.rcx, r.rdx) = (0, 0),
+        leaf::PHYMEM_PAGE_RECLAIM | leaf::PHYMEM_PAGE_RDMD => {
+            (r.rcx, r.rdx) = (0, 0);
+            (r.r8, r.r9, r.r10, r.r11) = (0, 0, 0, 0);
+        }
+        leaf::MNG_INIT => r.rcx = 0,
+        _ => {}
     }
 }

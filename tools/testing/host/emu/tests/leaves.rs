@@ -219,6 +219,12 @@ fn injection_hits_the_named_calls() {
     v.module.inject().load(script.as_bytes()).unwrap();
     let got: Vec<_> = (0..9).map(|_| track()).collect();
     assert_eq!(got, [0, 0, 0x8000_0201_0000_0000, 0xABC, 0, 0, 0, 0xABC, 0]);
+    v.module
+        .inject()
+        .load(b"clear\nfail tdh_mem_page_remove 1 c0000b0d00000001")
+        .unwrap();
+    let (rax, out) = v.call(29, regs(0x1000, td.tdr, 7, 8));
+    assert_eq!((rax, out), (0xC000_0B0D_0000_0001, regs(0, 0, 7, 8)));
     v.module.inject().load(b"clear").unwrap();
     assert!((0..9).all(|_| track() == 0));
 }
