@@ -94,8 +94,8 @@ struct tdx_mirror_err {
  *	entry set to @spte_nonpresent.  Called by tdx_mirror_ops.map() only.
  *	The cache holds enough for one walk, NULL if it is used up.
  * @take_external_spt: the same for a page of an S-EPT table, content undefined
- * @put_spt: gives back a page that was linked in no table or whose grace
- *	period has passed
+ * @put_spt: gives back a page that was linked in no table, or that no walk
+ *	can reach any more
  * @put_external_spt: gives back a page that the TDX module does not own
  * @account: @nr more (or fewer) mirror table pages are in use.  @spt is still
  *	allocated.  Balanced when @teardown of struct tdx_mirror_ops returns.
@@ -205,8 +205,8 @@ struct tdx_mirror_stats {
  *	were zapped.
  * @teardown: gives back all tables.  HKID released, mmu_lock held for write,
  *	no walker left but RCU readers.  Leaks and counts on doubt.
- * @destroy: frees the mirror, after @teardown or without a map before.  Waits
- *	for a grace period and then puts back the tables.  Sleeps.
+ * @destroy: frees the mirror and puts back its tables, after @teardown or
+ *	without a map before.  No other call is under way.  Sleeps.
  * @walk: debug: the raw SPTE that maps @gfn and its *@level.  Takes RCU itself.
  * @stats: figures of one TD, from any context.
  */

@@ -164,8 +164,6 @@ impl PinnedDrop for Mirror {
     fn drop(self: Pin<&mut Self>) {
         // SAFETY: Nothing uses the field after this, and it is not pinned.
         let inner = unsafe { ManuallyDrop::take(&mut self.get_unchecked_mut().inner) };
-        // A walk without mmu_lock may have begun before KVM let go of the mirror.
-        rcu::synchronize();
         let (quarantined, leaked) = {
             let stats = inner.stats();
             (stats.quarantined.get(), stats.leaked.get())

@@ -122,10 +122,10 @@ impl KernelVm {
         self.reports.fetch_add(1, Ordering::Relaxed) < MAX_REPORTS
     }
 
-    /// Gives the tables back that wait for a grace period. The caller waited for it.
+    /// Gives the unlinked tables back. The mirror ends: no walk is under way any more.
     pub(super) fn put_deferred(&mut self) {
         while let Some(page) = self.deferred.take() {
-            // SAFETY: The mirror took it from the supplier, a teardown unlinked it, and no walker
+            // SAFETY: The mirror took it from the supplier, a teardown unlinked it, and no walk
             // that began before can still be at it.
             unsafe { self.hooks.put_spt(page) };
         }
@@ -134,7 +134,7 @@ impl KernelVm {
 
 // SAFETY: Pages of the suppliers are in the direct map, where page and frame are converted one to
 // one, and `page->private` keeps what was stored. Deferred pages are touched by nothing but their
-// word until `put_deferred()`, which runs after a grace period.
+// word until `put_deferred()`, which runs when no walk is left.
 unsafe impl PageMap for KernelVm {
     fn pfn_of(&self, page: PagePtr) -> Pfn {
         page::pfn_of(page)

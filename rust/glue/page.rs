@@ -44,7 +44,7 @@ pub(super) fn hold(pfn: Pfn) {
     unsafe { bindings::tdx_mirror_hold_page(pfn.as_u64()) };
 }
 
-/// Pages that were unlinked and wait for a grace period, chained through their words, so that
+/// Pages that were unlinked while a walk may still be at them, chained through their words, so that
 /// nothing is allocated under `mmu_lock`.
 pub(super) struct DeferredPages {
     head: AtomicPtr<u8>,

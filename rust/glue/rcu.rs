@@ -1,6 +1,9 @@
 // SPDX-License-Identifier: GPL-2.0
 
 //! RCU: walks without `mmu_lock` read tables that a teardown may unlink at the same time.
+//!
+//! No grace period is waited for: a teardown puts no table back, the mirror's end does, and when
+//! KVM ends a mirror no walk of it is under way.
 
 use kernel::sync::rcu;
 
@@ -14,9 +17,4 @@ pub(crate) fn read<R>(f: impl FnOnce(&RcuRead<'_>) -> R) -> R {
     let result = f(&evidence);
     drop(guard);
     result
-}
-
-/// Waits until every walk that began before has ended. Sleeps.
-pub(crate) fn synchronize() {
-    rcu::synchronize_rcu();
 }
