@@ -8,7 +8,7 @@
 
 use kernel::prelude::*;
 
-mod emu;
+pub mod emu;
 mod emu_glue;
 mod emu_vmx;
 

@@ -78,20 +78,19 @@ impl InjectTable {
     /// Executes a script. On error nothing is changed. Not to be called from two
     /// places at once.
     pub fn load(&self, text: &[u8]) -> Result<(), ScriptError> {
-        let text = core::str::from_utf8(text).map_err(|_| ScriptError {
-            line: 1,
-            reason: "not a text",
-        })?;
         let mut script = Script {
             clear: false,
             commands: [None; MAX_RULES],
             count: 0,
         };
         let mut line = 0u32;
-        for l in text.lines() {
+        let mut rest = text;
+        while !rest.is_empty() {
+            let (this, after) = cut(rest, |c| c == b'\n');
+            rest = after;
             line = line.saturating_add(1);
             script
-                .line(l)
+                .line(this)
                 .map_err(|reason| ScriptError { line, reason })?;
         }
         let usable = |r: &&Rule| script.clear || !r.is_active();
@@ -153,62 +152,99 @@ impl Rule {
     }
 }
 
+/// The part of `text` before the first byte that `ends` accepts, and what follows that
+/// byte. Without any of `core`'s searchers, whose counting can panic.
+fn cut(text: &[u8], ends: impl Fn(u8) -> bool) -> (&[u8], &[u8]) {
+    let mut rest = text;
+    while let Some((&c, after)) = rest.split_first() {
+        if ends(c) {
+            let len = text.len().wrapping_sub(rest.len());
+            return (text.get(..len).unwrap_or_default(), after);
+        }
+        rest = after;
+    }
+    (text, rest)
+}
+
+/// The next word of a line, which is cut off it.
+fn word<'a>(line: &mut &'a [u8]) -> Option<&'a [u8]> {
+    while let Some((&c, after)) = line.split_first() {
+        if !c.is_ascii_whitespace() {
+            let (word, after) = cut(line, |c| c.is_ascii_whitespace());
+            *line = after;
+            return Some(word);
+        }
+        *line = after;
+    }
+    None
+}
+
+/// A number without sign; `None` if it is none or too large.
+fn number(word: &[u8], radix: u32) -> Option<u64> {
+    if word.is_empty() {
+        return None;
+    }
+    let mut value = 0u64;
+    for &c in word {
+        let digit = char::from(c).to_digit(radix)?;
+        value = value
+            .checked_mul(u64::from(radix))?
+            .checked_add(u64::from(digit))?;
+    }
+    Some(value)
+}
+
 impl Script {
-    fn line(&mut self, line: &str) -> Result<(), &'static str> {
-        let line = line.split('#').next().unwrap_or("");
-        let mut words = line.split_ascii_whitespace();
-        match words.next() {
+    fn line(&mut self, line: &[u8]) -> Result<(), &'static str> {
+        let (mut line, _comment) = cut(line, |c| c == b'#');
+        match word(&mut line) {
             None => return Ok(()),
-            Some("clear") => {
+            Some(b"clear") => {
                 self.clear = true;
                 self.commands = [None; MAX_RULES];
                 self.count = 0;
             }
-            Some("fail") => {
-                let command = fail(&mut words)?;
-                let slot = self
-                    .commands
-                    .get_mut(self.count)
-                    .ok_or("more than 16 commands")?;
-                *slot = Some(command);
+            Some(b"fail") => {
+                let command = fail(&mut line)?;
+                let slot = self.commands.get_mut(self.count);
+                *slot.ok_or("more than 16 commands")? = Some(command);
                 self.count = self.count.saturating_add(1);
             }
             Some(_) => return Err("unknown command: fail or clear expected"),
         }
-        match words.next() {
+        match word(&mut line) {
             None => Ok(()),
             Some(_) => Err("words after the end of the command"),
         }
     }
 }
 
-fn fail<'a>(words: &mut impl Iterator<Item = &'a str>) -> Result<Command, &'static str> {
-    let leaf = leaf_number(words.next().ok_or("leaf is missing")?)?;
-    let mut n = words.next().ok_or("number of the call is missing")?;
+fn fail(line: &mut &[u8]) -> Result<Command, &'static str> {
+    let leaf = leaf_number(word(line).ok_or("leaf is missing")?)?;
+    let mut n = word(line).ok_or("number of the call is missing")?;
     let mut what = ACTIVE | u64::from(leaf);
-    if n == "every" {
+    if n == b"every" {
         what |= EVERY;
-        n = words.next().ok_or("period is missing after every")?;
+        n = word(line).ok_or("period is missing after every")?;
     }
-    let n: u32 = n
-        .parse()
-        .map_err(|_| "number of the call is not a number")?;
+    let n = number(n, 10).filter(|&n| n >> 32 == 0);
+    let n = n.ok_or("number of the call is not a number")?;
     if n == 0 {
         return Err("calls are counted from 1");
     }
-    let status = words.next().ok_or("status is missing")?;
-    let status = status.strip_prefix("0x").unwrap_or(status);
-    let status = u64::from_str_radix(status, 16).map_err(|_| "status is not hexadecimal")?;
+    let status = word(line).ok_or("status is missing")?;
+    let status = status.strip_prefix(b"0x").unwrap_or(status);
+    let status = number(status, 16).ok_or("status is not hexadecimal")?;
     Ok(Command {
-        what: what | (u64::from(n) << 16),
+        what: what | (n << 16),
         status,
     })
 }
 
-fn leaf_number(word: &str) -> Result<u16, &'static str> {
-    let known = match word.parse::<u16>() {
-        Ok(n) => LEAF_NAMES.iter().find(|l| l.0 == n),
-        Err(_) => LEAF_NAMES.iter().find(|l| l.1 == word),
+fn leaf_number(word: &[u8]) -> Result<u16, &'static str> {
+    let known = match number(word, 10) {
+        Some(n) => LEAF_NAMES.iter().find(|l| u64::from(l.0) == n),
+        None => LEAF_NAMES.iter().find(|l| l.1.as_bytes() == word),
     };
     known.map(|l| l.0).ok_or("no such leaf")
 }

@@ -344,7 +344,7 @@ impl<P: Platform> Machine<P> {
             return false;
         };
         // 32 vectors in the first half of each 16 bytes; a priority class has 16.
-        let class = (apic.get(PPR) >> 4 & 15) as u32;
+        let class = ((apic.get(PPR) >> 4) & 15) as u32;
         (0..8u32).any(|i| {
             let bits = apic.get(IRR.wrapping_add(2 * i as usize)) as u32;
             bits.checked_ilog2()

@@ -266,6 +266,8 @@ fn bad_scripts_are_refused_whole() {
     assert!(load("fail 6 1 1").unwrap_err().contains("more than 16"));
     load(&format!("clear\n{full}")).unwrap();
     assert!(v.module.inject().load(&[0xFF, 0xFE]).is_err());
+    assert!(load("clear\nfail 6 99999999999999999999 1").is_err());
+    assert!(load("clear\nfail 6 1 10000000000000000").is_err());
 }
 
 #[test]
