@@ -123,6 +123,8 @@ IN_C = {
     "convert.range_and_attribute_disagree": ["R24"],
     "memslot_delete.under_a_fault": ["B4"],
     "bad_input.add_memory_from_two_threads": ["B8"],
+    "build_race.punch_hole_and_measure": ["B8"],
+    "build_race.punch_hole_and_finalize": ["B8"],
     "bad_input.add_memory": ["B18", "R46"],
     "prefault.end_of_the_slot": ["B18"],
 }
