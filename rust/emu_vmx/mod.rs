@@ -115,7 +115,7 @@ impl Vmx {
         setup::write_host(vm)?;
         if entry.first {
             ept::refresh_root(p, vcpu).ok_or(VmxError::Fail)?;
-            posted::sync(p, vcpu, vm)?;
+            posted::sync(p, vcpu)?;
         }
         if entry.flush {
             ffi::invept_all()?;
@@ -134,6 +134,7 @@ impl Vmx {
         }
 
         let open = vm.read(field::GUEST_RFLAGS)? & RFLAGS_IF != 0;
+        posted::request(p, vcpu, vm, open)?;
         let ticks = if open { self.timer_on } else { self.timer_off };
         vm.write(field::PREEMPTION_TIMER, ticks)
     }

@@ -1,7 +1,11 @@
 // SPDX-License-Identifier: GPL-2.0
-//! Posted interrupts: moved from KVM's descriptor into the virtual APIC by hand at
-//! each TDH.VP.ENTER. The CPU could do it, but Bochs wants the descriptor page
-//! aligned, where the architecture asks for 64 bytes only.
+//! Interrupts of the guest: moved from KVM's posted-interrupt descriptor into the
+//! virtual APIC by hand at each TDH.VP.ENTER, and requested from the CPU when the
+//! guest can take one.
+//!
+//! The CPU could do the first, but Bochs wants the descriptor page aligned, where
+//! the architecture asks for 64 bytes only. And Bochs delivers a requested virtual
+//! interrupt although RFLAGS.IF is 0 if an interrupt of the host comes then.
 
 use core::sync::atomic::Ordering;
 
@@ -14,9 +18,9 @@ const VIRR: usize = 0x200;
 /// Bit 256 of the descriptor: an interrupt was posted since it was last cleared.
 const OUTSTANDING: u64 = 1;
 
-/// Delivers what is posted to `vcpu`. KVM sets request bits first and the
+/// Moves what is posted to `vcpu` into its virtual APIC. KVM sets request bits first and the
 /// outstanding bit after; clearing them in the opposite order loses none.
-pub(super) fn sync<P: Platform>(p: &P, vcpu: &Vcpu, vm: &Current) -> Result<(), VmxError> {
+pub(super) fn sync<P: Platform>(p: &P, vcpu: &Vcpu) -> Result<(), VmxError> {
     if vcpu.pi_desc == 0 {
         return Ok(());
     }
@@ -35,10 +39,8 @@ pub(super) fn sync<P: Platform>(p: &P, vcpu: &Vcpu, vm: &Current) -> Result<(), 
     }
     control.fetch_and(!OUTSTANDING, Ordering::AcqRel);
 
-    let mut highest = None;
     // The APIC page holds 32 vectors in the first half of each 16 bytes.
     let mut irr = vapic.iter().skip(VIRR / 8).step_by(2);
-    let mut base = 0u64;
     for word in words.iter().skip(first).take(4) {
         let posted = word.swap(0, Ordering::AcqRel);
         for bits in [posted & 0xffff_ffff, posted >> 32] {
@@ -46,15 +48,41 @@ pub(super) fn sync<P: Platform>(p: &P, vcpu: &Vcpu, vm: &Current) -> Result<(), 
                 irr.fetch_or(bits, Ordering::Relaxed);
             }
         }
-        if let Some(bit) = posted.checked_ilog2() {
-            highest = Some(base | u64::from(bit));
-        }
-        base = base.wrapping_add(64);
     }
+    Ok(())
+}
 
-    if let Some(vector) = highest {
-        let status = vm.read(field::GUEST_INTR_STATUS)?;
-        let requested = (status & 0xff).max(vector);
+/// Sets the requesting virtual interrupt for an entry: the highest vector of the
+/// virtual APIC that waits, or none if the guest has interrupts off. It is asked
+/// again at the latest when the preemption timer runs out.
+pub(super) fn request<P: Platform>(
+    p: &P,
+    vcpu: &Vcpu,
+    vm: &Current,
+    open: bool,
+) -> Result<(), VmxError> {
+    let vapic = vcpu
+        .pages
+        .get(TDVPS_VAPIC)
+        .and_then(|pa| ept::table(p, *pa));
+    let mut requested = 0;
+    if open {
+        let mut base = 0;
+        for word in vapic
+            .ok_or(VmxError::Fail)?
+            .iter()
+            .skip(VIRR / 8)
+            .step_by(2)
+            .take(8)
+        {
+            if let Some(bit) = (word.load(Ordering::Relaxed) as u32).checked_ilog2() {
+                requested = base | u64::from(bit);
+            }
+            base = u64::wrapping_add(base, 32);
+        }
+    }
+    let status = vm.read(field::GUEST_INTR_STATUS)?;
+    if status & 0xff != requested {
         vm.write(field::GUEST_INTR_STATUS, (status & 0xff00) | requested)?;
     }
     Ok(())
