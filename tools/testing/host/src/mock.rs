@@ -249,7 +249,7 @@ fn state_incorrect(e: Entry, at: Position) -> SeamOut {
         Entry::Leaf { .. } => SeptState::BLOCKED,
     };
     SeamOut {
-        ext2: at.level().as_sept() | u64::from(state.as_u8()) << 8,
+        ext2: at.level().as_sept() | (u64::from(state.as_u8()) << 8),
         ..SeamOut::of(status::STATE_INCORRECT)
     }
 }
