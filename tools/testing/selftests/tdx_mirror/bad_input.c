@@ -168,6 +168,7 @@ TEST_F(bad_input, init_vcpu)
 	struct kvm_cpuid2 none = {};
 	struct td *td = &self->td;
 	struct td_vcpu *vcpu = &td->vcpu[0];
+	unsigned long limit;
 
 	ASSERT_TD_OK(td, td_create(td));
 	ASSERT_TD_OK(td, td_init_vm(td, 0));
@@ -178,8 +179,10 @@ TEST_F(bad_input, init_vcpu)
 	EXPECT_EQ(-E2BIG, td_vcpu_op(vcpu, KVM_TDX_GET_CPUID, 0, &none));
 	EXPECT_TD_OK(td, td_init_vcpu(vcpu));
 	EXPECT_EQ(-EINVAL, td_vcpu_op(vcpu, KVM_TDX_INIT_VCPU, 0, NULL));
-	/* More vCPUs than the TD was made for are refused. */
-	EXPECT_EQ(-EINVAL, errno_of(ioctl(td->vm_fd, KVM_CREATE_VCPU, 4095ul)));
+	/* The same vCPU again, and an id beyond the limit. */
+	EXPECT_EQ(-EEXIST, errno_of(ioctl(td->vm_fd, KVM_CREATE_VCPU, 0ul)));
+	limit = ioctl(td->vm_fd, KVM_CHECK_EXTENSION, KVM_CAP_MAX_VCPU_ID);
+	EXPECT_EQ(-EINVAL, errno_of(ioctl(td->vm_fd, KVM_CREATE_VCPU, limit)));
 }
 
 TEST_F(bad_input, vcpu_without_x2apic)

@@ -96,20 +96,45 @@ TEST_F(guest_exits, cpuid_and_msr)
 	EXPECT_EQ(1, op[4].res[2] >> 32);
 }
 
-TEST_F(guest_exits, halt_and_wake)
+/* Lets the guest halt and interrupts it, @first before or else after that. */
+static void halt_and_wake(struct __test_metadata *_metadata, struct td *td, bool first)
 {
 	const struct td_config config = {};
-	struct td_vcpu *vcpu = &self->td.vcpu[0];
+	struct td_vcpu *vcpu = &td->vcpu[0];
 	struct kvm_msi msi = { .address_lo = 0xfee00000, .data = 0x40 };
+	unsigned int turn;
 
-	ASSERT_TD_OK(&self->td, td_build(&self->td, &config));
+	/* KVM delivers nothing before the guest has enabled its APIC (SVR). */
+	ASSERT_TD_OK(td, td_build(td, &config));
+	td_op(vcpu, GUEST_WRMSR, 0x80f, 0, 0x1ff)->flags = GUEST_FLAG_VMCALL;
+	ASSERT_TD_OK(td, td_ops_run(vcpu));
+	td_ops_clear(vcpu);
+	td_op(vcpu, GUEST_VP_INFO, 0, 0, 0);
 	td_op(vcpu, GUEST_HALT, 0, 0, 0);
 	td_op(vcpu, GUEST_PORT_OUT, TD_PORT_ECHO, 4, 1);
+	if (first)
+		ASSERT_LT(0, ioctl(td->vm_fd, KVM_SIGNAL_MSI, &msi));
 	ASSERT_EQ(0, td_vcpu_start(vcpu));
-	/* Before or after the halt: an interrupt wakes the vCPU either way. */
-	ASSERT_LE(0, ioctl(self->td.vm_fd, KVM_SIGNAL_MSI, &msi));
-	ASSERT_TD_OK(&self->td, td_ops_join(vcpu));
+	if (!first) {
+		while (!__atomic_load_n(&vcpu->block->done, __ATOMIC_SEQ_CST))
+			sched_yield();
+		for (turn = 0; turn < 1000; turn++)
+			sched_yield();
+		EXPECT_EQ(1, vcpu->block->done);
+		ASSERT_LT(0, ioctl(td->vm_fd, KVM_SIGNAL_MSI, &msi));
+	}
+	ASSERT_TD_OK(td, td_ops_join(vcpu));
 	EXPECT_EQ(1, vcpu->port_echo);
+}
+
+TEST_F(guest_exits, halt_then_interrupt)
+{
+	halt_and_wake(_metadata, &self->td, false);
+}
+
+TEST_F(guest_exits, interrupt_then_halt)
+{
+	halt_and_wake(_metadata, &self->td, true);
 }
 
 TEST_F(guest_exits, halt_for_ever)

@@ -147,7 +147,10 @@ struct kvm_cpuid2 *td_default_cpuid(struct td *td);
 
 /* Runs the vCPU until the payload or the TD has something to say. */
 enum td_exit td_vcpu_run(struct td_vcpu *vcpu);
-/* The same in a thread; td_vcpu_join() gives what td_vcpu_run() gave. */
+/*
+ * The same in a thread; td_vcpu_join() gives what td_vcpu_run() gave, and
+ * TD_EXIT_CANCELLED if that takes more than some seconds.
+ */
 int td_vcpu_start(struct td_vcpu *vcpu);
 enum td_exit td_vcpu_join(struct td_vcpu *vcpu);
 /* Makes td_vcpu_run() in another thread return as soon as it can. */

@@ -8,10 +8,14 @@
 #include <stdio.h>
 #include <string.h>
 #include <sys/ioctl.h>
+#include <time.h>
 
 #include "td.h"
 
 #define KICK_SIGNAL	SIGUSR1
+
+/* Seconds after which a vCPU that does not come back is made to. */
+#define PATIENCE	5
 
 /* Returns whether the vCPU is to be run on. */
 static bool port_exit(struct td_vcpu *vcpu)
@@ -166,8 +170,16 @@ int td_vcpu_start(struct td_vcpu *vcpu)
 
 enum td_exit td_vcpu_join(struct td_vcpu *vcpu)
 {
-	if (vcpu->has_thread)
+	struct timespec limit;
+
+	if (!vcpu->has_thread)
+		return vcpu->exit;
+	clock_gettime(CLOCK_REALTIME, &limit);
+	limit.tv_sec += PATIENCE;
+	if (pthread_timedjoin_np(vcpu->thread, NULL, &limit)) {
+		td_vcpu_cancel(vcpu);
 		pthread_join(vcpu->thread, NULL);
+	}
 	vcpu->has_thread = false;
 	return vcpu->exit;
 }
