@@ -54,7 +54,10 @@ impl Drop for ShareX<'_> {
             Mode::Shared => {
                 self.0.fetch_sub(READER, Ordering::Release);
             }
-            Mode::Exclusive => self.0.store(0, Ordering::Release),
+            Mode::Exclusive => {
+                // Also takes back the counts that readers added in vain.
+                self.0.swap(0, Ordering::Release);
+            }
         }
     }
 }

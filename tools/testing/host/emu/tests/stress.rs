@@ -16,6 +16,8 @@ const RESET: u64 = 0xFFFF_F000;
 const CODE: u64 = 0x1000;
 const DATA: u64 = 0x80_0000;
 const PAGES: u64 = 24;
+/// Operand of a busy S-EPT tree; a busy entry is operand 1.
+const SEPT_TREE: u64 = 0x92;
 
 struct Rng(u64);
 impl Rng {
@@ -104,7 +106,12 @@ fn run_host(
     busy: &Mutex<BTreeMap<u64, u64>>,
 ) {
     let mut rng = Rng(seed);
-    for _ in 0..calls {
+    for i in 0..calls.saturating_mul(100) {
+        // At least `calls`, and more until collisions on entry and tree were seen.
+        let seen = |operand| busy.lock().unwrap().contains_key(&operand);
+        if i >= calls && i % 64 == 0 && seen(1) && seen(SEPT_TREE) {
+            return;
+        }
         let gpa = DATA + rng.below(PAGES) * 4096;
         let rax = match rng.below(8) {
             0 => aug(v, td, gpa),
@@ -187,6 +194,12 @@ fn calls_and_guests_at_once() {
         "pages that came and went"
     );
     assert!(rounds.load(SeqCst) > 0, "the guests got nowhere");
+    for operand in [1, SEPT_TREE] {
+        assert!(
+            busy.lock().unwrap().contains_key(&operand),
+            "never busy: {operand:#x}"
+        );
+    }
     println!(
         "{census:?} rounds {rounds:?} busy {:x?}",
         busy.lock().unwrap()
