@@ -5,6 +5,7 @@
 # make test        every test; the last line says how many passed and failed
 # make selftests   the kselftests on the emulated host, in both modes
 # make contract    the C contract's test module, on an emulated PC
+# make testdev    the test device: mirror and software TDX module without KVM
 # make host-test   the tests that run on this machine (cargo)
 # make check       formatting, lints, layers, unsafe, panics, patches
 # make modules     the modules; KDIR=<built kernel tree> for your own kernel
@@ -13,7 +14,7 @@
 # make clean       remove build/ (the cache stays)
 
 .DEFAULT_GOAL := help
-.PHONY: help run test selftests contract host-test check modules vm setup clean
+.PHONY: help run test selftests contract testdev host-test check modules vm setup clean
 
 SESSION := scripts/session
 
@@ -34,6 +35,9 @@ selftests:
 
 contract:
 	@$(SESSION) scripts/contract
+
+testdev:
+	@$(SESSION) scripts/testdev
 
 host-test:
 	@$(SESSION) scripts/host-test

@@ -35,8 +35,9 @@ ARROWS = {
     "glue": ["glue", "mirror", "tdx", "sept", "kernel", "bindings"],
     "emu_vmx": ["emu_vmx", "emu", "tdx", "mirror::addr", "kernel", "bindings"],
     "emu_glue": ["emu_glue", "emu_vmx", "emu", "tdx", "mirror::addr", "kernel", "bindings"],
+    "test_glue": ["test_glue", "emu", "tdx", "mirror::addr", "kernel", "bindings"],
     "bindings": ["kernel"],
-    "main": ["glue", "emu", "emu_vmx", "emu_glue", "kernel", "bindings"],
+    "main": ["glue", "emu", "emu_vmx", "emu_glue", "test_glue", "kernel", "bindings"],
 }
 
 # Layers that build unchanged in the kernel and on a host.

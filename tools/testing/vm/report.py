@@ -5,6 +5,7 @@
 usage: report.py run LOG         table of both modes, last line `tdx-mirror: run ok: ...`
        report.py selftests LOG   checks per program, counts for the closing line
        report.py contract LOG    the same for the test module of the C contract
+       report.py testdev LOG     the same for the test device
 
 The exit status is 1 if a program failed, something leaked, the kernel warned,
 or the two sides (mirror and software TDX module) or the two modes differ.
@@ -211,12 +212,32 @@ def contract(path):
     return 1 if failed else 0
 
 
+def testdev(path):
+    """The log of the program testdev, which prints TAP on the console."""
+    with open(path, encoding="utf-8", errors="replace") as file:
+        lines = [line.rstrip("\r") for line in file.read().split("\n")]
+    passed = sum(bool(re.match(r"ok \d+ testdev\.", line)) and "# SKIP" not in line for line in lines)
+    failed = sum(bool(re.match(r"not ok \d+ ", line)) for line in lines)
+    problems = [line for line in lines if ALARM.search(line)]
+    if f"1..{passed + failed}" not in lines or not passed:
+        problems.append("the program did not come to its end, or skipped tests")
+    if "vm: exit 0" not in lines:
+        problems.append("the machine did not end well")
+    for what in problems:
+        print(f"tdx-mirror: problem: {what}")
+    failed = max(failed, 1) if problems else failed
+    print(f"testdev: {passed} passed, {failed} failed")
+    return 1 if failed else 0
+
+
 def main(argv):
-    if len(argv) != 2 or argv[0] not in ("run", "selftests", "contract"):
+    if len(argv) != 2 or argv[0] not in ("run", "selftests", "contract", "testdev"):
         print(__doc__.strip(), file=sys.stderr)
         return 2
     if argv[0] == "contract":
         return contract(argv[1])
+    if argv[0] == "testdev":
+        return testdev(argv[1])
     runs, alarms, ended = parse(argv[1])
     problems = [f"kernel log: {line}" for line in alarms]
     if not ended:

@@ -1,0 +1,499 @@
+// SPDX-License-Identifier: GPL-2.0
+/*
+ * TDs of /dev/tdx_mirror_test: the mirror of tdx_mirror.ko against the software
+ * TDX module, without KVM and without VMX.
+ */
+#include <errno.h>
+#include <fcntl.h>
+#include <pthread.h>
+#include <signal.h>
+#include <stdatomic.h>
+#include <stdbool.h>
+#include <stdint.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/ioctl.h>
+#include <time.h>
+#include <unistd.h>
+
+#include <linux/tdx_mirror_test.h>
+
+#include "kselftest_harness.h"
+
+#define DEVICE		"/dev/tdx_mirror_test"
+#define PAGE		4096UL
+#define SEED		0x5eed2026UL
+
+/* GFNs of the RAM: the code, then the data that everybody fights for. */
+#define CODE_PAGES	16UL
+#define DATA_GFN	CODE_PAGES
+#define DATA_PAGES	16UL
+#define RAM_PAGES	(DATA_GFN + DATA_PAGES)
+#define RESET_OFFSET	0xff0
+
+#define VCPUS		2
+#define THREADS		4
+#define OPS		192	/* operations of a vCPU in one round */
+
+/* Operations and registers of the interpreter, rust/emu/interp.rs. */
+enum opcode {
+	MOVI = 1, MOV, ADDI, LOAD, STORE, JMP, JEQ, JNE, SETVE, RETVE, VERIP, FAULT = 13,
+};
+
+enum reg { RAX, RCX, RDX, RBX, RBP = 5, RSI, R8 = 8, R9, R10, R11, R12, R13, R14 };
+
+/* TDCALL leaves. */
+#define TDG_VP_VMCALL		0
+#define TDG_VP_VEINFO_GET	3
+#define TDG_MEM_PAGE_ACCEPT	6
+
+struct code {
+	uint8_t bytes[CODE_PAGES * PAGE];
+	size_t len;
+};
+
+struct rng {
+	uint64_t state;
+};
+
+static uint64_t below(struct rng *r, uint64_t n)
+{
+	r->state = r->state * 6364136223846793005ULL + 1442695040888963407ULL;
+	return (r->state >> 33) % n;
+}
+
+static void put_short(struct code *c, enum opcode op, enum reg a, enum reg b)
+{
+	const uint8_t head[4] = { op, a, b };
+
+	memcpy(c->bytes + c->len, head, sizeof(head));
+	c->len += sizeof(head);
+}
+
+/* Returns where the immediate is. */
+static size_t put(struct code *c, enum opcode op, enum reg a, enum reg b, uint64_t imm)
+{
+	size_t at = c->len + 4;
+
+	put_short(c, op, a, b);
+	memcpy(c->bytes + at, &imm, sizeof(imm));
+	c->len += sizeof(imm);
+	return at;
+}
+
+static void patch(struct code *c, size_t at, uint64_t imm)
+{
+	memcpy(c->bytes + at, &imm, sizeof(imm));
+}
+
+static void tdcall(struct code *c, uint64_t leaf)
+{
+	const uint8_t bytes[4] = { 0x66, 0x0f, 0x01, 0xcc };
+
+	put(c, MOVI, RAX, 0, leaf);
+	memcpy(c->bytes + c->len, bytes, sizeof(bytes));
+	c->len += sizeof(bytes);
+}
+
+static void vmcall(struct code *c, uint64_t what)
+{
+	put(c, MOVI, RCX, 0, 0xfc00);
+	put(c, MOVI, R10, 0, 0);
+	put(c, MOVI, R11, 0, what);
+	tdcall(c, TDG_VP_VMCALL);
+}
+
+/*
+ * One operation on a random page: accept it, or store its address there (the
+ * handler of #VE accepts where that faulted) and load that back.  The page may
+ * have been taken away and given back between the two, and then is zero again;
+ * any other value is not of this TD.
+ */
+static void operation(struct code *c, struct rng *r)
+{
+	uint64_t gpa = (DATA_GFN + below(r, DATA_PAGES)) * PAGE;
+	size_t good, zero;
+
+	put(c, MOVI, R14, 0, gpa);
+	if (below(r, 3) == 0) {
+		put(c, MOVI, RCX, 0, gpa);
+		tdcall(c, TDG_MEM_PAGE_ACCEPT);
+	}
+	if (below(r, 2))
+		put(c, STORE, R14, R14, 0);
+	put(c, LOAD, R13, R14, 0);
+	good = put(c, JEQ, R13, R14, 0);
+	zero = put(c, JEQ, R13, RBP, 0);
+	vmcall(c, TDX_TEST_VMCALL_BAD);
+	put(c, MOVI, RBP, 0, 0);
+	patch(c, good, c->len);
+	patch(c, zero, c->len);
+}
+
+/* Every vCPU repeats a sequence of its own; RSI is its index. */
+static void program(struct code *c, uint64_t seed)
+{
+	size_t handler, start[VCPUS];
+	int v, i;
+
+	c->len = 0;
+	handler = put(c, SETVE, 0, 0, 0);
+	for (v = 0; v < VCPUS; v++) {
+		put(c, MOVI, R13, 0, v);
+		start[v] = put(c, JEQ, RSI, R13, 0);
+	}
+	put_short(c, FAULT, 0, 0);
+
+	for (v = 0; v < VCPUS; v++) {
+		struct rng rng = { seed + v };
+		size_t round = c->len;
+
+		patch(c, start[v], round);
+		put(c, MOVI, RBP, 0, 0);
+		for (i = 0; i < OPS; i++)
+			operation(c, &rng);
+		vmcall(c, TDX_TEST_VMCALL_ROUND);
+		put(c, JMP, 0, 0, round);
+	}
+
+	/* #VE: a page that is not accepted.  Whoever loses the race tries again. */
+	patch(c, handler, c->len);
+	tdcall(c, TDG_VP_VEINFO_GET);
+	put_short(c, MOV, RCX, R9);
+	tdcall(c, TDG_MEM_PAGE_ACCEPT);
+	put_short(c, VERIP, RDX, 0);
+	put(c, RETVE, RDX, 0, 0);
+}
+
+FIXTURE(testdev) {
+	int fd;
+	struct tdx_test_stats before;
+};
+
+static struct tdx_test_stats stats_of(int fd)
+{
+	struct tdx_test_stats s = { .audit = ~0ULL };
+
+	ioctl(fd, TDX_TEST_STATS, &s);
+	return s;
+}
+
+FIXTURE_SETUP(testdev)
+{
+	self->fd = open(DEVICE, O_RDWR);
+	if (self->fd < 0)
+		SKIP(return, DEVICE ": %s (is tdx_mirror_test.ko loaded?)", strerror(errno));
+	self->before = stats_of(self->fd);
+	ASSERT_EQ(0, self->before.emu_owned);
+}
+
+FIXTURE_TEARDOWN(testdev)
+{
+	struct tdx_test_stats s;
+	int fd;
+
+	if (self->fd < 0)
+		return;
+	close(self->fd);
+
+	fd = open(DEVICE, O_RDWR);
+	ASSERT_LE(0, fd);
+	s = stats_of(fd);
+	EXPECT_EQ(0, s.emu_owned);
+	EXPECT_EQ(0, s.emu_errors);
+	EXPECT_EQ(0, s.lost);
+	EXPECT_EQ(s.emu_present - self->before.emu_present,
+		  s.emu_removed - self->before.emu_removed);
+	close(fd);
+}
+
+/* ioctl() with 0 or a positive errno. */
+#define DO(fd, ...) (ioctl(fd, __VA_ARGS__) ? errno : 0)
+
+static int create(int fd, uint32_t pages, uint32_t vcpus)
+{
+	struct tdx_test_create c = { pages, vcpus };
+
+	return DO(fd, TDX_TEST_CREATE, &c);
+}
+
+static int build(int fd, uint64_t gfn, uint64_t nr, const void *source)
+{
+	struct tdx_test_build b = { gfn, nr, (uintptr_t)source };
+
+	return DO(fd, TDX_TEST_BUILD, &b);
+}
+
+static int range(int fd, unsigned long cmd, uint64_t gfn, uint64_t nr, struct tdx_test_range *out)
+{
+	struct tdx_test_range r = { .gfn = gfn, .nr = nr };
+	int ret = DO(fd, cmd, &r);
+
+	if (out)
+		*out = r;
+	return ret;
+}
+
+/* A TD with its program, final. */
+static int create_final(int fd, uint64_t seed)
+{
+	static struct code code;
+	uint8_t reset[PAGE] = {};
+	const uint8_t jump = JMP;
+	int ret;
+
+	program(&code, seed);
+	if (code.len > sizeof(code.bytes))
+		return E2BIG;
+	/* An immediate of zero: the program begins at GPA 0. */
+	reset[RESET_OFFSET] = jump;
+	ret = create(fd, RAM_PAGES, VCPUS);
+	ret = ret ?: build(fd, 0, CODE_PAGES, code.bytes);
+	ret = ret ?: build(fd, TDX_TEST_RESET_GFN, 1, reset);
+	return ret ?: DO(fd, TDX_TEST_FINALIZE);
+}
+
+/* The figures of both sides, and the tables, agree while nothing runs. */
+static bool agree(int fd, const struct tdx_test_stats *before)
+{
+	struct tdx_test_stats s = stats_of(fd);
+	bool ok = s.audit == 0 && s.quarantined == 0 && s.leaked == 0 &&
+		s.leaf_transitions == s.set_ok && s.leaf_transitions == s.mapped &&
+		s.leaf_transitions == s.emu_present - before->emu_present &&
+		s.zapped == s.emu_removed - before->emu_removed &&
+		s.present == s.mapped - s.zapped;
+
+	ksft_print_msg("%llu to present, set %llu, module %llu; %llu zapped, %llu; %llu there\n",
+		       s.leaf_transitions, s.set_ok, s.emu_present - before->emu_present,
+		       s.zapped, s.emu_removed - before->emu_removed, s.present);
+	ksft_print_msg("audit %llu, busy %llu, retries %llu, kicks %llu, yields %llu\n",
+		       s.audit, s.busy, s.retries, s.kicks, s.yields);
+	return ok;
+}
+
+TEST_F(testdev, life_cycle)
+{
+	struct tdx_test_run run = { .rounds = 3 };
+	struct tdx_test_range r;
+	struct tdx_test_stats s;
+
+	ASSERT_EQ(0, create_final(self->fd, SEED));
+	ASSERT_TRUE(agree(self->fd, &self->before));
+
+	ASSERT_EQ(0, range(self->fd, TDX_TEST_MAP, DATA_GFN, 4, &r));
+	EXPECT_EQ(4, r.changed);
+	ASSERT_EQ(0, range(self->fd, TDX_TEST_MAP, DATA_GFN, 4, &r));
+	EXPECT_EQ(0, r.changed);
+	ASSERT_TRUE(agree(self->fd, &self->before));
+
+	ASSERT_EQ(0, DO(self->fd, TDX_TEST_RUN, &run));
+	EXPECT_EQ(3 * VCPUS, run.done);
+	EXPECT_EQ(0, run.bad);
+	EXPECT_LT(0, run.faults);
+	ASSERT_TRUE(agree(self->fd, &self->before));
+	s = stats_of(self->fd);
+	EXPECT_LT(self->before.emu_accepts, s.emu_accepts);
+	EXPECT_EQ(CODE_PAGES + 1 + DATA_PAGES, s.present);
+
+	ASSERT_EQ(0, range(self->fd, TDX_TEST_ZAP, DATA_GFN, DATA_PAGES, &r));
+	EXPECT_EQ(DATA_PAGES, r.changed);
+	ASSERT_TRUE(agree(self->fd, &self->before));
+
+	/* The vCPUs go on where they were, with empty memory. */
+	run.rounds = 1;
+	ASSERT_EQ(0, DO(self->fd, TDX_TEST_RUN, &run));
+	EXPECT_EQ(0, run.bad);
+	ASSERT_TRUE(agree(self->fd, &self->before));
+
+	ASSERT_EQ(0, DO(self->fd, TDX_TEST_DESTROY));
+	EXPECT_EQ(0, stats_of(self->fd).emu_owned);
+	/* The file is free for another TD, which its end destroys. */
+	ASSERT_EQ(0, create_final(self->fd, SEED + 1));
+}
+
+struct worker {
+	pthread_t thread;
+	int fd, error;
+	uint64_t seed;
+	atomic_bool *stop;
+	uint64_t mapped, zapped, retries;
+};
+
+/* Maps and zaps at random, as faults of other vCPUs and the VMM would. */
+static void *work(void *data)
+{
+	struct worker *w = data;
+	struct rng rng = { w->seed };
+
+	while (!*w->stop && !w->error) {
+		uint64_t gfn = DATA_GFN + below(&rng, DATA_PAGES);
+		uint64_t nr = 1 + below(&rng, RAM_PAGES - gfn);
+		bool map = below(&rng, 2);
+		struct tdx_test_range r;
+
+		w->error = range(w->fd, map ? TDX_TEST_MAP : TDX_TEST_ZAP, gfn, nr, &r);
+		*(map ? &w->mapped : &w->zapped) += r.changed;
+		w->retries += r.retries;
+		if (w->error == EAGAIN)
+			w->error = 0;
+	}
+	return NULL;
+}
+
+TEST_F_TIMEOUT(testdev, parallel, 120)
+{
+	struct tdx_test_run run, sum = {};
+	struct worker workers[THREADS] = {};
+	atomic_bool stop = false;
+	uint64_t mapped = 0;
+	int i, tries;
+
+	ASSERT_EQ(0, create_final(self->fd, SEED));
+	for (i = 0; i < THREADS; i++) {
+		workers[i].fd = self->fd;
+		workers[i].seed = SEED * (i + 1);
+		workers[i].stop = &stop;
+		ASSERT_EQ(0, pthread_create(&workers[i].thread, NULL, work, &workers[i]));
+	}
+	/* Until the guest's accepts and the host's calls have collided; soon. */
+	for (tries = 0; tries < 1000; tries++) {
+		run = (struct tdx_test_run){ .rounds = 5 };
+		ASSERT_EQ(0, DO(self->fd, TDX_TEST_RUN, &run));
+		sum.done += run.done;
+		sum.bad += run.bad;
+		sum.faults += run.faults;
+		sum.entries += run.entries;
+		if (tries >= 3 && stats_of(self->fd).busy)
+			break;
+	}
+	stop = true;
+	for (i = 0; i < THREADS; i++) {
+		pthread_join(workers[i].thread, NULL);
+		EXPECT_EQ(0, workers[i].error);
+		mapped += workers[i].mapped;
+	}
+	ksft_print_msg("%llu rounds, %llu entries, %llu faults; %llu pages mapped by threads\n",
+		       sum.done, sum.entries, sum.faults, (unsigned long long)mapped);
+
+	EXPECT_EQ(0, sum.bad);
+	EXPECT_LT(0, sum.faults);
+	EXPECT_LT(0, mapped);
+	EXPECT_LT(0, stats_of(self->fd).busy);
+	EXPECT_LT(0, stats_of(self->fd).kicks);
+	EXPECT_TRUE(agree(self->fd, &self->before));
+}
+
+TEST_F(testdev, two_tds)
+{
+	struct tdx_test_run run = { .rounds = 1 };
+	int other = open(DEVICE, O_RDWR);
+
+	ASSERT_LE(0, other);
+	ASSERT_EQ(0, create_final(self->fd, SEED));
+	ASSERT_EQ(0, create_final(other, SEED + 7));
+	EXPECT_EQ(0, DO(self->fd, TDX_TEST_RUN, &run));
+	EXPECT_EQ(0, DO(other, TDX_TEST_RUN, &run));
+	EXPECT_EQ(0, run.bad);
+	EXPECT_EQ(0, stats_of(self->fd).audit);
+	close(other);
+	EXPECT_EQ(0, DO(self->fd, TDX_TEST_RUN, &run));
+	EXPECT_EQ(0, stats_of(self->fd).audit);
+}
+
+/* Without a TD, before and after it is final, and numbers that nothing has. */
+TEST_F(testdev, bad_input)
+{
+	struct tdx_test_run run = { .rounds = 1 };
+	uint8_t page[PAGE] = {};
+	int fd = self->fd;
+
+	EXPECT_EQ(ENOTTY, DO(fd, _IO('T', 0xff)));
+	EXPECT_EQ(ENOENT, build(fd, 0, 1, page));
+	EXPECT_EQ(ENOENT, range(fd, TDX_TEST_MAP, 0, 1, NULL));
+	EXPECT_EQ(ENOENT, DO(fd, TDX_TEST_RUN, &run));
+	EXPECT_EQ(ENOENT, DO(fd, TDX_TEST_FINALIZE));
+	EXPECT_EQ(ENOENT, DO(fd, TDX_TEST_DESTROY));
+	EXPECT_EQ(EFAULT, DO(fd, TDX_TEST_CREATE, NULL));
+	EXPECT_EQ(EFAULT, DO(fd, TDX_TEST_STATS, NULL));
+	EXPECT_EQ(EINVAL, create(fd, 0, 1));
+	EXPECT_EQ(EINVAL, create(fd, 1, 0));
+	EXPECT_EQ(EINVAL, create(fd, TDX_TEST_MAX_PAGES + 1, 1));
+	EXPECT_EQ(EINVAL, create(fd, 1, TDX_TEST_MAX_VCPUS + 1));
+
+	ASSERT_EQ(0, create(fd, 4, 1));
+	EXPECT_EQ(EEXIST, create(fd, 4, 1));
+	EXPECT_EQ(EBUSY, range(fd, TDX_TEST_MAP, 0, 1, NULL));
+	EXPECT_EQ(EBUSY, range(fd, TDX_TEST_ZAP, 0, 1, NULL));
+	EXPECT_EQ(EBUSY, DO(fd, TDX_TEST_RUN, &run));
+	EXPECT_EQ(EINVAL, build(fd, 4, 1, page));
+	EXPECT_EQ(EINVAL, build(fd, 0, 0, page));
+	EXPECT_EQ(EFAULT, build(fd, 0, 1, NULL));
+	EXPECT_EQ(0, build(fd, 0, 1, page));
+	EXPECT_EQ(EEXIST, build(fd, 0, 1, page));
+
+	ASSERT_EQ(0, DO(fd, TDX_TEST_FINALIZE));
+	EXPECT_EQ(EBUSY, DO(fd, TDX_TEST_FINALIZE));
+	EXPECT_EQ(EBUSY, build(fd, 1, 1, page));
+	EXPECT_EQ(EINVAL, range(fd, TDX_TEST_MAP, 0, 5, NULL));
+	EXPECT_EQ(EINVAL, range(fd, TDX_TEST_MAP, 3, ~0ULL, NULL));
+	EXPECT_EQ(EINVAL, range(fd, TDX_TEST_ZAP, 1ULL << 40, 1, NULL));
+	EXPECT_EQ(EINVAL, range(fd, TDX_TEST_ZAP, TDX_TEST_RESET_GFN, 2, NULL));
+	run.rounds = 0;
+	EXPECT_EQ(EINVAL, DO(fd, TDX_TEST_RUN, &run));
+	EXPECT_EQ(0, range(fd, TDX_TEST_MAP, 0, 4, NULL));
+	EXPECT_TRUE(agree(fd, &self->before));
+}
+
+/* A vCPU whose code is wrong ends the run, not the host. */
+TEST_F(testdev, dead_vcpu)
+{
+	struct tdx_test_run run = { .rounds = 1 };
+	uint8_t reset[PAGE] = {};
+
+	ASSERT_EQ(0, create(self->fd, 1, 1));
+	reset[RESET_OFFSET] = FAULT;
+	ASSERT_EQ(0, build(self->fd, TDX_TEST_RESET_GFN, 1, reset));
+	ASSERT_EQ(0, DO(self->fd, TDX_TEST_FINALIZE));
+	EXPECT_EQ(EPROTO, DO(self->fd, TDX_TEST_RUN, &run));
+	EXPECT_EQ(0, run.done);
+	EXPECT_TRUE(agree(self->fd, &self->before));
+}
+
+static void interrupt(int signal)
+{
+}
+
+/* A guest without end, in TDCALLs or without, is stopped by a signal. */
+TEST_F(testdev, endless)
+{
+	struct tdx_test_run run = { .rounds = 1 };
+	struct sigaction action = { .sa_handler = interrupt };
+	struct code code = {};
+	uint8_t reset[PAGE] = {};
+
+	tdcall(&code, TDG_VP_VEINFO_GET);
+	put(&code, JMP, 0, 0, 0);
+	reset[RESET_OFFSET] = JMP;
+	ASSERT_EQ(0, create(self->fd, 1, 1));
+	ASSERT_EQ(0, build(self->fd, 0, 1, code.bytes));
+	ASSERT_EQ(0, build(self->fd, TDX_TEST_RESET_GFN, 1, reset));
+	ASSERT_EQ(0, DO(self->fd, TDX_TEST_FINALIZE));
+
+	ASSERT_EQ(0, sigaction(SIGUSR1, &action, NULL));
+	for (int i = 0; i < 2; i++) {
+		timer_t timer;
+		struct sigevent event = { .sigev_notify = SIGEV_SIGNAL, .sigev_signo = SIGUSR1 };
+		struct itimerspec soon = { .it_value.tv_nsec = 200000000 };
+
+		ASSERT_EQ(0, timer_create(CLOCK_MONOTONIC, &event, &timer));
+		ASSERT_EQ(0, timer_settime(timer, 0, &soon, NULL));
+		run.rounds = 1;
+		EXPECT_EQ(EINTR, DO(self->fd, TDX_TEST_RUN, &run));
+		EXPECT_LT(0, run.entries);
+		timer_delete(timer);
+	}
+	EXPECT_EQ(0, range(self->fd, TDX_TEST_ZAP, 0, 1, NULL));
+	EXPECT_TRUE(agree(self->fd, &self->before));
+}
+
+TEST_HARNESS_MAIN
