@@ -94,6 +94,11 @@ impl<P: Platform> GuestRun<P> for Interpreter {
                 detail: 0,
             };
         };
+        // A guest that makes nothing but TDCALLs comes back here after each of them and must not
+        // keep the CPU. With an event to inject the poll waits, or the event would be lost.
+        if entry.inject == Inject::None && !entry.first && p.interrupt_pending() {
+            return GuestExit::Interrupt { info: 0 };
+        }
         let cpu = Cpu { p, vcpu, own };
         match entry.inject {
             Inject::Ve if !cpu.take_ve(regs) => return GuestExit::TripleFault,

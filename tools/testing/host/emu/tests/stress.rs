@@ -5,6 +5,7 @@
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::SeqCst};
 use std::sync::Mutex;
+use std::time::{Duration, Instant};
 
 use tdx_emu_host::asm::*;
 use tdx_emu_host::check::{check_td, check_unlocked};
@@ -64,9 +65,14 @@ fn aug(v: &Vmm<Interpreter>, td: &Td, gpa: u64) -> u64 {
     rax
 }
 
-/// A vCPU as KVM runs it: gives pages where the guest wants them.
-fn run_vcpu(v: &Vmm<Interpreter>, td: &Td, lp: u32, tdvpr: u64, stop: &AtomicBool) -> u64 {
-    let mut rounds = 0;
+/// A vCPU as KVM runs it: gives pages where the guest wants them. Counts the rounds.
+fn run_vcpu(
+    v: &Vmm<Interpreter>,
+    td: &Td,
+    (lp, tdvpr): (u32, u64),
+    stop: &AtomicBool,
+    rounds: &AtomicU64,
+) {
     while !stop.load(SeqCst) {
         let (rax, out) = v.call_on(
             lp,
@@ -83,10 +89,14 @@ fn run_vcpu(v: &Vmm<Interpreter>, td: &Td, lp: u32, tdvpr: u64, stop: &AtomicBoo
                     "the guest read {:#x} at {:#x}",
                     out.r13, out.r14
                 );
-                rounds += 1;
+                rounds.fetch_add(1, SeqCst);
             }
             48 => {
-                aug(v, td, out.r8);
+                // Not back into the guest before the page is there: a seventh fault at
+                // one RIP would have it wait for the page to be accepted first.
+                while !stop.load(SeqCst) && aug(v, td, out.r8) >> 32 == 0x8000_0200 {
+                    std::thread::yield_now();
+                }
             }
             6 => {}
             0x9000_0205_0000_0000 => {}
@@ -94,7 +104,6 @@ fn run_vcpu(v: &Vmm<Interpreter>, td: &Td, lp: u32, tdvpr: u64, stop: &AtomicBoo
             _ => panic!("VP.ENTER returned {rax:#x}"),
         }
     }
-    rounds
 }
 
 /// Host calls at random. Counts the busy answers by operand.
@@ -104,7 +113,14 @@ fn run_host(
     seed: u64,
     calls: u64,
     busy: &Mutex<BTreeMap<u64, u64>>,
+    rounds: &AtomicU64,
 ) {
+    // The guests get round once before the host disturbs them: a page that zero-step
+    // mitigation waits for never comes back once it was taken away and given anew.
+    let start = Instant::now();
+    while rounds.load(SeqCst) == 0 && start.elapsed() < Duration::from_secs(20) {
+        std::thread::yield_now();
+    }
     let mut rng = Rng(seed);
     for i in 0..calls.saturating_mul(100) {
         // At least `calls`, and more until collisions on entry and tree were seen.
@@ -174,14 +190,17 @@ fn calls_and_guests_at_once() {
         for i in 0..2 {
             let tdvpr = td.vcpus[i][0];
             s.spawn(move || {
-                rounds.fetch_add(run_vcpu(v, td, i as u32 + 1, tdvpr, stop), SeqCst);
+                run_vcpu(v, td, (i as u32 + 1, tdvpr), stop, rounds);
             });
         }
         let hosts: Vec<_> = (0..2)
-            .map(|i| s.spawn(move || run_host(v, td, 77 + i, calls / 2, busy)))
+            .map(|i| s.spawn(move || run_host(v, td, 77 + i, calls / 2, busy, rounds)))
             .collect();
         let all: Vec<_> = hosts.into_iter().map(|h| h.join()).collect();
         stop.store(true, SeqCst);
+        // No host call clears a left-over host priority any more: only an interrupt ends the
+        // guest's attempts to accept that page.
+        v.host().polls_left.store(0, SeqCst);
         assert!(all.iter().all(Result::is_ok));
     });
     let control = (td.tdcx.len() + td.vcpus.iter().map(Vec::len).sum::<usize>()) as u64;
