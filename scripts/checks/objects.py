@@ -56,7 +56,9 @@ def objects():
     found = []
     for root in roots:
         for folder, _, leaves in os.walk(root):
-            if "/check/" in folder + "/" or "/target" in folder or "/rootfs" in folder:
+            # Names below the root only: the checkout itself may lie in a folder of such a name.
+            below = os.path.relpath(folder, root).split(os.sep)
+            if "check" in below or any(b.startswith(("target", "rootfs")) for b in below):
                 continue
             for leaf in leaves:
                 if re.fullmatch(r"tdx_\w+_main\.o", leaf):
