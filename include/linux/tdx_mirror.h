@@ -13,7 +13,7 @@
 #include <linux/types.h>
 
 /* Raised with every change of a structure or of a meaning in this file. */
-#define TDX_MIRROR_ABI_VERSION	1
+#define TDX_MIRROR_ABI_VERSION	2
 
 /* The exported getter, looked up with symbol_get() by kvm_intel. */
 #define TDX_MIRROR_GETTER	tdx_mirror_get_ops
@@ -81,6 +81,13 @@ struct tdx_mirror_err {
  * @free_external_spt: TDH.PHYMEM.PAGE.RECLAIM, one try, then clears the page
  *	where an erratum asks for that.  Only once the HKID is released, which
  *	flushed the caches.  The page itself stays the module's to put back.
+ * @read_external_spte: TDH.MEM.SEPT.RD, one try.  On success @err->ext1 is the
+ *	entry and @err->ext2 its level and state.  Taking the entry's lock clears
+ *	the host-priority mark that a busy answer left there, which keeps the
+ *	guest from accepting the page.  mmu_lock held for read or for write.
+ * @reclaim_external_page: TDH.PHYMEM.PAGE.RECLAIM of a quarantined data page, one
+ *	try, then clears the page where an erratum asks for that.  Only once the
+ *	HKID is released.  The page itself stays the guest's backing.
  * @kick_vcpus: force all vCPUs out of the guest and wait until they are out.
  *	mmu_lock held for write.
  * @hold_vcpus: true: vCPUs may not enter the guest until called with false.
@@ -99,6 +106,8 @@ struct tdx_mirror_err {
  * @put_external_spt: gives back a page that the TDX module does not own
  * @account: @nr more (or fewer) mirror table pages are in use.  @spt is still
  *	allocated.  Balanced when @teardown of struct tdx_mirror_ops returns.
+ * @account_external: the same for pages of S-EPT tables, whose content is never
+ *	looked at.  Pages that are lost leave the account as well.
  * @page_stats: @nr more (or fewer) leaves are mapped at @level
  * @need_resched: whether mmu_lock, held for write, should be yielded now
  * @yield: drops mmu_lock, held for write, reschedules and takes it again
@@ -127,6 +136,10 @@ struct tdx_mirror_backend {
 				     struct tdx_mirror_err *err);
 	void (*free_external_spt)(void *ctx, void *external_spt,
 				  struct tdx_mirror_err *err);
+	void (*read_external_spte)(void *ctx, u64 gfn, int level,
+				   struct tdx_mirror_err *err);
+	void (*reclaim_external_page)(void *ctx, u64 pfn, int level,
+				      struct tdx_mirror_err *err);
 	void (*kick_vcpus)(void *ctx);
 	void (*hold_vcpus)(void *ctx, bool hold);
 	void (*bug_vm)(void *ctx);
@@ -138,6 +151,7 @@ struct tdx_mirror_backend {
 	void (*put_spt)(void *ctx, void *spt);
 	void (*put_external_spt)(void *ctx, void *external_spt);
 	void (*account)(void *ctx, void *spt, int nr);
+	void (*account_external)(void *ctx, void *external_spt, int nr);
 	void (*page_stats)(void *ctx, int level, long nr);
 	bool (*need_resched)(void *ctx);
 	void (*yield)(void *ctx);
@@ -159,6 +173,62 @@ enum tdx_mirror_map_result {
 };
 
 /**
+ * struct tdx_mirror_vcpu - the notes on one vCPU that KVM and the module share
+ * @faults: written by KVM: EPT violations of private GPAs, those of
+ *	TDG.MEM.PAGE.ACCEPT not included, since the last exit that shows that
+ *	the guest's RIP moved.  Interrupts, NMIs, SMIs, EPT violations of shared
+ *	GPAs and VP.ENTERs that found an operand busy show nothing and leave it
+ *	as it is; every other exit zeroes it.  The guest's RIP is hidden from
+ *	the host, so this is the host's upper bound of what the TDX module
+ *	counts for its zero-step mitigation.
+ * @rounds: written by the module: local retries of the fault under way
+ * @gfn: written by the module: the GFN of the fault under way
+ * @held: written by the module: @gfn is to be served before the next VP.ENTER,
+ *	which would come too close to the zero-step threshold otherwise
+ *
+ * Zero at creation of the vCPU.  Used alone by the thread that holds the vCPU's
+ * mutex.  A caller that maps on behalf of no guest's fault has notes of its own.
+ * The module keeps no pointer to it.
+ */
+struct tdx_mirror_vcpu {
+	u32 faults;
+	u32 rounds;
+	u64 gfn;
+	bool held;
+};
+
+/*
+ * Conditions that KVM reports to tdx_mirror_ops.fault_retry().
+ *
+ * SIGNAL: a signal is pending.  EVENT: an event is to be injected.  SLOT_GONE:
+ * the memslot is being deleted or moved, which waits for this thread.  ROOT_GONE:
+ * the root that the fault began with is obsolete.  VM_DEAD: the VM is dead or
+ * bugged.  PREFAULT: the fault is not the guest's, no VP.ENTER follows.
+ */
+#define TDX_MIRROR_FAULT_SIGNAL		0x01
+#define TDX_MIRROR_FAULT_EVENT		0x02
+#define TDX_MIRROR_FAULT_SLOT_GONE	0x04
+#define TDX_MIRROR_FAULT_ROOT_GONE	0x08
+#define TDX_MIRROR_FAULT_VM_DEAD	0x10
+#define TDX_MIRROR_FAULT_PREFAULT	0x20
+
+/**
+ * enum tdx_mirror_action - what a vCPU is to do next
+ * @TDX_MIRROR_AGAIN: map once more, after cond_resched()
+ * @TDX_MIRROR_ENTER: enter the guest, which faults again if need be.  Not with
+ *	TDX_MIRROR_FAULT_PREFAULT.
+ * @TDX_MIRROR_EXIT: return to userspace, -EINTR for a signal, else -EAGAIN
+ * @TDX_MIRROR_KILL: the VM is dead, @bug_vm of struct tdx_mirror_backend was
+ *	called for it now or before: -EIO
+ */
+enum tdx_mirror_action {
+	TDX_MIRROR_AGAIN = 0,
+	TDX_MIRROR_ENTER = 1,
+	TDX_MIRROR_EXIT = 2,
+	TDX_MIRROR_KILL = 3,
+};
+
+/**
  * struct tdx_mirror_stats - exact at a quiescent point of the TD
  * @mapped: leaves mapped since creation
  * @zapped: leaves zapped since creation
@@ -170,7 +240,7 @@ enum tdx_mirror_map_result {
  * @track_calls: calls of track_external
  * @remove_calls: calls of remove_external_spte
  * @wbinvd_calls: calls of wbinvd_external_page
- * @reclaim_calls: calls of free_external_spt
+ * @reclaim_calls: calls of free_external_spt and of reclaim_external_page
  * @busy: hook calls that answered with contention
  * @retries: hook calls that were repeated for contention
  * @giveups: operations that ended for contention
@@ -180,12 +250,31 @@ enum tdx_mirror_map_result {
  * @quarantined: pages that the TDX module may still own, GFN blocked
  * @leaked: pages never given back to the allocator
  * @tables: mirror table pages in use, the root included
+ * @external_tables: S-EPT pages in use, without the root, which is the TDX
+ *	module's own
+ * @resolved: quarantined pages that the teardown could reclaim after all
+ * @zap_batches: batches of leaves that were zapped with one TRACK, or without
+ *	one before the TD is finalized
+ * @debts: host-priority marks that operations left when they gave up
+ * @debts_paid: marks of these that are cleared again
+ * @debts_lost: marks of these that nobody will clear, because there were too many
+ *	or the TD ended
+ * @read_calls: calls of read_external_spte
+ * @local_retries: rounds of fault_retry() that answered TDX_MIRROR_AGAIN
+ * @local_giveups: faults that fault_retry() ended without the page mapped
+ * @held: vCPUs that were kept from VP.ENTER near the zero-step threshold
+ * @vp_enter_busy: VP.ENTERs that found the S-EPT busy, which is a bug
+ * @vp_enter_busy_other: VP.ENTERs that found something else busy
+ * @killed: VMs that the policy ended (vp_enter_policy=kill), 0 or 1
  */
 struct tdx_mirror_stats {
 	u64 mapped, zapped, leaf_transitions, set_external_spte_calls;
 	u64 link_calls, block_calls, track_calls, remove_calls;
 	u64 wbinvd_calls, reclaim_calls, busy, retries, giveups, kicks;
 	u64 frozen_seen, spurious, quarantined, leaked, tables;
+	u64 external_tables, resolved, zap_batches, debts, debts_paid;
+	u64 debts_lost, read_calls, local_retries, local_giveups, held;
+	u64 vp_enter_busy, vp_enter_busy_other, killed;
 };
 
 /**
@@ -207,6 +296,15 @@ struct tdx_mirror_stats {
  *	no walker left but RCU readers.  Leaks and counts on doubt.
  * @destroy: frees the mirror and puts back its tables, after @teardown or
  *	without a map before.  No other call is under way.  Sleeps.
+ * @fault_retry: what to do after @map answered TDX_MIRROR_MAP_RETRY for a
+ *	private @gfn, or KVM itself has to begin anew before it calls @map;
+ *	@conditions are TDX_MIRROR_FAULT_*.  The answer is TDX_MIRROR_AGAIN a
+ *	bounded number of times.  No lock held.
+ * @fault_done: the fault at @gfn that had retries, or was held, was served or
+ *	ended in an error: the notes begin anew.  No lock held.
+ * @vp_enter_busy: TDH.VP.ENTER answered @status, TDX_OPERAND_BUSY with the
+ *	operand in its low bits.  Answers TDX_MIRROR_ENTER or TDX_MIRROR_KILL.
+ *	No lock held, interrupts enabled.
  * @walk: debug: the raw SPTE that maps @gfn and its *@level.  Takes RCU itself.
  * @stats: figures of one TD, from any context.
  */
@@ -222,6 +320,14 @@ struct tdx_mirror_ops {
 			 bool can_yield);
 	void (*teardown)(struct tdx_mirror *mirror);
 	void (*destroy)(struct tdx_mirror *mirror);
+	enum tdx_mirror_action (*fault_retry)(struct tdx_mirror *mirror,
+					      struct tdx_mirror_vcpu *vcpu,
+					      u64 gfn, u32 conditions);
+	void (*fault_done)(struct tdx_mirror *mirror,
+			   struct tdx_mirror_vcpu *vcpu, u64 gfn);
+	enum tdx_mirror_action (*vp_enter_busy)(struct tdx_mirror *mirror,
+						struct tdx_mirror_vcpu *vcpu,
+						u64 status);
 	u64 (*walk)(struct tdx_mirror *mirror, u64 gfn, int *level);
 	void (*stats)(struct tdx_mirror *mirror, struct tdx_mirror_stats *stats);
 };

@@ -4,10 +4,16 @@
 
 use super::ffi;
 
-pub const TDX_MIRROR_ABI_VERSION: u32 = 1;
+pub const TDX_MIRROR_ABI_VERSION: u32 = 2;
 pub const TDX_MIRROR_SPTE_PRESENT: u32 = 2048;
 pub const TDX_MIRROR_SPTE_NONPRESENT: i64 = -9223372036854775808;
 pub const TDX_MIRROR_SPTE_FROZEN: i64 = -9223372036854775392;
+pub const TDX_MIRROR_FAULT_SIGNAL: u32 = 1;
+pub const TDX_MIRROR_FAULT_EVENT: u32 = 2;
+pub const TDX_MIRROR_FAULT_SLOT_GONE: u32 = 4;
+pub const TDX_MIRROR_FAULT_ROOT_GONE: u32 = 8;
+pub const TDX_MIRROR_FAULT_VM_DEAD: u32 = 16;
+pub const TDX_MIRROR_FAULT_PREFAULT: u32 = 32;
 pub type u32_ = ffi::c_uint;
 pub type u64_ = ffi::c_ulonglong;
 unsafe extern "C" {
@@ -103,6 +109,22 @@ pub struct tdx_mirror_backend {
             err: *mut tdx_mirror_err,
         ),
     >,
+    pub read_external_spte: ::core::option::Option<
+        unsafe extern "C" fn(
+            ctx: *mut ffi::c_void,
+            gfn: u64_,
+            level: ffi::c_int,
+            err: *mut tdx_mirror_err,
+        ),
+    >,
+    pub reclaim_external_page: ::core::option::Option<
+        unsafe extern "C" fn(
+            ctx: *mut ffi::c_void,
+            pfn: u64_,
+            level: ffi::c_int,
+            err: *mut tdx_mirror_err,
+        ),
+    >,
     pub kick_vcpus: ::core::option::Option<unsafe extern "C" fn(ctx: *mut ffi::c_void)>,
     pub hold_vcpus: ::core::option::Option<unsafe extern "C" fn(ctx: *mut ffi::c_void, hold: bool)>,
     pub bug_vm: ::core::option::Option<unsafe extern "C" fn(ctx: *mut ffi::c_void)>,
@@ -125,6 +147,9 @@ pub struct tdx_mirror_backend {
     pub account: ::core::option::Option<
         unsafe extern "C" fn(ctx: *mut ffi::c_void, spt: *mut ffi::c_void, nr: ffi::c_int),
     >,
+    pub account_external: ::core::option::Option<
+        unsafe extern "C" fn(ctx: *mut ffi::c_void, external_spt: *mut ffi::c_void, nr: ffi::c_int),
+    >,
     pub page_stats: ::core::option::Option<
         unsafe extern "C" fn(ctx: *mut ffi::c_void, level: ffi::c_int, nr: ffi::c_long),
     >,
@@ -133,7 +158,7 @@ pub struct tdx_mirror_backend {
 }
 #[allow(clippy::unnecessary_operation, clippy::identity_op)]
 const _: () = {
-    ["Size of tdx_mirror_backend"][::core::mem::size_of::<tdx_mirror_backend>() - 224usize];
+    ["Size of tdx_mirror_backend"][::core::mem::size_of::<tdx_mirror_backend>() - 248usize];
     ["Alignment of tdx_mirror_backend"][::core::mem::align_of::<tdx_mirror_backend>() - 8usize];
     ["Offset of field: tdx_mirror_backend::size"]
         [::core::mem::offset_of!(tdx_mirror_backend, size) - 0usize];
@@ -167,39 +192,71 @@ const _: () = {
         [::core::mem::offset_of!(tdx_mirror_backend, wbinvd_external_page) - 96usize];
     ["Offset of field: tdx_mirror_backend::free_external_spt"]
         [::core::mem::offset_of!(tdx_mirror_backend, free_external_spt) - 104usize];
+    ["Offset of field: tdx_mirror_backend::read_external_spte"]
+        [::core::mem::offset_of!(tdx_mirror_backend, read_external_spte) - 112usize];
+    ["Offset of field: tdx_mirror_backend::reclaim_external_page"]
+        [::core::mem::offset_of!(tdx_mirror_backend, reclaim_external_page) - 120usize];
     ["Offset of field: tdx_mirror_backend::kick_vcpus"]
-        [::core::mem::offset_of!(tdx_mirror_backend, kick_vcpus) - 112usize];
+        [::core::mem::offset_of!(tdx_mirror_backend, kick_vcpus) - 128usize];
     ["Offset of field: tdx_mirror_backend::hold_vcpus"]
-        [::core::mem::offset_of!(tdx_mirror_backend, hold_vcpus) - 120usize];
+        [::core::mem::offset_of!(tdx_mirror_backend, hold_vcpus) - 136usize];
     ["Offset of field: tdx_mirror_backend::bug_vm"]
-        [::core::mem::offset_of!(tdx_mirror_backend, bug_vm) - 128usize];
+        [::core::mem::offset_of!(tdx_mirror_backend, bug_vm) - 144usize];
     ["Offset of field: tdx_mirror_backend::is_finalized"]
-        [::core::mem::offset_of!(tdx_mirror_backend, is_finalized) - 136usize];
+        [::core::mem::offset_of!(tdx_mirror_backend, is_finalized) - 152usize];
     ["Offset of field: tdx_mirror_backend::is_hkid_assigned"]
-        [::core::mem::offset_of!(tdx_mirror_backend, is_hkid_assigned) - 144usize];
+        [::core::mem::offset_of!(tdx_mirror_backend, is_hkid_assigned) - 160usize];
     ["Offset of field: tdx_mirror_backend::alloc_root_spt"]
-        [::core::mem::offset_of!(tdx_mirror_backend, alloc_root_spt) - 152usize];
+        [::core::mem::offset_of!(tdx_mirror_backend, alloc_root_spt) - 168usize];
     ["Offset of field: tdx_mirror_backend::take_spt"]
-        [::core::mem::offset_of!(tdx_mirror_backend, take_spt) - 160usize];
+        [::core::mem::offset_of!(tdx_mirror_backend, take_spt) - 176usize];
     ["Offset of field: tdx_mirror_backend::take_external_spt"]
-        [::core::mem::offset_of!(tdx_mirror_backend, take_external_spt) - 168usize];
+        [::core::mem::offset_of!(tdx_mirror_backend, take_external_spt) - 184usize];
     ["Offset of field: tdx_mirror_backend::put_spt"]
-        [::core::mem::offset_of!(tdx_mirror_backend, put_spt) - 176usize];
+        [::core::mem::offset_of!(tdx_mirror_backend, put_spt) - 192usize];
     ["Offset of field: tdx_mirror_backend::put_external_spt"]
-        [::core::mem::offset_of!(tdx_mirror_backend, put_external_spt) - 184usize];
+        [::core::mem::offset_of!(tdx_mirror_backend, put_external_spt) - 200usize];
     ["Offset of field: tdx_mirror_backend::account"]
-        [::core::mem::offset_of!(tdx_mirror_backend, account) - 192usize];
+        [::core::mem::offset_of!(tdx_mirror_backend, account) - 208usize];
+    ["Offset of field: tdx_mirror_backend::account_external"]
+        [::core::mem::offset_of!(tdx_mirror_backend, account_external) - 216usize];
     ["Offset of field: tdx_mirror_backend::page_stats"]
-        [::core::mem::offset_of!(tdx_mirror_backend, page_stats) - 200usize];
+        [::core::mem::offset_of!(tdx_mirror_backend, page_stats) - 224usize];
     ["Offset of field: tdx_mirror_backend::need_resched"]
-        [::core::mem::offset_of!(tdx_mirror_backend, need_resched) - 208usize];
+        [::core::mem::offset_of!(tdx_mirror_backend, need_resched) - 232usize];
     ["Offset of field: tdx_mirror_backend::yield_"]
-        [::core::mem::offset_of!(tdx_mirror_backend, yield_) - 216usize];
+        [::core::mem::offset_of!(tdx_mirror_backend, yield_) - 240usize];
 };
 pub const TDX_MIRROR_MAP_RETRY: tdx_mirror_map_result = 0;
 pub const TDX_MIRROR_MAP_FIXED: tdx_mirror_map_result = 1;
 pub const TDX_MIRROR_MAP_SPURIOUS: tdx_mirror_map_result = 2;
 pub type tdx_mirror_map_result = ffi::c_uint;
+#[repr(C)]
+#[derive(Copy, Clone)]
+pub struct tdx_mirror_vcpu {
+    pub faults: u32_,
+    pub rounds: u32_,
+    pub gfn: u64_,
+    pub held: bool,
+}
+#[allow(clippy::unnecessary_operation, clippy::identity_op)]
+const _: () = {
+    ["Size of tdx_mirror_vcpu"][::core::mem::size_of::<tdx_mirror_vcpu>() - 24usize];
+    ["Alignment of tdx_mirror_vcpu"][::core::mem::align_of::<tdx_mirror_vcpu>() - 8usize];
+    ["Offset of field: tdx_mirror_vcpu::faults"]
+        [::core::mem::offset_of!(tdx_mirror_vcpu, faults) - 0usize];
+    ["Offset of field: tdx_mirror_vcpu::rounds"]
+        [::core::mem::offset_of!(tdx_mirror_vcpu, rounds) - 4usize];
+    ["Offset of field: tdx_mirror_vcpu::gfn"]
+        [::core::mem::offset_of!(tdx_mirror_vcpu, gfn) - 8usize];
+    ["Offset of field: tdx_mirror_vcpu::held"]
+        [::core::mem::offset_of!(tdx_mirror_vcpu, held) - 16usize];
+};
+pub const TDX_MIRROR_AGAIN: tdx_mirror_action = 0;
+pub const TDX_MIRROR_ENTER: tdx_mirror_action = 1;
+pub const TDX_MIRROR_EXIT: tdx_mirror_action = 2;
+pub const TDX_MIRROR_KILL: tdx_mirror_action = 3;
+pub type tdx_mirror_action = ffi::c_uint;
 #[repr(C)]
 #[derive(Copy, Clone)]
 pub struct tdx_mirror_stats {
@@ -222,10 +279,23 @@ pub struct tdx_mirror_stats {
     pub quarantined: u64_,
     pub leaked: u64_,
     pub tables: u64_,
+    pub external_tables: u64_,
+    pub resolved: u64_,
+    pub zap_batches: u64_,
+    pub debts: u64_,
+    pub debts_paid: u64_,
+    pub debts_lost: u64_,
+    pub read_calls: u64_,
+    pub local_retries: u64_,
+    pub local_giveups: u64_,
+    pub held: u64_,
+    pub vp_enter_busy: u64_,
+    pub vp_enter_busy_other: u64_,
+    pub killed: u64_,
 }
 #[allow(clippy::unnecessary_operation, clippy::identity_op)]
 const _: () = {
-    ["Size of tdx_mirror_stats"][::core::mem::size_of::<tdx_mirror_stats>() - 152usize];
+    ["Size of tdx_mirror_stats"][::core::mem::size_of::<tdx_mirror_stats>() - 256usize];
     ["Alignment of tdx_mirror_stats"][::core::mem::align_of::<tdx_mirror_stats>() - 8usize];
     ["Offset of field: tdx_mirror_stats::mapped"]
         [::core::mem::offset_of!(tdx_mirror_stats, mapped) - 0usize];
@@ -265,6 +335,32 @@ const _: () = {
         [::core::mem::offset_of!(tdx_mirror_stats, leaked) - 136usize];
     ["Offset of field: tdx_mirror_stats::tables"]
         [::core::mem::offset_of!(tdx_mirror_stats, tables) - 144usize];
+    ["Offset of field: tdx_mirror_stats::external_tables"]
+        [::core::mem::offset_of!(tdx_mirror_stats, external_tables) - 152usize];
+    ["Offset of field: tdx_mirror_stats::resolved"]
+        [::core::mem::offset_of!(tdx_mirror_stats, resolved) - 160usize];
+    ["Offset of field: tdx_mirror_stats::zap_batches"]
+        [::core::mem::offset_of!(tdx_mirror_stats, zap_batches) - 168usize];
+    ["Offset of field: tdx_mirror_stats::debts"]
+        [::core::mem::offset_of!(tdx_mirror_stats, debts) - 176usize];
+    ["Offset of field: tdx_mirror_stats::debts_paid"]
+        [::core::mem::offset_of!(tdx_mirror_stats, debts_paid) - 184usize];
+    ["Offset of field: tdx_mirror_stats::debts_lost"]
+        [::core::mem::offset_of!(tdx_mirror_stats, debts_lost) - 192usize];
+    ["Offset of field: tdx_mirror_stats::read_calls"]
+        [::core::mem::offset_of!(tdx_mirror_stats, read_calls) - 200usize];
+    ["Offset of field: tdx_mirror_stats::local_retries"]
+        [::core::mem::offset_of!(tdx_mirror_stats, local_retries) - 208usize];
+    ["Offset of field: tdx_mirror_stats::local_giveups"]
+        [::core::mem::offset_of!(tdx_mirror_stats, local_giveups) - 216usize];
+    ["Offset of field: tdx_mirror_stats::held"]
+        [::core::mem::offset_of!(tdx_mirror_stats, held) - 224usize];
+    ["Offset of field: tdx_mirror_stats::vp_enter_busy"]
+        [::core::mem::offset_of!(tdx_mirror_stats, vp_enter_busy) - 232usize];
+    ["Offset of field: tdx_mirror_stats::vp_enter_busy_other"]
+        [::core::mem::offset_of!(tdx_mirror_stats, vp_enter_busy_other) - 240usize];
+    ["Offset of field: tdx_mirror_stats::killed"]
+        [::core::mem::offset_of!(tdx_mirror_stats, killed) - 248usize];
 };
 #[repr(C)]
 #[derive(Copy, Clone)]
@@ -296,6 +392,24 @@ pub struct tdx_mirror_ops {
     >,
     pub teardown: ::core::option::Option<unsafe extern "C" fn(mirror: *mut tdx_mirror)>,
     pub destroy: ::core::option::Option<unsafe extern "C" fn(mirror: *mut tdx_mirror)>,
+    pub fault_retry: ::core::option::Option<
+        unsafe extern "C" fn(
+            mirror: *mut tdx_mirror,
+            vcpu: *mut tdx_mirror_vcpu,
+            gfn: u64_,
+            conditions: u32_,
+        ) -> tdx_mirror_action,
+    >,
+    pub fault_done: ::core::option::Option<
+        unsafe extern "C" fn(mirror: *mut tdx_mirror, vcpu: *mut tdx_mirror_vcpu, gfn: u64_),
+    >,
+    pub vp_enter_busy: ::core::option::Option<
+        unsafe extern "C" fn(
+            mirror: *mut tdx_mirror,
+            vcpu: *mut tdx_mirror_vcpu,
+            status: u64_,
+        ) -> tdx_mirror_action,
+    >,
     pub walk: ::core::option::Option<
         unsafe extern "C" fn(mirror: *mut tdx_mirror, gfn: u64_, level: *mut ffi::c_int) -> u64_,
     >,
@@ -305,7 +419,7 @@ pub struct tdx_mirror_ops {
 }
 #[allow(clippy::unnecessary_operation, clippy::identity_op)]
 const _: () = {
-    ["Size of tdx_mirror_ops"][::core::mem::size_of::<tdx_mirror_ops>() - 64usize];
+    ["Size of tdx_mirror_ops"][::core::mem::size_of::<tdx_mirror_ops>() - 88usize];
     ["Alignment of tdx_mirror_ops"][::core::mem::align_of::<tdx_mirror_ops>() - 8usize];
     ["Offset of field: tdx_mirror_ops::size"]
         [::core::mem::offset_of!(tdx_mirror_ops, size) - 0usize];
@@ -321,10 +435,16 @@ const _: () = {
         [::core::mem::offset_of!(tdx_mirror_ops, teardown) - 32usize];
     ["Offset of field: tdx_mirror_ops::destroy"]
         [::core::mem::offset_of!(tdx_mirror_ops, destroy) - 40usize];
+    ["Offset of field: tdx_mirror_ops::fault_retry"]
+        [::core::mem::offset_of!(tdx_mirror_ops, fault_retry) - 48usize];
+    ["Offset of field: tdx_mirror_ops::fault_done"]
+        [::core::mem::offset_of!(tdx_mirror_ops, fault_done) - 56usize];
+    ["Offset of field: tdx_mirror_ops::vp_enter_busy"]
+        [::core::mem::offset_of!(tdx_mirror_ops, vp_enter_busy) - 64usize];
     ["Offset of field: tdx_mirror_ops::walk"]
-        [::core::mem::offset_of!(tdx_mirror_ops, walk) - 48usize];
+        [::core::mem::offset_of!(tdx_mirror_ops, walk) - 72usize];
     ["Offset of field: tdx_mirror_ops::stats"]
-        [::core::mem::offset_of!(tdx_mirror_ops, stats) - 56usize];
+        [::core::mem::offset_of!(tdx_mirror_ops, stats) - 80usize];
 };
 unsafe extern "C" {
     pub fn tdx_mirror_get_ops() -> *const tdx_mirror_ops;
@@ -352,6 +472,15 @@ unsafe extern "C" {
 }
 unsafe extern "C" {
     pub fn tdx_mirror_warn_bug();
+}
+unsafe extern "C" {
+    pub fn tdx_mirror_warn_parameter();
+}
+unsafe extern "C" {
+    pub fn tdx_mirror_warn_vp_enter(status: u64_);
+}
+unsafe extern "C" {
+    pub fn tdx_mirror_warn_reclaim_busy();
 }
 unsafe extern "C" {
     pub fn tdx_mirror_watch_kvm() -> ffi::c_int;

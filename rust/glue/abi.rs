@@ -5,7 +5,7 @@
 //! Everything that comes in is checked here, because nothing behind the edge may panic. Locks are
 //! asserted with lockdep when the evidence tokens are made.
 
-use core::{convert::Infallible, mem::ManuallyDrop, ptr::NonNull};
+use core::{convert::Infallible, mem::ManuallyDrop, ptr::NonNull, sync::atomic::Ordering::Relaxed};
 use kernel::{
     error::code,
     ffi::{c_int, c_void},
@@ -18,8 +18,12 @@ use super::backend::{Caches, HookSeamcalls, KernelVm};
 use super::hooks::Hooks;
 use super::registry;
 use super::rwlock::MmuLock;
+use super::vcpu::Progress;
 use super::{params, rcu};
-use crate::bindings::{self, tdx_mirror, tdx_mirror_backend, tdx_mirror_ops, tdx_mirror_stats};
+use crate::bindings::{
+    self, tdx_mirror, tdx_mirror_action, tdx_mirror_backend, tdx_mirror_ops, tdx_mirror_stats,
+    tdx_mirror_vcpu,
+};
 use crate::mirror::addr::{Gfn, GfnRange, Pfn, FRAME_BITS};
 use crate::mirror::error::{MapError, MapOutcome};
 use crate::mirror::level::Level;
@@ -36,6 +40,7 @@ pub(crate) struct Mirror {
     hooks: Arc<Hooks>,
     lock: MmuLock,
     inner: ManuallyDrop<Inner>,
+    progress: Progress,
     #[pin]
     links: ListLinks,
 }
@@ -76,6 +81,7 @@ impl Mirror {
             hooks,
             lock,
             inner: ManuallyDrop::new(mmu::Mirror::new(config, sept, vm, root)),
+            progress: Progress::default(),
             links <- ListLinks::new(),
         }));
         let listed = match mirror {
@@ -111,14 +117,27 @@ impl Mirror {
             quarantined: mirror.quarantined.get(),
             leaked: mirror.leaked.get(),
             tables: mirror.tables.get(),
+            external_tables: 0,
+            resolved: 0,
+            zap_batches: 0,
+            debts: 0,
+            debts_paid: 0,
+            debts_lost: 0,
+            read_calls: 0,
+            local_retries: self.progress.local_retries.load(Relaxed),
+            local_giveups: self.progress.local_giveups.load(Relaxed),
+            held: self.progress.held.load(Relaxed),
+            vp_enter_busy: self.progress.vp_enter_busy.load(Relaxed),
+            vp_enter_busy_other: self.progress.vp_enter_busy_other.load(Relaxed),
+            killed: 0,
         }
     }
 
     fn map(&self, vcpu: *mut c_void, gfn: u64, pfn: u64, level: c_int) -> c_int {
-        let (Some(gfn), Some(pfn), Some(level)) =
+        let (Some(gfn), Some(pfn), Some(level @ Level::L4K)) =
             (Gfn::new(gfn), Pfn::new(pfn), Level::from_kvm(level))
         else {
-            return code::EINVAL.to_errno();
+            return bad_parameter();
         };
         // SAFETY: The contract says that KVM holds mmu_lock for read during the call.
         let shared = unsafe { self.lock.assume_read() };
@@ -176,6 +195,14 @@ impl PinnedDrop for Mirror {
     }
 }
 
+/// Reports a caller that breaks the contract. A GFN that is only too large for the TD is no such
+/// case: userspace may ask KVM for it.
+fn bad_parameter() -> c_int {
+    // SAFETY: May be called in any context.
+    unsafe { bindings::tdx_mirror_warn_parameter() };
+    code::EINVAL.to_errno()
+}
+
 /// The mirror behind KVM's pointer, or `None` for NULL.
 ///
 /// # Safety
@@ -224,7 +251,7 @@ unsafe extern "C" fn map(
     // SAFETY: The contract says that the mirror lives and that mmu_lock is held for read.
     match unsafe { mirror_of(mirror) } {
         Some(mirror) => mirror.map(vcpu, gfn, pfn, level),
-        None => code::EINVAL.to_errno(),
+        None => bad_parameter(),
     }
 }
 
@@ -274,6 +301,63 @@ unsafe extern "C" fn destroy(mirror: *mut tdx_mirror) {
     drop(mirror);
 }
 
+/// The notes behind KVM's pointer, or `None` for NULL.
+///
+/// # Safety
+///
+/// `vcpu` is NULL or points to notes that nobody else uses during `'a`.
+unsafe fn notes_of<'a>(vcpu: *mut tdx_mirror_vcpu) -> Option<&'a mut tdx_mirror_vcpu> {
+    // SAFETY: By the safety requirements.
+    unsafe { vcpu.as_mut() }
+}
+
+/// Judges a map that found contention, see `struct tdx_mirror_ops`.
+///
+/// # Safety
+///
+/// As of [`mirror_of`] and [`notes_of`].
+unsafe extern "C" fn fault_retry(
+    mirror: *mut tdx_mirror,
+    vcpu: *mut tdx_mirror_vcpu,
+    gfn: u64,
+    conditions: u32,
+) -> tdx_mirror_action {
+    // SAFETY: The contract says that the mirror lives and that the notes are the caller's.
+    match unsafe { (mirror_of(mirror), notes_of(vcpu)) } {
+        (Some(mirror), Some(vcpu)) => mirror.progress.fault_retry(vcpu, gfn, conditions),
+        _ => bindings::TDX_MIRROR_EXIT,
+    }
+}
+
+/// Ends a fault, see `struct tdx_mirror_ops`.
+///
+/// # Safety
+///
+/// As of [`mirror_of`] and [`notes_of`].
+unsafe extern "C" fn fault_done(mirror: *mut tdx_mirror, vcpu: *mut tdx_mirror_vcpu, gfn: u64) {
+    // SAFETY: The contract says that the mirror lives and that the notes are the caller's.
+    if let (Some(mirror), Some(vcpu)) = unsafe { (mirror_of(mirror), notes_of(vcpu)) } {
+        mirror.progress.fault_done(vcpu, gfn);
+    }
+}
+
+/// Judges a VP.ENTER that found something busy, see `struct tdx_mirror_ops`.
+///
+/// # Safety
+///
+/// As of [`mirror_of`] and [`notes_of`].
+unsafe extern "C" fn vp_enter_busy(
+    mirror: *mut tdx_mirror,
+    _vcpu: *mut tdx_mirror_vcpu,
+    status: u64,
+) -> tdx_mirror_action {
+    // SAFETY: The contract says that the mirror lives.
+    match unsafe { mirror_of(mirror) } {
+        Some(mirror) => mirror.progress.vp_enter_busy(status),
+        None => bindings::TDX_MIRROR_ENTER,
+    }
+}
+
 /// Looks a GFN up, see `struct tdx_mirror_ops`.
 ///
 /// # Safety
@@ -313,6 +397,9 @@ static OPS: tdx_mirror_ops = tdx_mirror_ops {
     zap_range: Some(zap_range),
     teardown: Some(teardown),
     destroy: Some(destroy),
+    fault_retry: Some(fault_retry),
+    fault_done: Some(fault_done),
+    vp_enter_busy: Some(vp_enter_busy),
     walk: Some(walk),
     stats: Some(stats),
 };

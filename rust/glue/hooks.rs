@@ -5,6 +5,8 @@
 //! The locks that a hook needs are those of `struct tdx_mirror_backend`. The callers in
 //! [`super::backend`] hold the evidence tokens for them, the methods here do not check again.
 
+#![allow(dead_code)]
+
 use core::ptr::NonNull;
 use kernel::{
     ffi::{c_int, c_long, c_void},
@@ -107,6 +109,8 @@ hooks! {
     remove_external_spte: unsafe extern "C" fn(*mut c_void, u64, c_int, *mut Answer),
     wbinvd_external_page: unsafe extern "C" fn(*mut c_void, u64, c_int, *mut Answer),
     free_external_spt: unsafe extern "C" fn(*mut c_void, *mut c_void, *mut Answer),
+    read_external_spte: unsafe extern "C" fn(*mut c_void, u64, c_int, *mut Answer),
+    reclaim_external_page: unsafe extern "C" fn(*mut c_void, u64, c_int, *mut Answer),
     kick_vcpus: unsafe extern "C" fn(*mut c_void),
     hold_vcpus: unsafe extern "C" fn(*mut c_void, bool),
     bug_vm: unsafe extern "C" fn(*mut c_void),
@@ -118,6 +122,7 @@ hooks! {
     put_spt: unsafe extern "C" fn(*mut c_void, *mut c_void),
     put_external_spt: unsafe extern "C" fn(*mut c_void, *mut c_void),
     account: unsafe extern "C" fn(*mut c_void, *mut c_void, c_int),
+    account_external: unsafe extern "C" fn(*mut c_void, *mut c_void, c_int),
     page_stats: unsafe extern "C" fn(*mut c_void, c_int, c_long),
     need_resched: unsafe extern "C" fn(*mut c_void) -> bool,
     yield_: unsafe extern "C" fn(*mut c_void),
@@ -250,6 +255,21 @@ impl Hooks {
         // SAFETY: By the type invariant.
         answer(|e| unsafe { (self.free_external_spt)(self.ctx, spt.as_ptr().cast(), e) })
     }
+
+    /// TDH.MEM.SEPT.RD.
+    pub(crate) fn read_external_spte(&self, at: Position) -> Answer {
+        let (gfn, level) = (at.gfn().as_u64(), at.level().as_kvm());
+        // SAFETY: By the type invariant.
+        answer(|e| unsafe { (self.read_external_spte)(self.ctx, gfn, level, e) })
+    }
+
+    /// TDH.PHYMEM.PAGE.RECLAIM of a data page.
+    pub(crate) fn reclaim_external_page(&self, pfn: Pfn, level: Level) -> Answer {
+        // SAFETY: By the type invariant.
+        answer(|e| unsafe {
+            (self.reclaim_external_page)(self.ctx, pfn.as_u64(), level.as_kvm(), e)
+        })
+    }
 }
 
 // The VM and its vCPUs.
@@ -355,5 +375,11 @@ impl Hooks {
     pub(crate) fn account(&self, spt: PagePtr, nr: c_int) {
         // SAFETY: By the type invariant.
         unsafe { (self.account)(self.ctx, spt.as_ptr().cast(), nr) }
+    }
+
+    /// `spt` is in use as an S-EPT table (`nr` is 1), or no longer (-1).
+    pub(crate) fn account_external(&self, spt: PagePtr, nr: c_int) {
+        // SAFETY: By the type invariant.
+        unsafe { (self.account_external)(self.ctx, spt.as_ptr().cast(), nr) }
     }
 }

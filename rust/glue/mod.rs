@@ -12,3 +12,4 @@ pub(crate) mod params;
 mod rcu;
 pub(crate) mod registry;
 mod rwlock;
+mod vcpu;

@@ -53,6 +53,19 @@ stats_fields!(
     quarantined,
     leaked,
     tables,
+    external_tables,
+    resolved,
+    zap_batches,
+    debts,
+    debts_paid,
+    debts_lost,
+    read_calls,
+    local_retries,
+    local_giveups,
+    held,
+    vp_enter_busy,
+    vp_enter_busy_other,
+    killed,
 );
 
 /// The mirrors of all TDs.
@@ -102,8 +115,9 @@ pub(crate) fn finish(mirror: &Mirror) {
     };
     registry.nr_live = registry.nr_live.wrapping_sub(1);
     let mut last = removed.stats();
-    // A figure of what is in use now: nothing is once the mirror is dropped.
+    // Figures of what is in use now: nothing is once the mirror is dropped.
     last.tables = 0;
+    last.external_tables = 0;
     add_stats(&mut registry.finished, &last);
 }
 

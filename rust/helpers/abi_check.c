@@ -26,7 +26,7 @@ CHECK_OFFSET(struct tdx_mirror_err, ext1, 8);
 CHECK_OFFSET(struct tdx_mirror_err, ext2, 16);
 CHECK_OFFSET(struct tdx_mirror_err, ext3, 24);
 
-CHECK_SIZE(struct tdx_mirror_backend, 224);
+CHECK_SIZE(struct tdx_mirror_backend, 248);
 CHECK_OFFSET(struct tdx_mirror_backend, size, 0);
 CHECK_OFFSET(struct tdx_mirror_backend, abi_version, 4);
 CHECK_OFFSET(struct tdx_mirror_backend, ctx, 8);
@@ -43,24 +43,35 @@ CHECK_OFFSET(struct tdx_mirror_backend, track_external, 80);
 CHECK_OFFSET(struct tdx_mirror_backend, remove_external_spte, 88);
 CHECK_OFFSET(struct tdx_mirror_backend, wbinvd_external_page, 96);
 CHECK_OFFSET(struct tdx_mirror_backend, free_external_spt, 104);
-CHECK_OFFSET(struct tdx_mirror_backend, kick_vcpus, 112);
-CHECK_OFFSET(struct tdx_mirror_backend, hold_vcpus, 120);
-CHECK_OFFSET(struct tdx_mirror_backend, bug_vm, 128);
-CHECK_OFFSET(struct tdx_mirror_backend, is_finalized, 136);
-CHECK_OFFSET(struct tdx_mirror_backend, is_hkid_assigned, 144);
-CHECK_OFFSET(struct tdx_mirror_backend, alloc_root_spt, 152);
-CHECK_OFFSET(struct tdx_mirror_backend, take_spt, 160);
-CHECK_OFFSET(struct tdx_mirror_backend, take_external_spt, 168);
-CHECK_OFFSET(struct tdx_mirror_backend, put_spt, 176);
-CHECK_OFFSET(struct tdx_mirror_backend, put_external_spt, 184);
-CHECK_OFFSET(struct tdx_mirror_backend, account, 192);
-CHECK_OFFSET(struct tdx_mirror_backend, page_stats, 200);
-CHECK_OFFSET(struct tdx_mirror_backend, need_resched, 208);
-CHECK_OFFSET(struct tdx_mirror_backend, yield, 216);
+CHECK_OFFSET(struct tdx_mirror_backend, read_external_spte, 112);
+CHECK_OFFSET(struct tdx_mirror_backend, reclaim_external_page, 120);
+CHECK_OFFSET(struct tdx_mirror_backend, kick_vcpus, 128);
+CHECK_OFFSET(struct tdx_mirror_backend, hold_vcpus, 136);
+CHECK_OFFSET(struct tdx_mirror_backend, bug_vm, 144);
+CHECK_OFFSET(struct tdx_mirror_backend, is_finalized, 152);
+CHECK_OFFSET(struct tdx_mirror_backend, is_hkid_assigned, 160);
+CHECK_OFFSET(struct tdx_mirror_backend, alloc_root_spt, 168);
+CHECK_OFFSET(struct tdx_mirror_backend, take_spt, 176);
+CHECK_OFFSET(struct tdx_mirror_backend, take_external_spt, 184);
+CHECK_OFFSET(struct tdx_mirror_backend, put_spt, 192);
+CHECK_OFFSET(struct tdx_mirror_backend, put_external_spt, 200);
+CHECK_OFFSET(struct tdx_mirror_backend, account, 208);
+CHECK_OFFSET(struct tdx_mirror_backend, account_external, 216);
+CHECK_OFFSET(struct tdx_mirror_backend, page_stats, 224);
+CHECK_OFFSET(struct tdx_mirror_backend, need_resched, 232);
+CHECK_OFFSET(struct tdx_mirror_backend, yield, 240);
 
-CHECK_SIZE(struct tdx_mirror_stats, 19 * 8);
+CHECK_SIZE(struct tdx_mirror_vcpu, 24);
+CHECK_OFFSET(struct tdx_mirror_vcpu, faults, 0);
+CHECK_OFFSET(struct tdx_mirror_vcpu, rounds, 4);
+CHECK_OFFSET(struct tdx_mirror_vcpu, gfn, 8);
+CHECK_OFFSET(struct tdx_mirror_vcpu, held, 16);
 
-CHECK_SIZE(struct tdx_mirror_ops, 64);
+CHECK_SIZE(enum tdx_mirror_action, 4);
+
+CHECK_SIZE(struct tdx_mirror_stats, 32 * 8);
+
+CHECK_SIZE(struct tdx_mirror_ops, 88);
 CHECK_OFFSET(struct tdx_mirror_ops, size, 0);
 CHECK_OFFSET(struct tdx_mirror_ops, abi_version, 4);
 CHECK_OFFSET(struct tdx_mirror_ops, create, 8);
@@ -68,8 +79,11 @@ CHECK_OFFSET(struct tdx_mirror_ops, map, 16);
 CHECK_OFFSET(struct tdx_mirror_ops, zap_range, 24);
 CHECK_OFFSET(struct tdx_mirror_ops, teardown, 32);
 CHECK_OFFSET(struct tdx_mirror_ops, destroy, 40);
-CHECK_OFFSET(struct tdx_mirror_ops, walk, 48);
-CHECK_OFFSET(struct tdx_mirror_ops, stats, 56);
+CHECK_OFFSET(struct tdx_mirror_ops, fault_retry, 48);
+CHECK_OFFSET(struct tdx_mirror_ops, fault_done, 56);
+CHECK_OFFSET(struct tdx_mirror_ops, vp_enter_busy, 64);
+CHECK_OFFSET(struct tdx_mirror_ops, walk, 72);
+CHECK_OFFSET(struct tdx_mirror_ops, stats, 80);
 
 /* Levels are KVM's, which are the kernel's: 1 is a 4K entry. */
 static_assert(PG_LEVEL_4K == 1);

@@ -56,8 +56,33 @@ void tdx_mirror_hold_page(u64 pfn)
 		get_page(pfn_to_page(pfn));
 }
 
+/*
+ * The module's WARN sites, one function each, so that the trace names it.  None
+ * can be reached by a guest or by userspace unless KVM, the TDX module or this
+ * module is broken.
+ */
+
 /* Shows once who called when a TD broke; the log line before says how. */
 void tdx_mirror_warn_bug(void)
+{
+	WARN_ON_ONCE(1);
+}
+
+/* An entry point got what no caller that keeps to the contract gives. */
+void tdx_mirror_warn_parameter(void)
+{
+	WARN_ONCE(1, "tdx_mirror: KVM gave a NULL pointer or a GFN, PFN or level out of range; report this\n");
+}
+
+/* Only a zap or a fault of another vCPU holds the S-EPT, and never for long. */
+void tdx_mirror_warn_vp_enter(u64 status)
+{
+	WARN_ONCE(1, "tdx_mirror: TDH.VP.ENTER found the S-EPT busy, status %#llx; report this\n",
+		  status);
+}
+
+/* Somebody still uses a TD whose HKID is released. */
+void tdx_mirror_warn_reclaim_busy(void)
 {
 	WARN_ON_ONCE(1);
 }

@@ -18,6 +18,9 @@ void tdx_mirror_set_page_private(void *virt, void *value);
 void tdx_mirror_hold_page(u64 pfn);
 
 void tdx_mirror_warn_bug(void);
+void tdx_mirror_warn_parameter(void);
+void tdx_mirror_warn_vp_enter(u64 status);
+void tdx_mirror_warn_reclaim_busy(void);
 
 int tdx_mirror_watch_kvm(void);
 void tdx_mirror_unwatch_kvm(void);

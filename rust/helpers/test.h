@@ -71,6 +71,7 @@ struct tdt_run;
 /**
  * struct tdt_vcpu - a vCPU
  * @in_guest: inside TDH.VP.ENTER, with preemption off
+ * @notes: what the mirror keeps about it
  * @pages: TDVPR and the other pages of the TDVPS
  * @run: what its thread works for
  * @task: that thread
@@ -79,6 +80,7 @@ struct tdt_run;
 struct tdt_vcpu {
 	struct tdt_td *td;
 	bool in_guest;
+	struct tdx_mirror_vcpu notes;
 	void *pages[TDT_NR_TDVPS];
 	struct tdt_run *run;
 	struct task_struct *task;
@@ -92,6 +94,8 @@ struct tdt_vcpu {
  * @hold: vCPUs must not enter the guest while it is not 0
  * @running: a RUN is under way
  * @source: content for the page that is built now
+ * @spts: pages of the mirror in use, by its own account
+ * @ext_spts: the same of the S-EPT, without the root
  * @ram: backing of the GFNs, the page of the reset GFN last
  */
 struct tdt_td {
@@ -101,7 +105,7 @@ struct tdt_td {
 	u32 nr_pages, nr_vcpus;
 	int hkid;
 	bool finalized, hkid_released, bugged;
-	atomic_t hold, running;
+	atomic_t hold, running, spts, ext_spts;
 	atomic64_t set_ok, yields;
 	void *tdr, *source, *tdcx[TDT_NR_TDCX];
 	struct tdt_vcpu vcpus[TDX_TEST_MAX_VCPUS];
@@ -128,13 +132,15 @@ u64 tdt_call4(u64 leaf, u64 rcx, u64 rdx, u64 r8);
 extern const struct tdx_mirror_ops *tdt_ops;
 extern atomic_t tdt_kicks;
 void tdt_backend_init(struct tdt_td *td);
-int tdt_map(struct tdt_td *td, u64 gfn, u64 *retries);
+int tdt_map(struct tdt_td *td, struct tdx_mirror_vcpu *notes, u64 gfn,
+	    u32 conditions, enum tdx_mirror_action *action, u64 *retries);
 u64 tdt_zap(struct tdt_td *td, u64 start, u64 end);
 void *tdt_ram(struct tdt_td *td, u64 gfn);
 
 /* test_td.c */
 struct tdt_td *tdt_create(u32 nr_pages, u32 nr_vcpus);
 void tdt_destroy(struct tdt_td *td);
+int tdt_prefault(struct tdt_td *td, u64 gfn, u64 *retries);
 int tdt_build(struct tdt_td *td, u64 gfn, const void __user *source);
 int tdt_finalize(struct tdt_td *td);
 void tdt_stats(struct tdt_td *td, struct tdx_test_stats *stats);

@@ -87,7 +87,7 @@ static int tdt_ioctl_range(struct tdt_td *td, bool map, void __user *arg)
 	if (!map)
 		r.changed = tdt_zap(td, r.gfn, r.gfn + r.nr);
 	for (i = 0; map && i < r.nr && ret >= 0; i++) {
-		ret = tdt_map(td, r.gfn + i, &r.retries);
+		ret = tdt_prefault(td, r.gfn + i, &r.retries);
 		r.changed += ret == TDX_MIRROR_MAP_FIXED;
 		if (ret == TDX_MIRROR_MAP_RETRY)
 			ret = -EAGAIN;

@@ -5,14 +5,11 @@
 #include <linux/gfp.h>
 #include <linux/lockdep.h>
 #include <linux/mm.h>
-#include <linux/sched.h>
+#include <linux/sched/signal.h>
 #include <linux/string.h>
 #include <asm/pgtable_types.h>
 
 #include "test.h"
-
-/* Maps of one GFN before the caller gives up. */
-#define TDT_MAP_TRIES	1000
 
 /* Entry points of tdx_mirror.ko. */
 const struct tdx_mirror_ops *tdt_ops;
@@ -120,6 +117,26 @@ static void tdt_reclaim(void *ctx, void *external_spt, struct tdx_mirror_err *er
 	tdt_hook_call(TDH_PHYMEM_PAGE_RECLAIM, &args, err);
 }
 
+static void tdt_read(void *ctx, u64 gfn, int level, struct tdx_mirror_err *err)
+{
+	struct tdt_td *td = ctx;
+	struct tdx_module_args args = {
+		.rcx = tdt_at(gfn, level),
+		.rdx = tdt_pa(td->tdr),
+	};
+
+	lockdep_assert_held(&td->mmu_lock);
+	tdt_hook_call(TDH_MEM_SEPT_RD, &args, err);
+}
+
+static void tdt_reclaim_data(void *ctx, u64 pfn, int level,
+			     struct tdx_mirror_err *err)
+{
+	struct tdx_module_args args = { .rcx = pfn << PAGE_SHIFT };
+
+	tdt_hook_call(TDH_PHYMEM_PAGE_RECLAIM, &args, err);
+}
+
 /* A vCPU in the guest never waits for anybody, so that this ends. */
 static void tdt_kick(void *ctx)
 {
@@ -196,6 +213,12 @@ static void tdt_put_external_spt(void *ctx, void *spt)
 
 static void tdt_account(void *ctx, void *spt, int nr)
 {
+	atomic_add(nr, &((struct tdt_td *)ctx)->spts);
+}
+
+static void tdt_account_external(void *ctx, void *spt, int nr)
+{
+	atomic_add(nr, &((struct tdt_td *)ctx)->ext_spts);
 }
 
 static void tdt_page_stats(void *ctx, int level, long nr)
@@ -238,6 +261,8 @@ void tdt_backend_init(struct tdt_td *td)
 		.remove_external_spte = tdt_remove,
 		.wbinvd_external_page = tdt_wbinvd,
 		.free_external_spt = tdt_reclaim,
+		.read_external_spte = tdt_read,
+		.reclaim_external_page = tdt_reclaim_data,
 		.kick_vcpus = tdt_kick,
 		.hold_vcpus = tdt_hold,
 		.bug_vm = tdt_bug,
@@ -249,6 +274,7 @@ void tdt_backend_init(struct tdt_td *td)
 		.put_spt = tdt_put_spt,
 		.put_external_spt = tdt_put_external_spt,
 		.account = tdt_account,
+		.account_external = tdt_account_external,
 		.page_stats = tdt_page_stats,
 		.need_resched = tdt_need_resched,
 		.yield = tdt_yield,
@@ -292,27 +318,48 @@ void *tdt_ram(struct tdt_td *td, u64 gfn)
 	return gfn < td->nr_pages ? td->ram[gfn] : NULL;
 }
 
-/*
- * Maps a GFN that has a backing.  Answers as tdx_mirror_ops.map(), and adds to
- * *@retries how often it was tried again.
- */
-int tdt_map(struct tdt_td *td, u64 gfn, u64 *retries)
+static int tdt_map_once(struct tdt_td *td, struct tdt_cache *cache, u64 gfn)
 {
 	u64 pfn = tdt_pa(tdt_ram(td, gfn)) >> PAGE_SHIFT;
-	struct tdt_cache cache = {};
-	int i, ret = TDX_MIRROR_MAP_RETRY;
+	int ret = tdt_cache_fill(cache);
 
-	for (i = 0; i < TDT_MAP_TRIES && ret == TDX_MIRROR_MAP_RETRY; i++) {
-		if (i) {
-			(*retries)++;
-			cond_resched();
-		}
-		ret = tdt_cache_fill(&cache);
-		if (ret)
+	if (ret)
+		return ret;
+	read_lock(&td->mmu_lock);
+	ret = tdt_ops->map(td->mirror, cache, gfn, pfn, PG_LEVEL_4K);
+	read_unlock(&td->mmu_lock);
+
+	return ret;
+}
+
+/*
+ * One fault at a GFN that has a backing, as KVM serves it: what is contended is
+ * tried again as long as the mirror says so.  Answers as tdx_mirror_ops.map(),
+ * *@action is what the mirror said last, and *@retries grows by the tries after
+ * the first.
+ */
+int tdt_map(struct tdt_td *td, struct tdx_mirror_vcpu *notes, u64 gfn,
+	    u32 conditions, enum tdx_mirror_action *action, u64 *retries)
+{
+	struct tdt_cache cache = {};
+	int ret;
+
+	for (;;) {
+		ret = tdt_map_once(td, &cache, gfn);
+		if (ret != TDX_MIRROR_MAP_RETRY) {
+			*action = TDX_MIRROR_ENTER;
+			tdt_ops->fault_done(td->mirror, notes, gfn);
 			break;
-		read_lock(&td->mmu_lock);
-		ret = tdt_ops->map(td->mirror, &cache, gfn, pfn, PG_LEVEL_4K);
-		read_unlock(&td->mmu_lock);
+		}
+		if (signal_pending(current))
+			conditions |= TDX_MIRROR_FAULT_SIGNAL;
+		if (READ_ONCE(td->bugged))
+			conditions |= TDX_MIRROR_FAULT_VM_DEAD;
+		*action = tdt_ops->fault_retry(td->mirror, notes, gfn, conditions);
+		if (*action != TDX_MIRROR_AGAIN)
+			break;
+		(*retries)++;
+		cond_resched();
 	}
 	tdt_cache_free(&cache);
 

@@ -15,6 +15,9 @@
 #define SEPT_PENDING	2
 #define SEPT_MAPPED	4
 
+/* Faults at one GFN before the caller gives up. */
+#define TDT_MAP_TRIES	1000
+
 /* Reads of a busy S-EPT entry: far more than an accept lasts. */
 #define TDT_READ_TRIES	1000000
 
@@ -209,6 +212,26 @@ void tdt_destroy(struct tdt_td *td)
 	tdt_free(td);
 }
 
+/*
+ * Maps a GFN on behalf of no vCPU.  Answers as tdx_mirror_ops.map(), and adds to
+ * *@retries how often it was tried again.
+ */
+int tdt_prefault(struct tdt_td *td, u64 gfn, u64 *retries)
+{
+	enum tdx_mirror_action action = TDX_MIRROR_EXIT;
+	struct tdx_mirror_vcpu notes = {};
+	int i, ret = TDX_MIRROR_MAP_RETRY;
+
+	for (i = 0; i < TDT_MAP_TRIES && ret == TDX_MIRROR_MAP_RETRY &&
+	     action == TDX_MIRROR_EXIT; i++) {
+		if (i)
+			(*retries)++;
+		ret = tdt_map(td, &notes, gfn, TDX_MIRROR_FAULT_PREFAULT, &action, retries);
+	}
+
+	return ret;
+}
+
 /* One page before the TD is final; nobody else builds at the same time. */
 int tdt_build(struct tdt_td *td, u64 gfn, const void __user *source)
 {
@@ -218,7 +241,7 @@ int tdt_build(struct tdt_td *td, u64 gfn, const void __user *source)
 	if (copy_from_user(td->source, source, PAGE_SIZE))
 		return -EFAULT;
 
-	ret = tdt_map(td, gfn, &retries);
+	ret = tdt_prefault(td, gfn, &retries);
 	if (ret == TDX_MIRROR_MAP_SPURIOUS)
 		return -EEXIST;
 	if (ret == TDX_MIRROR_MAP_RETRY)

@@ -53,29 +53,48 @@ static u64 tdt_enter(struct tdt_vcpu *v, struct tdx_module_args *args)
 	return status;
 }
 
-static int tdt_fault(struct tdt_vcpu *v, u64 gpa)
+/*
+ * Serves a fault.  What is still contended is met again by the next entry, or,
+ * if the mirror holds the vCPU, before it.
+ */
+static int tdt_fault(struct tdt_vcpu *v, u64 gfn)
 {
-	u64 gfn = gpa >> PAGE_SHIFT, retries = 0;
+	enum tdx_mirror_action action;
+	u64 retries = 0;
 	int ret;
 
-	v->faults++;
 	if (!tdt_ram(v->td, gfn))
 		return -EPROTO;
-	/* What is still contended is met again by the next entry. */
-	ret = tdt_map(v->td, gfn, &retries);
+	ret = tdt_map(v->td, &v->notes, gfn, 0, &action, &retries);
+	if (action == TDX_MIRROR_KILL)
+		return -EIO;
 	return ret < 0 ? ret : 0;
+}
+
+static int tdt_busy(struct tdt_vcpu *v, u64 status)
+{
+	struct tdx_mirror *mirror = v->td->mirror;
+
+	return tdt_ops->vp_enter_busy(mirror, &v->notes, status) == TDX_MIRROR_KILL ?
+		-EIO : 0;
 }
 
 /* Why the guest was left; an error ends the run. */
 static int tdt_exit(struct tdt_vcpu *v, u64 status, struct tdx_module_args *args)
 {
+	if (status != EXIT_EPT_VIOLATION && status != STATUS_HELD &&
+	    status >> 32 != TDT_OPERAND_BUSY)
+		v->notes.faults = 0;
+
 	switch (status) {
 	case STATUS_HELD:
 	case STATUS_HP_TIMEOUT:
 	case EXIT_OTHER_SMI:
 		return 0;
 	case EXIT_EPT_VIOLATION:
-		return tdt_fault(v, args->r8);
+		v->faults++;
+		v->notes.faults++;
+		return tdt_fault(v, args->r8 >> PAGE_SHIFT);
 	case EXIT_TDCALL:
 		if (args->r11 == TDX_TEST_VMCALL_ROUND)
 			v->done++;
@@ -86,7 +105,7 @@ static int tdt_exit(struct tdt_vcpu *v, u64 status, struct tdx_module_args *args
 		return 0;
 	default:
 		if (status >> 32 == TDT_OPERAND_BUSY)
-			return 0;
+			return tdt_busy(v, status);
 		pr_info_ratelimited("a vCPU stopped: %#llx\n", status);
 		return -EPROTO;
 	}
@@ -99,9 +118,13 @@ static int tdt_thread(void *data)
 
 	while (!READ_ONCE(run->stop) && v->done < run->rounds) {
 		struct tdx_module_args args = { .rcx = tdt_pa(v->pages[0]) };
-		u64 status = tdt_enter(v, &args);
 
-		v->error = READ_ONCE(v->td->bugged) ? -EIO : tdt_exit(v, status, &args);
+		if (v->notes.held)
+			v->error = tdt_fault(v, v->notes.gfn);
+		else
+			v->error = tdt_exit(v, tdt_enter(v, &args), &args);
+		if (READ_ONCE(v->td->bugged))
+			v->error = -EIO;
 		if (v->error)
 			WRITE_ONCE(run->stop, true);
 		cond_resched();

@@ -126,6 +126,28 @@ static void fake_reclaim(void *ctx, void *external_spt,
 		atomic_dec(&f->linked);
 }
 
+static void fake_read(void *ctx, u64 gfn, int level, struct tdx_mirror_err *err)
+{
+	struct fake *f = ctx;
+
+	lockdep_assert_held(&f->mmu_lock);
+	RULE(f, gfn < 1ULL << FAKE_GFN_BITS);
+	fake_begin(f, CALL_READ, err);
+}
+
+static void fake_reclaim_page(void *ctx, u64 pfn, int level,
+			      struct tdx_mirror_err *err)
+{
+	struct fake *f = ctx;
+	u64 gfn = pfn - FAKE_PFN(0);
+
+	RULE(f, f->hkid_released);
+	if (!fake_begin(f, CALL_RECLAIM_PAGE, err))
+		return;
+	RULE(f, atomic64_read(fake_leaf(f, gfn, level)));
+	atomic64_set(fake_leaf(f, gfn, level), 0);
+}
+
 static void fake_kick(void *ctx)
 {
 	struct fake *f = ctx;
@@ -210,6 +232,11 @@ static void fake_account(void *ctx, void *spt, int nr)
 	atomic_add(nr, &((struct fake *)ctx)->accounted);
 }
 
+static void fake_account_external(void *ctx, void *spt, int nr)
+{
+	atomic_add(nr, &((struct fake *)ctx)->ext_accounted);
+}
+
 static void fake_page_stats(void *ctx, int level, long nr)
 {
 	struct fake *f = ctx;
@@ -260,6 +287,8 @@ struct fake *fake_alloc(void)
 		.remove_external_spte = fake_remove,
 		.wbinvd_external_page = fake_wbinvd,
 		.free_external_spt = fake_reclaim,
+		.read_external_spte = fake_read,
+		.reclaim_external_page = fake_reclaim_page,
 		.kick_vcpus = fake_kick,
 		.hold_vcpus = fake_hold,
 		.bug_vm = fake_bug,
@@ -271,6 +300,7 @@ struct fake *fake_alloc(void)
 		.put_spt = fake_put_spt,
 		.put_external_spt = fake_put_external_spt,
 		.account = fake_account,
+		.account_external = fake_account_external,
 		.page_stats = fake_page_stats,
 		.need_resched = fake_need_resched,
 		.yield = fake_yield,

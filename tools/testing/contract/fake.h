@@ -38,6 +38,8 @@ enum fake_call {
 	CALL_REMOVE,
 	CALL_WBINVD,
 	CALL_RECLAIM,
+	CALL_READ,
+	CALL_RECLAIM_PAGE,
 	NR_CALLS,
 };
 
@@ -50,13 +52,15 @@ enum fake_call {
  * @fail_if_held: also with all vCPUs held out, when nobody is left to contend
  * @spt: mirror tables taken and not put back
  * @ext_spt: S-EPT pages taken and not put back
+ * @accounted: mirror tables by the mirror's own account
+ * @ext_accounted: S-EPT tables by the mirror's own account
  * @errors: calls that break a rule of the contract
  */
 struct fake {
 	rwlock_t mmu_lock;
 	bool finalized, hkid_released, held, resched, fail_if_held;
 	atomic_t bugged, kicks, yields, errors;
-	atomic_t spt, ext_spt, linked, accounted;
+	atomic_t spt, ext_spt, linked, accounted, ext_accounted;
 	atomic_long_t mapped_pages;
 	atomic64_t leaf[FAKE_GFNS];
 	atomic_t calls[NR_CALLS];

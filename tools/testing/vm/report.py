@@ -198,9 +198,9 @@ def contract(path):
     said = [re.sub(r"^\[[ .\d]+\] ", "", line.rstrip("\r")) for line in lines]
     passed = sum(line.startswith("tdx_mirror_contract_test: ok ") for line in said)
     failed = sum(line.startswith("tdx_mirror_contract_test: not ok ") for line in said)
-    # One test breaks a rule on purpose and sees the WARN that it must cause.
+    # Tests break rules on purpose and count the WARNs that this must cause.
     problems = [line for line in said
-                if ALARM.search(line) and "tdx_mirror_warn_bug" not in line and "Call Trace" not in line]
+                if ALARM.search(line) and "tdx_mirror_warn_" not in line and "Call Trace" not in line]
     if f"tdx_mirror_contract_test: 1..{passed + failed}" not in said or not passed:
         problems.append("the test module did not come to its end")
     if "vm: exit 0" not in said:
