@@ -7,6 +7,8 @@
 # make contract    the C contract's test module, on an emulated PC
 # make testdev    the test device: mirror and software TDX module without KVM
 # make host-test   the tests that run on this machine (cargo)
+# make loom        the mirror's source under every interleaving, to 2 preemptions
+# make replay      recorded calls of the TDX module against rust/emu; TRACES='a.jsonl.gz ...'
 # make check       formatting, lints, layers, unsafe, panics, patches
 # make modules     the modules; KDIR=<built kernel tree> for your own kernel
 # make vm          a boot of the emulated host: CMD='shell commands'
@@ -14,7 +16,7 @@
 # make clean       remove build/ (the cache stays)
 
 .DEFAULT_GOAL := help
-.PHONY: help run test selftests contract testdev host-test check modules vm setup clean
+.PHONY: help run test selftests contract testdev host-test loom replay check modules vm setup clean
 
 SESSION := scripts/session
 
@@ -41,6 +43,13 @@ testdev:
 
 host-test:
 	@$(SESSION) scripts/host-test
+
+loom:
+	@$(SESSION) scripts/loom $(TESTS)
+
+# A relative path is one from where make was started.
+replay:
+	@TDX_CALLER='$(PWD)' $(SESSION) scripts/replay $(TRACES)
 
 check:
 	@$(SESSION) scripts/run-check $(CHECKS)

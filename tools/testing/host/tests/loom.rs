@@ -1,42 +1,68 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Models of the shipped source: loom runs every interleaving up to the given preemptions.
+//! Models of the shipped source: loom runs every interleaving up to a number of preemptions.
+//!
+//! The number is 2, or `LOOM_MAX_PREEMPTIONS`; neither time nor interleavings are cut off.  Each
+//! model says how many interleavings it explored and fails when they are implausibly few, so that
+//! a model in which nothing meets does not pass.
 //!
 //! What loom does not explore: orders that the C11 model allows and loom's does not (mainly those
-//! of `SeqCst` beyond acquire and release), the counters, and the mock's own lock.
+//! of `SeqCst` beyond acquire and release), the counters, and the locks of the mock and of the
+//! test's VM.
 
-use tdx_mirror_host::mirror::error::{MapOutcome, RetryReason};
+use tdx_mirror_host::mirror::error::{Bug, MapError, MapOutcome, RetryReason};
 use tdx_mirror_host::mirror::level::Level;
 use tdx_mirror_host::mirror::spte::SpteKind;
 use tdx_mirror_host::mock::{status, Call, Mock};
+use tdx_mirror_host::sept::FAULT_TRIES;
 use tdx_mirror_host::vm::{Outcome, Td};
 
 use loom::sync::atomic::{AtomicUsize, Ordering};
 use loom::sync::Arc;
 use loom::thread;
 use std::collections::HashSet;
+use std::sync::atomic::AtomicU64;
 use std::sync::Mutex;
+use std::time::{Duration, Instant};
 
-/// Explores `f` with all interleavings up to two preemptions.
-fn explore(name: &str, f: impl Fn() + Sync + Send + 'static) {
+/// Preemptions up to which every interleaving is explored.
+const PREEMPTIONS: usize = 2;
+
+/// Explores `f` with all interleavings up to the bound; with the default bound these are at least
+/// `at_least`.
+fn explore(name: &'static str, at_least: u64, f: impl Fn() + Sync + Send + 'static) {
+    let bound = std::env::var("LOOM_MAX_PREEMPTIONS").map_or(PREEMPTIONS, |n| {
+        n.parse().expect("LOOM_MAX_PREEMPTIONS is a number")
+    });
     let mut builder = loom::model::Builder::new();
-    builder.preemption_bound = Some(2);
+    builder.preemption_bound = Some(bound);
     builder.max_branches = 100_000;
-    let runs = std::sync::Arc::new(std::sync::atomic::AtomicU64::new(0));
-    let count = runs.clone();
+    builder.max_permutations = None;
+    builder.max_duration = None;
+    let start = Instant::now();
+    let state = std::sync::Arc::new((AtomicU64::new(0), Mutex::new(start)));
+    let count = state.clone();
     builder.check(move || {
-        count.fetch_add(1, Ordering::Relaxed);
+        let runs = count.0.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+        let mut said = count.1.lock().unwrap();
+        if said.elapsed() > Duration::from_millis(1500) {
+            *said = Instant::now();
+            let so_far = start.elapsed().as_secs_f32();
+            println!("loom: {name}: {runs} interleavings so far, {so_far:.1} s");
+        }
+        drop(said);
         f();
     });
-    let runs = runs.load(Ordering::Relaxed);
-    println!("{name}: {runs} interleavings");
-    assert!(runs > 1, "nothing to interleave");
+    let runs = state.0.load(std::sync::atomic::Ordering::Relaxed);
+    let took = start.elapsed().as_secs_f32();
+    println!("loom: {name}: {runs} interleavings, {bound} preemptions, {took:.1} s");
+    if bound >= PREEMPTIONS {
+        assert!(runs >= at_least, "{runs} interleavings, {at_least} wanted");
+    }
 }
 
-/// What loom takes for a shared access of two threads, at a SEAMCALL and before a walk.
-///
-/// It remembers the last access of an object only, so that of two loads and a cmpxchg of one
-/// entry it may not try every order; this makes it do so.  Relaxed: it orders nothing.
+/// What loom takes for a meeting of two threads: at a SEAMCALL, and before somebody who looks on
+/// looks at what SEAMCALLs change.  Relaxed: it orders nothing.
 #[derive(Clone)]
 struct Pulse(Arc<AtomicUsize>);
 
@@ -52,14 +78,12 @@ fn pulsing_td(root: Level) -> (Arc<Td>, Pulse) {
     let beat = pulse.clone();
     let busy = Mutex::new(HashSet::new());
     let mock = Mock::new(root).observe(move |call, at| {
+        beat.beat();
         if let (Call::SeptAdd | Call::PageMap, Some(at)) = (call, at) {
             let key = (at.level(), at.gfn());
             assert!(busy.lock().unwrap().insert(key), "two mappers at {at:?}");
-            beat.beat();
             thread::yield_now();
             busy.lock().unwrap().remove(&key);
-        } else {
-            beat.beat();
         }
     });
     (Arc::new(Td::new(root, mock)), pulse)
@@ -92,7 +116,7 @@ fn settle(td: &Td, gfn: u64, pfn: u64, o: Outcome) {
 
 #[test]
 fn r27_b1_two_vcpus_map_one_gfn() {
-    explore("map/map same GFN", || {
+    explore("map/map same GFN", 100, || {
         let td = td(Level::L2M);
         let a = map_thread(&td, 0, 7);
         let b = td.map(0, 7);
@@ -107,8 +131,26 @@ fn r27_b1_two_vcpus_map_one_gfn() {
 }
 
 #[test]
+fn r27_r36_three_vcpus_map_one_gfn() {
+    explore("map/map/map same GFN", 1000, || {
+        let td = td(Level::L2M);
+        let a = map_thread(&td, 0, 7);
+        let b = map_thread(&td, 0, 7);
+        let c = td.map(0, 7);
+        let (a, b) = (a.join().unwrap(), b.join().unwrap());
+        for o in [a, b, c] {
+            settle(&td, 0, 7, o);
+        }
+        assert_eq!(td.mock().count(Call::PageMap), 1);
+        assert_eq!(td.mirror().stats().mapped.get(), 1);
+        assert!(td.host().bugs().is_empty());
+        td.check_same(&[0]);
+    });
+}
+
+#[test]
 fn r20_b2_two_vcpus_under_one_missing_table() {
-    explore("map/map under one missing table", || {
+    explore("map/map under one missing table", 50, || {
         let td = td(Level::L2M);
         let a = map_thread(&td, 0, 7);
         let b = td.map(1, 8);
@@ -123,17 +165,30 @@ fn r20_b2_two_vcpus_under_one_missing_table() {
 }
 
 #[test]
+fn r20_two_vcpus_under_two_missing_tables() {
+    explore("map/map under two missing tables", 50, || {
+        let td = td(Level::L1G);
+        let a = map_thread(&td, 0, 7);
+        // Another 2M table: the tables above are the same, this one is its own.
+        let b = td.map(512, 8);
+        let a = a.join().unwrap();
+        settle(&td, 0, 7, a);
+        settle(&td, 512, 8, b);
+        assert_eq!(td.mock().count(Call::SeptAdd), 3);
+        assert!(td.host().bugs().is_empty());
+        td.check_same(&[0, 512]);
+    });
+}
+
+#[test]
 fn r17_r18_walk_sees_frozen_or_whole() {
-    explore("map/walk", || {
+    explore("map/walk", 2000, || {
         let (td, pulse) = pulsing_td(Level::L2M);
         let a = map_thread(&td, 0, 7);
-        let mut seen = Vec::new();
+        let b = map_thread(&td, 1, 8);
         for _ in 0..3 {
             pulse.beat();
-            seen.push(td.kind(0));
-        }
-        for kind in &seen {
-            match kind {
+            match td.kind(0) {
                 SpteKind::NonPresent | SpteKind::Frozen => (),
                 SpteKind::Leaf(pfn) => {
                     assert_eq!(pfn.as_u64(), 7);
@@ -143,17 +198,20 @@ fn r17_r18_walk_sees_frozen_or_whole() {
                 other => panic!("walk met {other:?}"),
             }
         }
-        assert_eq!(a.join().unwrap(), Ok(MapOutcome::Fixed));
-        td.check_same(&[0]);
+        let (a, b) = (a.join().unwrap(), b.join().unwrap());
+        settle(&td, 0, 7, a);
+        settle(&td, 1, 8, b);
+        td.check_same(&[0, 1]);
     });
 }
 
 #[test]
 fn r4_link_failure_with_concurrent_map() {
-    explore("link failure with concurrent map", || {
+    explore("link failure with a concurrent map", 40, || {
         let td = td(Level::L2M);
         // The first of the two to link meets contention for its whole budget.
-        td.mock().fail(Call::SeptAdd, 0, 5, status::TREE_BUSY);
+        td.mock()
+            .fail(Call::SeptAdd, 0, FAULT_TRIES, status::TREE_BUSY);
         let a = map_thread(&td, 0, 7);
         let b = td.map(1, 8);
         let a = a.join().unwrap();
@@ -171,11 +229,32 @@ fn r4_link_failure_with_concurrent_map() {
 }
 
 #[test]
+fn r31_fatal_link_with_concurrent_map() {
+    explore("fatal link with a concurrent map", 40, || {
+        let td = td(Level::L2M);
+        td.mock().fail(Call::SeptAdd, 0, 1, status::STATE_INCORRECT);
+        let a = map_thread(&td, 0, 7);
+        let b = td.map(1, 8);
+        let outcomes = [a.join().unwrap(), b];
+        // Whoever was refused ended the VM; the other one came before, between or after.
+        assert!(outcomes.contains(&Err(MapError::Bugged)));
+        assert_eq!(td.host().bugs().len(), 1);
+        assert!(matches!(td.host().bugs()[0], Bug::External { .. }));
+        assert!(td.mirror().is_bugged());
+        for gfn in [0, 1] {
+            assert_ne!(td.kind(gfn), SpteKind::Frozen);
+        }
+        td.check_same(&[0, 1]);
+    });
+}
+
+#[test]
 fn r17_busy_then_thaw() {
-    explore("busy, rolled back, taken by the other", || {
+    explore("busy, then thaw", 40, || {
         let td = td(Level::L2M);
         assert_eq!(td.map(1, 9), Ok(MapOutcome::Fixed));
-        td.mock().fail(Call::PageMap, 0, 5, status::ENTRY_BUSY);
+        td.mock()
+            .fail(Call::PageMap, 0, FAULT_TRIES, status::ENTRY_BUSY);
         let a = map_thread(&td, 0, 7);
         let b = td.map(0, 7);
         let a = a.join().unwrap();
@@ -193,37 +272,115 @@ fn r17_busy_then_thaw() {
 }
 
 #[test]
+fn r18_b3_freeze_seen_by_prefault() {
+    explore("freeze seen by prefault", 50, || {
+        let td = td(Level::L2M);
+        assert_eq!(td.map(1, 9), Ok(MapOutcome::Fixed));
+        let a = map_thread(&td, 0, 7);
+        // A prefault asks again a bounded number of times and never waits for the other.
+        let mut asked = 0;
+        let b = loop {
+            let o = td.map(0, 7);
+            asked += 1;
+            if !is_frozen(o) || asked == 3 {
+                break o;
+            }
+            // It took nothing: no page, no SEAMCALL of its own.
+            assert!(td.mock().count(Call::PageMap) <= 2);
+            assert_eq!(td.mock().count(Call::SeptAdd), 1);
+        };
+        let a = a.join().unwrap();
+        settle(&td, 0, 7, a);
+        settle(&td, 0, 7, b);
+        assert_eq!(td.mock().count(Call::PageMap), 2);
+        assert!(td.host().bugs().is_empty());
+        td.check_same(&[0, 1]);
+    });
+}
+
+#[test]
 fn r19_zap_waits_for_maps() {
-    explore("zap waits for maps", || {
+    explore("zap waits for maps", 100, || {
         let td = td(Level::L2M);
         let a = map_thread(&td, 0, 7);
+        let b = map_thread(&td, 1, 8);
         let zapped = td.zap(0, 2);
-        assert_eq!(a.join().unwrap(), Ok(MapOutcome::Fixed));
-        // The zap came before the map or after it, never into the middle.
+        let (a, b) = (a.join().unwrap(), b.join().unwrap());
+        // The zap came before a map or after it, never into the middle.
         assert!(td.host().bugs().is_empty());
-        match zapped {
-            0 => assert!(td.mock().owns(7)),
-            _ => assert!(!td.mock().owns(7)),
+        let mapped = [a, b]
+            .iter()
+            .filter(|o| **o == Ok(MapOutcome::Fixed))
+            .count() as u64;
+        assert_eq!(td.mock().leaves().len() as u64, mapped - zapped);
+        td.check_same(&[0, 1]);
+    });
+}
+
+#[test]
+fn r19_r31_zap_is_watched() {
+    explore("zap/walk", 200, || {
+        let (td, pulse) = pulsing_td(Level::L2M);
+        assert_eq!(td.map(0, 7), Ok(MapOutcome::Fixed));
+        let other = td.clone();
+        let a = thread::spawn(move || other.zap(0, 2));
+        for _ in 0..3 {
+            pulse.beat();
+            match td.kind(0) {
+                // Present in the mirror as long as it is so in the S-EPT: the mirror may say so
+                // for longer, which is the order that a fault can live with.
+                SpteKind::NonPresent => assert!(!td.mock().owns(7)),
+                SpteKind::Leaf(p) | SpteKind::Blocked(p) => assert_eq!(p.as_u64(), 7),
+                other => panic!("walk met {other:?}"),
+            }
         }
+        assert_eq!(a.join().unwrap(), 1);
+        assert_eq!(td.kind(0), SpteKind::NonPresent);
+        td.check_same(&[0, 1]);
+    });
+}
+
+#[test]
+fn r29_another_pfn_is_a_bug_of_the_vm_only() {
+    explore("map/map, two PFNs for one GFN", 100, || {
+        let td = td(Level::L2M);
+        let a = map_thread(&td, 0, 7);
+        let b = td.map(0, 8);
+        let outcomes = [a.join().unwrap(), b];
+        let fixed = outcomes.iter().filter(|o| **o == Ok(MapOutcome::Fixed));
+        assert_eq!(fixed.count(), 1);
+        if outcomes.contains(&Err(MapError::Bugged)) {
+            assert_eq!(td.host().bugs().len(), 1);
+            assert!(matches!(td.host().bugs()[0], Bug::Transition { .. }));
+        } else {
+            assert!(outcomes.iter().any(|o| is_frozen(*o)));
+        }
+        assert_eq!(td.mock().count(Call::PageMap), 1);
         td.check_same(&[0]);
     });
 }
 
 #[test]
 fn b33_walk_during_teardown() {
-    explore("walk during teardown", || {
-        let (td, pulse) = pulsing_td(Level::L2M);
+    explore("teardown/walk", 1000, || {
+        let (td, pulse) = pulsing_td(Level::L1G);
         assert_eq!(td.map(0, 7), Ok(MapOutcome::Fixed));
         assert_eq!(td.zap(0, 1), 1);
         let other = td.clone();
         let a = thread::spawn(move || other.teardown());
-        // The page of the table waits for the walker, so what is read is a table.
-        for _ in 0..2 {
-            pulse.beat();
-            assert_eq!(td.kind(0), SpteKind::NonPresent);
-        }
+        // The page of a table waits for the walkers, so what they read is a table.
+        let look = |td: &Td, pulse: &Pulse| {
+            for _ in 0..2 {
+                pulse.beat();
+                assert_eq!(td.kind(0), SpteKind::NonPresent);
+            }
+        };
+        let (other, beat) = (td.clone(), pulse.clone());
+        let b = thread::spawn(move || look(&other, &beat));
+        look(&td, &pulse);
         a.join().unwrap();
-        assert_eq!(td.host().deferred_pages(), 1);
+        b.join().unwrap();
+        assert_eq!(td.host().deferred_pages(), 2);
         assert_eq!(td.host().used_external(), 0);
         assert!(td.host().bugs().is_empty());
     });
@@ -231,7 +388,7 @@ fn b33_walk_during_teardown() {
 
 #[test]
 fn r2_disjoint_gfns_do_not_disturb_each_other() {
-    explore("map/map disjoint", || {
+    explore("map/map disjoint", 8, || {
         let td = td(Level::L2M);
         assert_eq!(td.map(1, 9), Ok(MapOutcome::Fixed));
         assert_eq!(td.zap(1, 2), 1);
