@@ -471,6 +471,9 @@ unsafe extern "C" {
     pub fn tdx_mirror_hold_page(pfn: u64_);
 }
 unsafe extern "C" {
+    pub fn tdx_mirror_release_page(pfn: u64_);
+}
+unsafe extern "C" {
     pub fn tdx_mirror_warn_bug();
 }
 unsafe extern "C" {

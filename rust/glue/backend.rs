@@ -72,8 +72,16 @@ impl Seamcall for HookSeamcalls {
         seam_out(self.hooks.wbinvd_external_page(pfn, at.level()))
     }
 
+    fn mem_sept_rd(&self, at: Position) -> SeamOut {
+        seam_out(self.hooks.read_external_spte(at))
+    }
+
     fn phymem_page_reclaim(&self, page: PagePtr) -> SeamOut {
         seam_out(self.hooks.free_external_spt(page))
+    }
+
+    fn phymem_data_reclaim(&self, at: Position, pfn: Pfn) -> SeamOut {
+        seam_out(self.hooks.reclaim_external_page(pfn, at.level()))
     }
 }
 
@@ -188,8 +196,17 @@ impl Vm for KernelVm {
         page::hold(pfn);
     }
 
+    fn release_page(&self, pfn: Pfn) {
+        page::release(pfn);
+    }
+
     fn account(&self, page: PagePtr, linked: bool) {
         self.hooks.account(page, if linked { 1 } else { -1 });
+    }
+
+    fn account_external(&self, page: PagePtr, linked: bool) {
+        self.hooks
+            .account_external(page, if linked { 1 } else { -1 });
     }
 
     fn page_stats(&self, level: Level, mapped: bool) {

@@ -37,11 +37,17 @@ pub(super) fn word(page: PagePtr) -> Option<PagePtr> {
     PagePtr::new(unsafe { bindings::tdx_mirror_page_private(page.as_ptr().cast()) }.cast())
 }
 
-/// Takes a reference to a guest's page that is never given back, so that the page never is free
-/// again. Frames without a `struct page` have no allocator to keep them from.
+/// Takes a reference to a guest's page that is not given back before [`release()`], so that the
+/// page is not free before. Frames without a `struct page` have no allocator to keep them from.
 pub(super) fn hold(pfn: Pfn) {
     // SAFETY: The helper takes any number; KVM's reference keeps the page until its zap returns.
     unsafe { bindings::tdx_mirror_hold_page(pfn.as_u64()) };
+}
+
+/// Gives back the reference that [`hold()`] took: the TDX module does not own the page any more.
+pub(super) fn release(pfn: Pfn) {
+    // SAFETY: The helper takes any number; the reference is the one that `hold()` took.
+    unsafe { bindings::tdx_mirror_release_page(pfn.as_u64()) };
 }
 
 /// Pages that were unlinked while a walk may still be at them, chained through their words, so that

@@ -49,11 +49,17 @@ void tdx_mirror_set_page_private(void *virt, void *value)
 	set_page_private(virt_to_page(virt), (unsigned long)value);
 }
 
-/* Keeps a page from the allocator for ever. */
+/* Keeps a page from the allocator until tdx_mirror_release_page(). */
 void tdx_mirror_hold_page(u64 pfn)
 {
 	if (pfn_valid(pfn))
 		get_page(pfn_to_page(pfn));
+}
+
+void tdx_mirror_release_page(u64 pfn)
+{
+	if (pfn_valid(pfn))
+		put_page(pfn_to_page(pfn));
 }
 
 /*

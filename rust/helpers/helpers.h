@@ -16,6 +16,7 @@ void *tdx_mirror_pfn_to_virt(u64 pfn);
 void *tdx_mirror_page_private(void *virt);
 void tdx_mirror_set_page_private(void *virt, void *value);
 void tdx_mirror_hold_page(u64 pfn);
+void tdx_mirror_release_page(u64 pfn);
 
 void tdx_mirror_warn_bug(void);
 void tdx_mirror_warn_parameter(void);

@@ -78,6 +78,11 @@ impl Cursor {
         }
     }
 
+    /// The first frame number that no entry was met for, or one past the range.
+    pub fn position(&self) -> u64 {
+        self.next
+    }
+
     /// The next entry, or `None` at the end of the range.
     pub fn next<'t, M: PageMap, L: TablesStay>(
         &mut self,

@@ -6,6 +6,7 @@ use super::addr::Pfn;
 use super::external::{ExtFailure, Operand};
 use super::level::Position;
 use super::spte::{IllegalTransition, Spte};
+use core::fmt;
 
 /// How a map ended that is no error.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -89,7 +90,7 @@ pub enum Bug {
 }
 
 /// A page that is never given back.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq)]
 pub enum Leak {
     /// A page of an S-EPT table that could not be reclaimed.
     SeptTable {
@@ -104,5 +105,27 @@ pub enum Leak {
         at: Position,
         /// The page.
         pfn: Pfn,
+        /// What the reclaim answered: status, page type, owner, size.
+        failure: ExtFailure,
     },
+}
+
+impl fmt::Debug for Leak {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let failure = match self {
+            Self::SeptTable { at, failure } => {
+                write!(f, "page of the S-EPT table at {at:?}")?;
+                failure
+            }
+            Self::Data { at, pfn, failure } => {
+                write!(f, "{pfn:?} of {at:?}")?;
+                failure
+            }
+        };
+        write!(
+            f,
+            ", {} answered {:#018x}: page type {:#x}, owner {:#x}, size {}",
+            failure.op, failure.status, failure.ext1, failure.ext2, failure.ext3
+        )
+    }
 }

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! The external table as the mirror sees it: six operations, and the lock that each needs.
+//! The external table as the mirror sees it: its operations, and the lock that each needs.
 
 pub use super::stats::Counter;
 
@@ -199,10 +199,21 @@ pub trait ExternalPt {
     /// Why not; the external entry is free still.
     fn map_leaf(&self, l: &Shared<'_>, at: Position, pfn: Pfn) -> Result<(), ExtError>;
 
+    /// Somebody gave up on an entry before, and the guest waits until the entry is locked once
+    /// more: does that for one such entry, if it can be done at once.
+    fn pay_debt(&self, l: &Shared<'_>);
+
+    /// As [`pay_debt()`](Self::pay_debt), for all such entries and with certainty.
+    ///
+    /// # Errors
+    ///
+    /// An entry whose lock is held though nobody is left who could hold it.
+    fn pay_debts(&self, x: &Exclusive<'_>) -> Result<(), (Position, ExtFailure)>;
+
     /// Whether a leaf must be blocked and tracked before it is removed.
     fn needs_tracking(&self, x: &Exclusive<'_>) -> bool;
 
-    /// Blocks the leaf `at` against new translations.
+    /// Blocks the leaf `at` against new translations; one that is blocked stays so.
     ///
     /// # Errors
     ///
@@ -224,6 +235,13 @@ pub trait ExternalPt {
     ///
     /// Why not; the TDX module may still own the page.
     fn zap_leaf(&self, x: &Exclusive<'_>, at: Position, pfn: Pfn) -> Result<(), ExtFailure>;
+
+    /// Reclaims `pfn`, which may still be mapped at `at`, once the HKID is released.
+    ///
+    /// # Errors
+    ///
+    /// Why not; the TDX module may still own the page.
+    fn reclaim_leaf(&self, x: &Exclusive<'_>, at: Position, pfn: Pfn) -> Result<(), ExtFailure>;
 
     /// Reclaims the page of a table whose children are all reclaimed; the HKID is released.
     ///

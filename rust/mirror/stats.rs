@@ -52,4 +52,10 @@ pub struct Stats {
     pub leaked: Counter,
     /// Mirror table pages in use, the root included.
     pub tables: Counter,
+    /// S-EPT pages in use, without the root, which is one of the TD's control pages.
+    pub external_tables: Counter,
+    /// Quarantined pages that the teardown could reclaim.
+    pub resolved: Counter,
+    /// Batches of leaves that were zapped with one TRACK, or without one while the TD is built.
+    pub zap_batches: Counter,
 }

@@ -118,6 +118,11 @@ impl OwnedTable {
         self.page
     }
 
+    /// The S-EPT's page, for the account.
+    pub fn external_page(&self) -> PagePtr {
+        self.external.operand()
+    }
+
     /// The mirror's page and the S-EPT's.
     pub(super) fn into_parts(self) -> (PagePtr, ExternalPage<Free>) {
         (self.page, self.external)

@@ -45,6 +45,10 @@ pub trait Seamcall {
     fn mem_page_remove(&self, at: Position) -> SeamOut;
     /// TDH.PHYMEM.PAGE.WBINVD of the removed page that was mapped at `at`.
     fn phymem_page_wbinvd(&self, at: Position, pfn: Pfn) -> SeamOut;
-    /// TDH.PHYMEM.PAGE.RECLAIM of an S-EPT page, then WBINVD.
+    /// TDH.MEM.SEPT.RD: the entry in `ext1`, its level and state in `ext2`.
+    fn mem_sept_rd(&self, at: Position) -> SeamOut;
+    /// TDH.PHYMEM.PAGE.RECLAIM of an S-EPT page.
     fn phymem_page_reclaim(&self, page: PagePtr) -> SeamOut;
+    /// TDH.PHYMEM.PAGE.RECLAIM of the data page that may still be mapped at `at`.
+    fn phymem_data_reclaim(&self, at: Position, pfn: Pfn) -> SeamOut;
 }

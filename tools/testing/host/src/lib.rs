@@ -8,7 +8,7 @@ pub mod mirror;
 #[path = "../../../../rust/tdx/mod.rs"]
 pub mod tdx;
 
-#[path = "../../../../rust/sept.rs"]
+#[path = "../../../../rust/sept/mod.rs"]
 pub mod sept;
 
 pub mod mock;

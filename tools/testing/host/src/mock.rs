@@ -22,7 +22,11 @@ pub enum Call {
     Track,
     Remove,
     Wbinvd,
+    /// TDH.MEM.SEPT.RD.
+    Read,
     Reclaim,
+    /// TDH.PHYMEM.PAGE.RECLAIM of a data page.
+    DataReclaim,
     Kick,
     Hold,
     Release,
@@ -65,6 +69,22 @@ struct State {
     fails: VecDeque<Fail>,
     log: Vec<(Call, Option<Position>)>,
     hold: bool,
+    /// Entries whose lock a vCPU holds, inside TDG.MEM.PAGE.ACCEPT.
+    guest_locks: HashSet<(i32, u64)>,
+    /// Entries with the host-priority mark.
+    marks: HashSet<(i32, u64)>,
+}
+
+impl State {
+    /// The host's try for an entry's lock: it leaves a mark if it fails, and clears it if not.
+    fn lock_entry(&mut self, at: Position) -> Result<(), SeamOut> {
+        if self.guest_locks.contains(&key(at)) {
+            self.marks.insert(key(at));
+            return Err(SeamOut::of(status::ENTRY_BUSY));
+        }
+        self.marks.remove(&key(at));
+        Ok(())
+    }
 }
 
 /// The S-EPT of one TD.
@@ -144,6 +164,33 @@ impl Mock {
         self.lock().fails.clear();
     }
 
+    /// A vCPU takes the lock of the entry that covers `gfn` at `level`, as ACCEPT does, and keeps
+    /// it until [`accept_end()`](Self::accept_end) or a kick.
+    ///
+    /// # Errors
+    ///
+    /// What the guest is told: the host has priority.
+    pub fn accept_begin(&self, level: Level, gfn: u64) -> Result<(), TdxStatus> {
+        let at = Position::covering(Gfn::new(gfn).expect("a GFN"), level);
+        let mut s = self.lock();
+        if s.marks.contains(&key(at)) {
+            return Err(status::ENTRY_BUSY);
+        }
+        s.guest_locks.insert(key(at));
+        Ok(())
+    }
+
+    /// The vCPU lets go of the entry's lock.
+    pub fn accept_end(&self, level: Level, gfn: u64) {
+        let at = Position::covering(Gfn::new(gfn).expect("a GFN"), level);
+        self.lock().guest_locks.remove(&key(at));
+    }
+
+    /// Entries that carry a host-priority mark.
+    pub fn marks(&self) -> usize {
+        self.lock().marks.len()
+    }
+
     /// A vCPU enters the guest and stays until kicked.
     pub fn enter_guest(&self) {
         let mut s = self.lock();
@@ -220,6 +267,9 @@ impl Mock {
         if f.times == 0 {
             s.fails.remove(i);
         }
+        if let (status::ENTRY_BUSY, Some(at)) = (status, at) {
+            s.marks.insert(key(at));
+        }
         Err(SeamOut::of(status))
     }
 
@@ -260,7 +310,7 @@ impl Seamcall for Mock {
             return out;
         }
         let mut s = self.lock();
-        if let Err(out) = self.walk(&s, at) {
+        if let Err(out) = self.walk(&s, at).and_then(|()| s.lock_entry(at)) {
             return out;
         }
         if let Some(e) = s.entries.get(&key(at)) {
@@ -280,7 +330,7 @@ impl Seamcall for Mock {
             return out;
         }
         let mut s = self.lock();
-        if let Err(out) = self.walk(&s, at) {
+        if let Err(out) = self.walk(&s, at).and_then(|()| s.lock_entry(at)) {
             return out;
         }
         if let Some(e) = s.entries.get(&key(at)) {
@@ -300,6 +350,9 @@ impl Seamcall for Mock {
             return out;
         }
         let mut s = self.lock();
+        if let Err(out) = s.lock_entry(at) {
+            return out;
+        }
         let epoch = s.epoch;
         match s.entries.get_mut(&key(at)) {
             Some(Entry::Leaf { blocked, .. }) if blocked.is_none() => {
@@ -328,6 +381,9 @@ impl Seamcall for Mock {
             return out;
         }
         let mut s = self.lock();
+        if let Err(out) = s.lock_entry(at) {
+            return out;
+        }
         let Some(Entry::Leaf { pfn, blocked }) = s.entries.get(&key(at)).copied() else {
             return SeamOut::of(status::STATE_INCORRECT);
         };
@@ -352,6 +408,32 @@ impl Seamcall for Mock {
             return SeamOut::of(TdxStatus::PAGE_METADATA_INCORRECT.with_operand(OperandId::RCX));
         }
         done()
+    }
+
+    fn mem_sept_rd(&self, at: Position) -> SeamOut {
+        if let Err(out) = self.begin(Call::Read, Some(at)) {
+            return out;
+        }
+        let mut s = self.lock();
+        match self.walk(&s, at).and_then(|()| s.lock_entry(at)) {
+            Ok(()) => done(),
+            Err(out) => out,
+        }
+    }
+
+    fn phymem_data_reclaim(&self, at: Position, pfn: Pfn) -> SeamOut {
+        if let Err(out) = self.begin(Call::DataReclaim, Some(at)) {
+            return out;
+        }
+        if self.is_hkid_assigned() {
+            return SeamOut::of(TdxStatus::LIFECYCLE_STATE_INCORRECT);
+        }
+        // As of the TDX module: the S-EPT is not looked at.
+        if self.lock().data.remove(&pfn.as_u64()) {
+            done()
+        } else {
+            SeamOut::of(TdxStatus::PAGE_METADATA_INCORRECT.with_operand(OperandId::RCX))
+        }
     }
 
     fn phymem_page_reclaim(&self, page: PagePtr) -> SeamOut {
@@ -384,6 +466,7 @@ impl SeptBackend for Mock {
         let mut s = self.lock();
         s.log.push((Call::Kick, None));
         s.inside = None;
+        s.guest_locks.clear();
     }
 
     fn hold_vcpus(&self, hold: bool) {

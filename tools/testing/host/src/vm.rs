@@ -6,7 +6,7 @@ use crate::mirror::addr::{Gfn, GfnRange, PagePtr, Pfn};
 use crate::mirror::error::{Bug, Leak, MapError, MapOutcome};
 use crate::mirror::level::{Level, Position};
 use crate::mirror::lock::{Exclusive, RcuRead, Shared};
-use crate::mirror::mmu::{Config, Mirror, Vm};
+use crate::mirror::mmu::{Config, Mirror, Vm, ZAP_BATCH};
 use crate::mirror::spte::{Spte, SpteKind};
 use crate::mirror::table::{PageMap, PageSupplier, Root, Table};
 use crate::mock::Mock;
@@ -45,6 +45,8 @@ pub struct Host {
     bugs: Mutex<Vec<Bug>>,
     leaks: Mutex<Vec<Leak>>,
     held: Mutex<HashSet<u64>>,
+    /// S-EPT pages in the account.
+    accounted_external: Mutex<HashSet<usize>>,
     /// Mirror pages in use by the account.
     pub accounted: AtomicI64,
     /// Leaves by the page statistics.
@@ -71,6 +73,7 @@ impl Host {
             bugs: Mutex::default(),
             leaks: Mutex::default(),
             held: Mutex::default(),
+            accounted_external: Mutex::default(),
             accounted: AtomicI64::new(0),
             leaves: AtomicI64::new(0),
             resched: AtomicU32::new(0),
@@ -118,6 +121,16 @@ impl Host {
     /// Whether the data page was kept from the allocator.
     pub fn holds(&self, pfn: u64) -> bool {
         self.held.lock().unwrap().contains(&pfn)
+    }
+
+    /// S-EPT pages in use by the account.
+    pub fn accounted_external(&self) -> usize {
+        self.accounted_external.lock().unwrap().len()
+    }
+
+    /// The data pages that are kept from the allocator.
+    pub fn held_pages(&self) -> Vec<u64> {
+        self.held.lock().unwrap().iter().copied().collect()
     }
 
     /// Mirror pages that were handed out and not put, nor waiting for a grace period.
@@ -200,12 +213,33 @@ impl Vm for Host {
     }
 
     fn hold_page(&self, pfn: Pfn) {
-        self.held.lock().unwrap().insert(pfn.as_u64());
+        let held = self.held.lock().unwrap().insert(pfn.as_u64());
+        assert!(held, "{pfn:?} held twice");
+    }
+
+    fn release_page(&self, pfn: Pfn) {
+        let held = self.held.lock().unwrap().remove(&pfn.as_u64());
+        assert!(held, "{pfn:?} released and not held");
     }
 
     fn account(&self, _page: PagePtr, linked: bool) {
         self.accounted
             .fetch_add(if linked { 1 } else { -1 }, SeqCst);
+    }
+
+    fn account_external(&self, page: PagePtr, linked: bool) {
+        let addr = page.as_ptr() as usize;
+        assert!(
+            self.pages.lock().unwrap().external.contains(&addr),
+            "account of a page that was put"
+        );
+        let mut accounted = self.accounted_external.lock().unwrap();
+        let changed = if linked {
+            accounted.insert(addr)
+        } else {
+            accounted.remove(&addr)
+        };
+        assert!(changed, "account out of balance");
     }
 
     fn page_stats(&self, _level: Level, mapped: bool) {
@@ -257,11 +291,17 @@ pub type Outcome = Result<MapOutcome, MapError>;
 
 impl Td {
     pub fn new(root_level: Level, mock: Mock) -> Self {
+        Self::with_zap_batch(root_level, mock, ZAP_BATCH)
+    }
+
+    /// As [`new()`](Self::new), with `zap_batch` leaves for each TRACK.
+    pub fn with_zap_batch(root_level: Level, mock: Mock, zap_batch: u32) -> Self {
         let host = Host::new();
         let page = host.alloc();
         // SAFETY: the page is the host's and given to nobody else.
         let root = unsafe { Root::new(page) };
         let config = Config::new(root_level.gfn_bits().min(40), root_level).unwrap();
+        let config = config.with_zap_batch(zap_batch);
         Self {
             mmu_lock: RwLock::new(()),
             mirror: Mirror::new(config, Sept::new(mock), host, root),
@@ -394,6 +434,19 @@ impl Td {
         // Mirror pages: the linked ones, and the root until it is destroyed.
         assert_eq!(self.host().used_pages() as u64, tables + 1);
         assert_eq!(self.host().used_external() as u64, tables);
+        assert_eq!(stats.external_tables.get(), tables);
+        assert_eq!(self.host().accounted_external() as u64, tables);
+        // Whoever waits for the host's priority to end is in the book.
+        let sept = self.mirror.external();
+        let (debts, paid, lost) = (
+            sept.stats().debts.get(),
+            sept.stats().debts_paid.get(),
+            sept.stats().debts_lost.get(),
+        );
+        assert_eq!(debts, paid + lost + sept.debts_owed(), "debts");
+        if !self.mirror.is_bugged() {
+            assert!(self.mock().marks() as u64 <= sept.debts_owed() + lost);
+        }
     }
 
     fn mock_has_key(&self) -> bool {

@@ -1,0 +1,197 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Mapping one page, under mmu_lock held for read.
+
+use super::addr::{Gfn, Pfn};
+use super::cell::SpteCell;
+use super::error::{Bug, MapError, MapOutcome, RetryReason};
+use super::external::{ExtError, ExternalPt};
+use super::frozen::{FrozenError, FrozenSpte};
+use super::level::{Level, Position};
+use super::lock::Shared;
+use super::mmu::{Mirror, Vm};
+use super::spte::{Spte, SpteKind, Transition};
+use super::table::{self, OwnedTable, PageSupplier, Table};
+
+/// Why a map stops: with an outcome or with an error.
+enum Stop {
+    Retry(RetryReason),
+    Fail(MapError),
+}
+
+impl<E: ExternalPt, V: Vm> Mirror<E, V> {
+    /// Maps `gfn` to `pfn` at `level`, linking the tables that lack.  Only 4K pages are mapped.
+    ///
+    /// Never loops, never sleeps, and takes pages from `pages` alone.  What it cannot do because
+    /// of somebody else it leaves to the caller's retry, with nothing frozen.
+    ///
+    /// # Errors
+    ///
+    /// See [`MapError`].  The leaf is not mapped, in neither table.
+    pub fn map<P: PageSupplier>(
+        &self,
+        l: &Shared<'_>,
+        pages: &mut P,
+        gfn: Gfn,
+        pfn: Pfn,
+        level: Level,
+    ) -> Result<MapOutcome, MapError> {
+        if gfn.as_u64() >= self.config.limit() || level != Level::L4K {
+            return Err(MapError::Invalid);
+        }
+        if self.is_bugged() {
+            return Err(MapError::Bugged);
+        }
+        self.ext.pay_debt(l);
+        let mut table = self.root.table(l);
+        let mut here = self.config.root_level();
+        // At most four rounds, one for each level above the leaf's.
+        while let (true, Some(below)) = (here > level, here.child()) {
+            match self.descend(l, pages, table, Position::covering(gfn, here)) {
+                Ok(next) => table = next,
+                Err(stop) => return self.stopped(stop),
+            }
+            here = below;
+        }
+        self.map_leaf(l, table, Position::covering(gfn, here), pfn)
+            .or_else(|stop| self.stopped(stop))
+    }
+
+    fn stopped(&self, stop: Stop) -> Result<MapOutcome, MapError> {
+        match stop {
+            Stop::Retry(reason) => {
+                if reason == RetryReason::Frozen {
+                    self.stats.frozen_seen.inc();
+                }
+                Ok(MapOutcome::Retry(reason))
+            }
+            Stop::Fail(error) => Err(error),
+        }
+    }
+
+    /// The table below the entry `at` of `table`, linked now if it was not.
+    fn descend<'t, P: PageSupplier>(
+        &self,
+        l: &'t Shared<'_>,
+        pages: &mut P,
+        table: &'t Table,
+        at: Position,
+    ) -> Result<&'t Table, Stop> {
+        let cell = self.cell(table, at)?;
+        let mut seen = cell.load();
+        if seen.kind(at.level()) == SpteKind::NonPresent {
+            // A lost race leaves the winner's value, which cannot be non-present: what follows
+            // goes on with that instead of with what was read before.
+            match FrozenSpte::freeze(l, cell, at, seen) {
+                Ok(frozen) => seen = self.link(l, pages, frozen, at)?,
+                Err(now) => seen = now,
+            }
+        }
+        match seen.kind(at.level()) {
+            SpteKind::Table(_) => table::child(&self.vm, l, seen, at)
+                .ok_or_else(|| self.fail(Bug::Unexpected { at, found: seen })),
+            SpteKind::Frozen => Err(Stop::Retry(RetryReason::Frozen)),
+            _ => Err(self.fail(Bug::Unexpected { at, found: seen })),
+        }
+    }
+
+    /// Links a new table at the frozen entry; answers the entry's value.
+    fn link<P: PageSupplier>(
+        &self,
+        l: &Shared<'_>,
+        pages: &mut P,
+        frozen: FrozenSpte<'_>,
+        at: Position,
+    ) -> Result<Spte, Stop> {
+        self.stats.frozen.inc();
+        let Some(owned) = OwnedTable::take(pages, &self.vm) else {
+            return Err(Stop::Retry(RetryReason::NoPage));
+        };
+        let (page, external) = (owned.page(), owned.external_page());
+        match frozen.link_table(l, &self.ext, &self.vm, owned) {
+            Ok(linked) => {
+                self.stats.tables.inc();
+                self.vm.account(page, true);
+                self.stats.external_tables.inc();
+                self.vm.account_external(external, true);
+                Ok(linked)
+            }
+            Err((error, owned)) => {
+                owned.put(&self.vm);
+                Err(self.refused(at, Spte::NON_PRESENT, error))
+            }
+        }
+    }
+
+    fn map_leaf(
+        &self,
+        l: &Shared<'_>,
+        table: &Table,
+        at: Position,
+        pfn: Pfn,
+    ) -> Result<MapOutcome, Stop> {
+        let cell = self.cell(table, at)?;
+        let mut seen = cell.load();
+        if seen.kind(at.level()) == SpteKind::NonPresent {
+            match FrozenSpte::freeze(l, cell, at, seen) {
+                Ok(frozen) => {
+                    self.stats.frozen.inc();
+                    frozen
+                        .map_leaf(l, &self.ext, pfn)
+                        .map_err(|error| self.refused(at, seen, error))?;
+                    self.stats.mapped.inc();
+                    self.stats.leaf_transitions.inc();
+                    self.vm.page_stats(at.level(), true);
+                    return Ok(MapOutcome::Fixed);
+                }
+                Err(now) => seen = now,
+            }
+        }
+        match seen.kind(at.level()) {
+            SpteKind::Leaf(mapped) if mapped == pfn => {
+                self.stats.spurious.inc();
+                Ok(MapOutcome::Spurious)
+            }
+            SpteKind::Frozen => Err(Stop::Retry(RetryReason::Frozen)),
+            // The GFN's page may still be the TDX module's: no other page may be put there.
+            SpteKind::Quarantined(_) => Err(Stop::Fail(MapError::Bugged)),
+            SpteKind::Leaf(_) => {
+                let new = Spte::leaf(pfn, at.level());
+                Err(self.illegal(at, seen, new))
+            }
+            _ => Err(self.fail(Bug::Unexpected { at, found: seen })),
+        }
+    }
+
+    fn cell<'t>(&self, table: &'t Table, at: Position) -> Result<&'t SpteCell, Stop> {
+        table.cell(at).ok_or_else(|| self.fail(Bug::NoEntry { at }))
+    }
+
+    /// What an unsuccessful change of a frozen entry means for the map.
+    fn refused(&self, at: Position, old: Spte, error: FrozenError) -> Stop {
+        match error {
+            FrozenError::External(ExtError::Contended(operand)) => {
+                Stop::Retry(RetryReason::Contended(operand))
+            }
+            FrozenError::External(ExtError::BuildContended(operand)) => {
+                Stop::Fail(MapError::Busy(operand))
+            }
+            FrozenError::External(ExtError::Failed(failure)) => {
+                self.fail(Bug::External { at, failure })
+            }
+            FrozenError::Illegal(new, why) => self.fail(Bug::Transition { at, old, new, why }),
+        }
+    }
+
+    fn illegal(&self, at: Position, old: Spte, new: Spte) -> Stop {
+        match Transition::classify(old, new, at.level()) {
+            Err(why) => self.fail(Bug::Transition { at, old, new, why }),
+            Ok(_) => self.fail(Bug::Unexpected { at, found: old }),
+        }
+    }
+
+    fn fail(&self, bug: Bug) -> Stop {
+        self.bugged(bug);
+        Stop::Fail(MapError::Bugged)
+    }
+}
