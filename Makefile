@@ -9,6 +9,8 @@
 # make host-test   the tests that run on this machine (cargo)
 # make loom        the mirror's source under every interleaving, to 2 preemptions
 # make replay      recorded calls of the TDX module against rust/emu; TRACES='a.jsonl.gz ...'
+# make mutants     does a test fail for each small change of the mirror's code; FILES='rust/sept/mod.rs ...'
+# make requirements  each requirement with its tests; fails when one has none
 # make check       formatting, lints, layers, unsafe, panics, patches
 # make modules     the modules; KDIR=<built kernel tree> for your own kernel
 # make vm          a boot of the emulated host: CMD='shell commands'
@@ -16,7 +18,7 @@
 # make clean       remove build/ (the cache stays)
 
 .DEFAULT_GOAL := help
-.PHONY: help run test selftests contract testdev host-test loom replay check modules vm setup clean
+.PHONY: help run test selftests contract testdev host-test loom replay mutants requirements check modules vm setup clean
 
 SESSION := scripts/session
 
@@ -50,6 +52,13 @@ loom:
 # A relative path is one from where make was started.
 replay:
 	@TDX_CALLER='$(PWD)' $(SESSION) scripts/replay $(TRACES)
+
+mutants:
+	@$(SESSION) scripts/mutants $(FILES)
+
+requirements:
+	@if command -v python3 >/dev/null; then scripts/check --requirements; \
+	else $(SESSION) scripts/run-check --requirements; fi
 
 check:
 	@$(SESSION) scripts/run-check $(CHECKS)

@@ -1,44 +1,55 @@
 // SPDX-License-Identifier: GPL-2.0
-//! Replays recordings of the real TDX module: `replay FILE.jsonl.gz...`. Prints a
-//! line for each mismatch and ends with `calls=N mismatches=M`; exit status 1 if M
-//! is not 0 or a file cannot be read.
+//! Replays recordings of the real TDX module: `replay [--as NAME] FILE...`; `--as` is what
+//! messages call the next file. Prints a line for each mismatch and ends with
+//! `calls=N mismatches=M`. Exit status 1 if M is not 0, 2 if a file cannot be read or is
+//! not understood.
 
-use std::io::BufReader;
 use std::process::ExitCode;
 
 use tdx_emu_host::replay::replay;
 
+const USAGE: &str = "usage: replay [--as NAME] FILE.jsonl[.gz]...";
+
 fn main() -> ExitCode {
-    let files: Vec<_> = std::env::args_os().skip(1).collect();
-    if files.is_empty() {
-        eprintln!("usage: replay FILE.jsonl[.gz]...");
-        return ExitCode::from(2);
-    }
-    let (mut calls, mut mismatches, mut failed) = (0, 0, false);
-    for name in files {
-        let shown = name.to_string_lossy().into_owned();
-        let file = match std::fs::File::open(&name) {
-            Ok(f) => f,
+    let (mut calls, mut mismatches, mut files, mut broken) = (0, 0, 0, false);
+    let mut args = std::env::args_os().skip(1);
+    while let Some(arg) = args.next() {
+        let (shown, file) = match arg == "--as" {
+            false => (arg.clone(), Some(arg)),
+            true => (args.next().unwrap_or_default(), args.next()),
+        };
+        let Some(file) = file else {
+            eprintln!("{USAGE}");
+            return ExitCode::from(2);
+        };
+        files += 1;
+        let shown = shown.to_string_lossy();
+        let outcome = match std::fs::File::open(&file) {
+            Ok(f) => replay(f),
             Err(e) => {
                 eprintln!("{shown}: {e}");
-                failed = true;
+                broken = true;
                 continue;
             }
-        };
-        let outcome = if shown.ends_with(".gz") {
-            replay(BufReader::new(flate2::read::MultiGzDecoder::new(file)))
-        } else {
-            replay(BufReader::new(file))
         };
         for m in &outcome.mismatches {
             println!("{shown}: {m}");
         }
+        if let Some(e) = outcome.error {
+            eprintln!("{shown}: {e}");
+            broken = true;
+        }
         calls += outcome.calls;
         mismatches += outcome.mismatches.len();
     }
-    println!("calls={calls} mismatches={mismatches}");
-    if mismatches != 0 || failed || calls == 0 {
-        return ExitCode::FAILURE;
+    if files == 0 {
+        eprintln!("{USAGE}");
+        return ExitCode::from(2);
     }
-    ExitCode::SUCCESS
+    println!("calls={calls} mismatches={mismatches}");
+    match (broken, mismatches) {
+        (true, _) => ExitCode::from(2),
+        (false, 0) => ExitCode::SUCCESS,
+        (false, _) => ExitCode::from(1),
+    }
 }

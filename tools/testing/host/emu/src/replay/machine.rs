@@ -1,0 +1,131 @@
+// SPDX-License-Identifier: GPL-2.0
+//! The machine that a recording's header describes, with the module up.
+
+use super::fields::Fields;
+use crate::emu::interp::Interpreter;
+use crate::emu::{Config, Module};
+use crate::host::{bring_up, layout, td_params, Host, TdmrSpec};
+
+/// Versions and values that the replayer stands for.
+const FORMAT: u64 = 1;
+const MODULE: &str = "TDX module 1.5.01";
+const MAX_PA: u64 = 52;
+/// Pages that PAGE.ADD copies from.
+const SOURCE: &str = "source page k at 0x20000+k*4096, byte j = (37*k+j) mod 256, k<8";
+const SOURCE_PAGES: u64 = 8;
+/// TSC ticks until a guest's yielding to the host's priority ends.
+pub const HP_LOCK_TIMEOUT: u64 = 1_000_000_000;
+/// Logical processors: one for each vCPU and the host's.
+pub const LPS: usize = 3;
+
+/// What of the header is needed later.
+pub struct Header {
+    pub tdr: u64,
+    pub tdvpr: [u64; 2],
+    pub tdmr: (u64, u64),
+    /// Base and number of the pages that have an index.
+    pub pages: (u64, u64),
+}
+
+fn expect<T: PartialEq + std::fmt::Display>(what: &str, got: T, known: T) -> Result<(), String> {
+    match got == known {
+        true => Ok(()),
+        false => Err(format!("header.{what} is {got}; only {known} is supported")),
+    }
+}
+
+fn tdmr(h: &mut Fields) -> Result<TdmrSpec, String> {
+    let mut list = h.objects("tdmr")?;
+    expect("tdmr: number of TDMRs", list.len(), 1)?;
+    let mut t = list.remove(0);
+    let mut reserved = Vec::new();
+    for mut r in t.objects("rsvd")? {
+        reserved.push((r.num("offset")?, r.num("size")?));
+        r.end()?;
+    }
+    let tdmr = TdmrSpec {
+        base: t.num("base")?,
+        size: t.num("size")?,
+        reserved,
+    };
+    t.end()?;
+    // The host keeps the PAMT above, and its own structures below.
+    let end = tdmr.base.checked_add(tdmr.size);
+    let aligned = (tdmr.base | tdmr.size) & ((1 << 30) - 1) == 0;
+    if !aligned || tdmr.base == 0 || tdmr.size == 0 || end.is_none_or(|e| e > layout::PAMT) {
+        return Err("header.tdmr does not fit into this machine".into());
+    }
+    Ok(tdmr)
+}
+
+fn config(h: &mut Fields) -> Result<Config, String> {
+    let small = |name: &str, v: u64, max: u64| match v <= max {
+        true => Ok(v),
+        false => Err(format!("header.{name} is {v}, above {max}")),
+    };
+    let mut seamrr = h.object("seamrr")?;
+    let config = Config {
+        hkid_start_bit: small("hkid_start_bit", h.num("hkid_start_bit")?, 58)? as u32,
+        hkid_bits: small("hkid_bits", h.num("hkid_bits")?, 6)? as u32,
+        private_hkid_min: small("private_hkid_min", h.num("private_hkid_min")?, 63)? as u16,
+        private_hkid_max: small("private_hkid_max", h.num("private_hkid_max")?, 63)? as u16,
+        seamrr_base: seamrr.num("base")?,
+        seamrr_size: seamrr.num("size")?,
+        packages: 1,
+        lps: LPS as u32,
+        hp_lock_timeout: HP_LOCK_TIMEOUT,
+    };
+    seamrr.end()?;
+    Ok(config)
+}
+
+/// Reads the header and makes its machine.
+pub fn machine(mut h: Fields) -> Result<(Header, Module<Host, Interpreter>), String> {
+    expect("type", h.text("type")?.as_str(), "header")?;
+    expect("format", h.num("format")?, FORMAT)?;
+    let module = h.text("module")?;
+    if !module.starts_with(MODULE) {
+        return Err(format!(
+            "header.module is {module}; only {MODULE} is supported"
+        ));
+    }
+    // Only says how the recording was made.
+    h.num("seed")?;
+    expect("max_pa", h.num("max_pa")?, MAX_PA)?;
+    expect("num_l2_vms", h.num("num_l2_vms")?, 0)?;
+    expect("src", h.text("src")?.as_str(), SOURCE)?;
+    let config = config(&mut h)?;
+    let global_hkid = h.num("global_hkid")?;
+    // The calls name it themselves.
+    h.num("td_hkid")?;
+    let tdmr = tdmr(&mut h)?;
+    let mut pool = h.object("page_pool")?;
+    let pages = (pool.num("base")?, pool.num("n")?);
+    pool.end()?;
+    let mut pool = h.object("chunk_pool")?;
+    pool.num("base")?;
+    pool.num("n")?;
+    pool.end()?;
+    let header = Header {
+        tdr: h.num("tdr")?,
+        tdvpr: h.nums("tdvpr")?,
+        tdmr: (tdmr.base, tdmr.size),
+        pages,
+    };
+    let within = |pa: u64| pa % 4096 == 0 && pa.wrapping_sub(tdmr.base) < tdmr.size;
+    if !within(header.tdr) || !header.tdvpr.iter().all(|&pa| within(pa)) {
+        return Err("header: TDR and TDVPR must be pages of the TDMR".into());
+    }
+    let (attributes, root_level, gpaw) = (h.num("attributes")?, h.num("eptp_pwl")?, h.num("gpaw")?);
+    h.end()?;
+
+    let module = Module::new(Host::new(config), Interpreter);
+    bring_up(&module, &tdmr, global_hkid);
+    let host = module.platform();
+    td_params(host, attributes, root_level, gpaw);
+    for k in 0..SOURCE_PAGES {
+        let page: Vec<u8> = (0..4096u64).map(|j| ((37 * k + j) % 256) as u8).collect();
+        host.write_bytes(layout::SOURCE + k * 4096, &page);
+    }
+    Ok((header, module))
+}
