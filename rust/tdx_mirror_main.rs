@@ -2,8 +2,8 @@
 
 //! `tdx_mirror.ko`: the mirror page table of TDX guests.
 //!
-//! KVM keeps a readable copy, the mirror, of the Secure EPT that the TDX module holds in encrypted
-//! memory. This module owns that copy for the TDs whose KVM asks for it through
+//! KVM keeps a readable copy, the mirror, of the Secure EPT, which the TDX module keeps where the
+//! host cannot read it. This module owns that copy for the TDs whose KVM asks for it through
 //! `tdx_mirror_get_ops()`, see `include/linux/tdx_mirror.h`.
 
 use kernel::prelude::*;
@@ -26,6 +26,10 @@ module! {
             default: crate::glue::params::DEFAULT_FAULT_TRIES,
             description: "Tries of a SEAMCALL that finds its operand busy in a fault (1 to 5, default 5)",
         },
+        zap_batch: u32 {
+            default: crate::glue::params::DEFAULT_ZAP_BATCH,
+            description: "Pages that are zapped with one TDH.MEM.TRACK at most (1 to 512, default 512)",
+        },
     },
 }
 
@@ -42,12 +46,14 @@ impl kernel::InPlaceModule for TdxMirror {
         // SAFETY: Called once, when the module is loaded, before anything else can reach it.
         unsafe { glue::registry::init() };
         let fault_tries = module_parameters::fault_tries.value();
+        let zap_batch = module_parameters::zap_batch.value();
         try_pin_init!(Self {
-            _: { glue::params::set(fault_tries)? },
+            _: { glue::params::set(fault_tries, zap_batch)? },
             _: {
                 pr_info!(
-                    "mirror page table of TDX guests, ABI version {}, fault_tries={fault_tries}\n",
-                    bindings::TDX_MIRROR_ABI_VERSION
+                    "mirror page table of TDX guests, ABI version {}, fault_tries={fault_tries}, zap_batch={zap_batch}, vp_enter_policy={}\n",
+                    bindings::TDX_MIRROR_ABI_VERSION,
+                    glue::params::vp_enter_policy().name()
                 );
             },
             _files <- glue::debugfs::Files::new(),

@@ -88,25 +88,21 @@ WANTED = {
     "B34": "a quarantined GFN refuses another page",
 }
 
-# What is shown by reading the program, the build or a document, not by a test.
-OTHERWISE = {
-    "R1": "design.rst; the mirror has no lock",
-    "R3": "debug kernel of the emulated host (DEBUG_ATOMIC_SLEEP, PROVE_LOCKING)",
-    "R5": "const assertion in rust/sept.rs",
-    "R22": "unsafe.rst",
-    "R33": "static_assert in rust/helpers/abi_check.c",
-    "R38": "no such code",
-    "R39": "the mirror handles PFNs only; the pages it follows are its own tables",
-    "R41": "#[must_use], checked by clippy",
-    "R42": "no new ioctl",
-    "R45": "the texts of this folder",
-    "R46": "tdx-mirror.rst",
-    "R47": "scripts/check panics, panic-symbols",
-    "R49": "there is no fast path yet",
-    "R50": "design.rst",
-    "B12": "evidence tokens: a zap takes Exclusive",
-    "B16": "GFP_KERNEL_ACCOUNT in the hooks of kvm_intel; KVM's own caches",
+# What `make check` shows, by the check's name: properties of the source, of a text or of an object.
+CHECKED = {
+    "R22": ["complexity"],
+    "R38": ["guest-pages"],
+    "R39": ["guest-pages"],
+    "R42": ["uapi"],
+    "R45": ["isolation"],
+    "R47": ["panics", "panic-symbols"],
+    "R48": ["warnings"],
+    "R50": ["alternatives"],
+    "B16": ["accounting"],
 }
+
+# Requirements whose guard `make mutants` takes out, to see that the requirement's own test fails then.
+GUARDED = [f"R{n}" for n in range(27, 37)]
 
 # Tests in C, as program.case: their names do not hold requirements.
 IN_C = {
@@ -129,55 +125,101 @@ IN_C = {
     "prefault.end_of_the_slot": ["B18"],
 }
 
-RUST_TEST = re.compile(r"\bfn\s+((?:[rb]\d+_)+\w+)\s*\(")
-C_TEST = re.compile(r"^TEST(?:_F)?\(\s*(?:\w+\s*,\s*)?(\w+)\s*\)|^static void (test_\w+)\(void\)$", re.M)
+NUMBERS = r"(?:[rb]\d+_)+"
+RUST_TEST = re.compile(rf"#\[test\]\s*(?:(?:#\[[^\]]*\]|///?[^\n]*)\s*)*(?:pub\s+)?fn\s+({NUMBERS}\w+)\s*\(")
+C_TEST = re.compile(r"^TEST(?:_F|_F_TIMEOUT)?\(\s*(?:\w+\s*,\s*)?(\w+)\s*[,)]|^static void (test_\w+)\(void\)$", re.M)
+PYTHON_TEST = re.compile(rf"^\s+def test_({NUMBERS}\w+)\(self", re.M)
+A_CHECK = re.compile(r'^    \("([\w-]+)", "', re.M)
+MUTANTS = "tools/testing/host/mutants.toml"
+
+
+def numbers_of(name):
+    """The requirements in a test's name."""
+    found = re.match(rf"(?:test_)?({NUMBERS})", name)
+    return found.group(1).strip("_").upper().split("_") if found else []
 
 
 def tests_in_c():
     """All cases of the programs in tools/testing as program.case."""
     found = set()
-    for name in lib.files("tools/testing/selftests/*.c", "tools/testing/contract/*.c"):
+    for name in lib.files("tools/testing/selftests/*.c", "tools/testing/contract/*.c", "tools/testing/kunit/*.c"):
         for program, kernel in C_TEST.findall(lib.read(name)):
             found.add(f"{os.path.basename(name)[:-2]}.{program or kernel}")
     return found
 
 
+def rust_program(name):
+    """A Rust file as the first part of a test's name."""
+    stem = os.path.basename(name)[:-3]
+    if stem == "mod":
+        stem = os.path.basename(os.path.dirname(name))
+    return f"emu/{stem}" if name.startswith("tools/testing/host/emu/") else stem
+
+
+def guards():
+    """Requirements with a guard that `make mutants` takes out."""
+    if not os.path.exists(os.path.join(lib.TOP, MUTANTS)):
+        return set()
+    return set(re.findall(r'^requirement = "(\w+)"$', lib.read(MUTANTS), re.M))
+
+
 def shown_by():
     """Requirement -> sorted names of its tests."""
     found = {number: set() for number in WANTED}
-    for name in lib.files("tools/testing/*.rs", "rust/*.rs"):
-        for test in RUST_TEST.findall(lib.read(name)):
-            for number in re.match(r"(?:[rb]\d+_)+", test).group(0).strip("_").upper().split("_"):
-                found.setdefault(number, set()).add(f"{os.path.basename(name)[:-3]}::{test}")
-    for test, numbers in IN_C.items():
+
+    def add(numbers, test):
         for number in numbers:
             found.setdefault(number, set()).add(test)
+
+    for name in lib.files("tools/testing/*.rs", "rust/*.rs"):
+        for test in RUST_TEST.findall(lib.read(name)):
+            add(numbers_of(test), f"{rust_program(name)}::{test}")
+    for name in lib.files("tools/testing/*.py", "scripts/*.py"):
+        for test in PYTHON_TEST.findall(lib.read(name)):
+            add(numbers_of(test), f"{os.path.basename(name)}: test_{test}")
+    in_c = tests_in_c()
+    for test in in_c:
+        add(numbers_of(test.split(".", 1)[1]), test)
+    for test, numbers in IN_C.items():
+        if test in in_c:
+            add(numbers, test)
+    checks = set(A_CHECK.findall(lib.read("scripts/check")))
+    for number, names in CHECKED.items():
+        for check in names:
+            if check in checks:
+                add([number], f"make check: {check}")
+    taken_out = guards()
+    if all(number in taken_out for number in GUARDED):
+        add(["R37"], "make mutants: guards of " + ", ".join(GUARDED))
     return {number: sorted(tests) for number, tests in found.items()}
+
+
+def lacking(shown):
+    return [number for number in WANTED if not shown[number]]
 
 
 def document():
     shown = shown_by()
-    open_ones = [n for n in WANTED if not shown[n] and n not in OTHERWISE]
+    without = lacking(shown)
     lines = []
     for number, what in WANTED.items():
-        how = [f"``{t}``" for t in shown[number]]
-        if number in OTHERWISE:
-            how.append(OTHERWISE[number])
-        lines.append(f"{number}: {what}\n  " + ("; ".join(how) if how else "*nothing yet*"))
-    count = len(WANTED) - len(open_ones)
+        how = "; ".join(f"``{t}``" for t in shown[number])
+        lines.append(f"{number}: {what}\n  " + (how or "*nothing yet*"))
+    state = f"All {len(WANTED)} have one." if not without else \
+        f"{len(WANTED) - len(without)} of {len(WANTED)} have one.  Without: {', '.join(without)}."
     return f""".. SPDX-License-Identifier: GPL-2.0
 
-=================================
-Requirements and what shows each
-=================================
+=====================================
+Requirements and the tests of each
+=====================================
 
 Written by ``scripts/check --update requirements``; ``make check`` fails when it
-is out of date.  R are requirements from the discussions of TDX in KVM, B are
-bugs that happened there.  A Rust test carries the numbers in its name; tests in
-C are named as program.case.
+is out of date, ``make requirements`` when one has no test.  R are requirements
+from the discussions of TDX in KVM, B are bugs that happened there.  A test
+carries the numbers in its name; some in C, named as program.case, are listed in
+scripts/checks/coverage.py.  ``make check`` looks at sources, texts and objects.
 
-{count} of {len(WANTED)} have something that shows them, at least in part.  Without:
-{", ".join(open_ones)}.
+{state}
 
 """ + "\n\n".join(lines) + "\n"
 
@@ -186,6 +228,20 @@ def update():
     with open(os.path.join(lib.TOP, TABLE), "w", encoding="utf-8") as f:
         f.write(document())
     return TABLE
+
+
+def print_all():
+    """`make requirements`: each requirement with its tests; 1 if one has none."""
+    shown = shown_by()
+    without = lacking(shown)
+    for number, what in WANTED.items():
+        print(f"{'FAIL' if number in without else 'ok  '} {number:4} {what}")
+        for test in shown[number] or ["no test"]:
+            print(f"            {test}")
+    if without:
+        print(f"do: write a test with the number in its name (r6_what_it_shows); without one: {' '.join(without)}")
+    print(f"requirements: {len(WANTED) - len(without)} of {len(WANTED)} have a test, {len(without)} without")
+    return 1 if without else 0
 
 
 def requirements(result):
@@ -201,5 +257,8 @@ def requirements(result):
         result.missing(TABLE, "scripts/check --update requirements, and commit it")
     elif lib.read(TABLE) != document():
         result.bad(f"{TABLE} is out of date")
-    result.note = f"{sum(1 for n in WANTED if shown[n] or n in OTHERWISE)} of {len(WANTED)} shown"
+    checks = set(A_CHECK.findall(lib.read("scripts/check")))
+    for name in sorted({c for names in CHECKED.values() for c in names} - checks):
+        result.bad(f"the check {name} is named in scripts/checks/coverage.py and is not there")
+    result.note = f"{len(WANTED) - len(lacking(shown))} of {len(WANTED)} shown"
     result.todo = "scripts/check --update requirements, and commit it"

@@ -3,9 +3,11 @@
 
 import os
 
+import coverage
 import layers
 import lib
 import objects
+import rules
 import rust_text as rt
 import text
 import unsafe_code
@@ -23,7 +25,8 @@ GOOD = {
                      "#[cfg(test)]\nmod tests { use std::vec::Vec; }\n",
     "mirror/mmu2.rs": "use super::mmu::A;\n",
     "tdx/mod.rs": "use crate::mirror::addr::Gfn;\n",
-    "sept.rs": "use crate::{mirror::external::E, tdx};\nfn f() { tdx::call(); }\n",
+    "sept/debt.rs": "use crate::mirror::sys::AtomicU64;\n",
+    "sept/mod.rs": "mod debt;\nuse crate::{mirror::external::E, tdx};\nfn f() { tdx::call(); }\n",
     "mirror/lock.rs": "mod sealed {\n    pub trait S {}\n    impl S for super::T {}\n}\n",
     "mirror/external.rs": "use super::addr::Pfn;\n",
     "emu/mod.rs": "use crate::tdx::Leaf;\nuse crate::mirror::addr::Pfn;\n",
@@ -49,7 +52,8 @@ PLANTED = [
     ("mirror/sys/mod.rs", "use ::std::vec::Vec;\n", "uses the crate std"),
     ("tdx/mod.rs", "use crate::mirror::cell::SpteCell;\n", "tdx uses mirror::cell"),
     ("tdx/mod.rs", "use crate::emu::Module;\n", "tdx uses emu"),
-    ("sept.rs", "use crate::mirror::mmu::Mmu;\n", "sept uses mirror::mmu"),
+    ("sept/mod.rs", "use crate::mirror::mmu::Mmu;\n", "sept uses mirror::mmu"),
+    ("sept/debt.rs", "use crate::mirror::mmu::Mmu;\n", "sept::debt uses mirror::mmu"),
     ("glue/mod.rs", "use crate::emu::Module;\n", "glue uses emu"),
     ("mirror/level.rs", "use super::spte::Spte;\n", "no arrow"),
     ("mirror/lock.rs", "mod inner { use super::super::mmu::Mmu; }\n", "mirror::lock uses mirror::mmu"),
@@ -95,6 +99,107 @@ PANICKING = """#![no_std]
 """
 
 
+PATCH = """--- a/arch/x86/kvm/vmx/tdx.c
++++ b/arch/x86/kvm/vmx/tdx.c
+@@ -1,2 +1,3 @@
+ 	get_user_pages_fast(old);
+-	kmap_local_page(old);
++	{added}
+ 	clear_page(old);
+"""
+
+# A line that a patch adds, the function that looks at it, and whether it finds something.
+BREACHES = [
+    ("r = get_user_pages_fast(hva, 1, 0, &page);", lambda name, code: rules.touches(code), True),
+    ("void *va = kmap_local_page(page);", lambda name, code: rules.touches(code), True),
+    ("memcpy(page_to_virt(page), from, PAGE_SIZE);", lambda name, code: rules.touches(code), True),
+    ("/* memcpy() would fault */", lambda name, code: rules.touches(code), False),
+    ("tdx_mirror_set_page_private(page, next);", lambda name, code: rules.touches(code), False),
+    ("_ASM_EXTABLE(1b, 2b);", rules.fixes_up, True),
+    ("return fixup_user_fault(mm, hva, 0, NULL);", rules.fixes_up, True),
+    ("return RET_PF_RETRY;", rules.fixes_up, False),
+    ("#define KVM_TDX_MIRROR_STATS 9", rules.new_uapi, True),
+    ("case KVM_TDX_MIRROR_STATS:", rules.new_uapi, True),
+    ("static const struct file_operations f = { .unlocked_ioctl = g };", rules.new_uapi, True),
+    ("int r = kvm_tdx_mirror_map(vcpu);", rules.new_uapi, False),
+    ("p = kzalloc(sizeof(*p), GFP_KERNEL);", lambda name, code: rules.uncharged(code), True),
+    ("p = kzalloc(sizeof(*p), GFP_KERNEL_ACCOUNT);", lambda name, code: rules.uncharged(code), False),
+    ("p = (void *)get_zeroed_page(GFP_ATOMIC);", lambda name, code: rules.uncharged(code), True),
+]
+
+SECRETS = [
+    ("The host cannot read the page since it is encrypted.", True),
+    ("Ciphertext is all that a read would give.", True),
+    ("KVM_MEMORY_ENCRYPT_OP takes the sub-command.", False),
+    ("The TDX module keeps the page from the host.", False),
+]
+
+DESIGN = """Alternatives that were rejected
+===============================
+
+1. *One lock*: simple, but then faults on different entries would wait for each other.
+2. *Two locks*: no.
+3. Not an alternative.
+
+Next
+====
+
+4. *Somewhere else*: in another section, so it does not count at all here.
+"""
+
+WARNING = "void tdx_mirror_{name}(void)\n{{\n\t{body}\n}}\n"
+
+
+def breaches(result):
+    """Planted breaches of what rules.py looks for."""
+    for line, look, wanted in BREACHES:
+        for name, code in rules.added_code(PATCH.replace("{added}", line)).items():
+            if bool(look(name, code)) != wanted:
+                result.bad(f"rules: {line!r} gave {look(name, code)}")
+    if not rules.fixes_up("p: arch/x86/mm/fault.c", "int x;") or not rules.new_uapi("p: include/uapi/linux/kvm.h", ""):
+        result.bad("rules: a changed fault handler or header of userspace is not found")
+    for line, wanted in SECRETS:
+        if bool(rules.argues_from_secrecy("x.rst", line)) != wanted:
+            result.bad(f"rules: {line!r}")
+    if [len(item.split()) > 12 for item in rules.alternatives_in(DESIGN)] != [True, False]:
+        result.bad(f"rules: alternatives: {rules.alternatives_in(DESIGN)}")
+    sources = {"rust/helpers/a.c": WARNING.format(name="a", body="WARN_ON_ONCE(1);")
+               + WARNING.format(name="b", body="WARN_ON_ONCE(1);\n\tWARN_ONCE(1, x);") + "#define C WARN_ON(1)\n"
+               + WARNING.format(name="d", body="return;")}
+    sites, found = rules.warn_sites(sources)
+    if set(sites) != {"tdx_mirror_a", "tdx_mirror_b"} or len(found) != 2:
+        result.bad(f"rules: warnings: {sites} {found}")
+    fired = rules.fired_in(['n = log_warnings("tdx_mirror_a"); check(n == 1);', 'check(!log_warnings("tdx_mirror_b"));',
+                            'check(log_warnings("tdx_mirror_c") == 1);'])
+    if fired != {"tdx_mirror_a", "tdx_mirror_c"}:
+        result.bad(f"rules: fired: {fired}")
+    return len(BREACHES) + len(SECRETS) + 4
+
+
+COVERED = """
+#[test]
+fn r1_b2_both_of_them() {}
+/// r3_in_a_comment
+fn r4_is_a_helper() {}
+#[test]
+#[ignore]
+fn r5_with_another_attribute() {}
+"""
+
+
+def covered(result):
+    """Which names count as tests of a requirement."""
+    found = [n for test in coverage.RUST_TEST.findall(COVERED) for n in coverage.numbers_of(test)]
+    if found != ["R1", "B2", "R5"]:
+        result.bad(f"requirements: {found} in planted tests")
+    if coverage.numbers_of("test_r7_x") != ["R7"] or coverage.numbers_of("r_7") or coverage.numbers_of("random_b7_x"):
+        result.bad("requirements: a name is read wrongly")
+    in_c = coverage.C_TEST.findall("TEST_F(x, r6_a)\nTEST(b3_b)\nTEST_F_TIMEOUT(x, r7_c, 9)\nstatic void test_r8_d(void)\n")
+    if ["".join(t) for t in in_c] != ["r6_a", "b3_b", "r7_c", "test_r8_d"]:
+        result.bad(f"requirements: {in_c} in planted C tests")
+    return 3
+
+
 def compiled(result):
     """Functions that a real compiler made panic are found in a real object."""
     if not lib.need(result, "rustc", "rustc") or not lib.need(result, "objdump", "binutils"):
@@ -116,7 +221,7 @@ def compiled(result):
 
 
 def selftest(result):
-    count = 1
+    count = 1 + breaches(result) + covered(result)
     compiled(result)
     for finding in layers.check_sources(GOOD):
         result.bad(f"layers: a finding in good code: {finding}")

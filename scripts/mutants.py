@@ -1,0 +1,412 @@
+#!/usr/bin/env python3
+# SPDX-License-Identifier: GPL-2.0
+"""Mutation tests: does a test fail for each small change of the mirror's code?
+
+usage: make mutants [FILES='rust/sept.rs ...']
+       scripts/session scripts/mutants [--list] [--again] [--jobs N] [FILE...]
+
+cargo-mutants changes rust/mirror, rust/sept* and rust/tdx, one change at a time,
+and runs the host's tests on each.  They are built as one crate, without what
+tools/testing/host/mutants.toml leaves out, and with fewer random cases.
+
+  --list    prints the mutants and runs none
+  --again   forgets what earlier runs on the same sources and tests found
+  --jobs N  mutants at a time (default: the number of CPUs, at most 4)
+  FILE      only the mutants of these files
+
+A test that has no end within the time limit has noticed the mutant; those are
+listed.  mutants.toml names the mutants that no test can notice, each with the
+reason; one that is noticed after all, or that is not there, is an error.  It
+also names, for the requirements about guards, the mutant without the guard, which
+must be noticed by a test with the number of the requirement in its name.
+
+Results are kept in build/mutants by the content of sources and tests: a run that
+was interrupted goes on where it was.  The last line is `mutants: K of V viable
+killed`; V does not count the mutants that no test can notice.  The exit status
+is 1 if K is below 95 % of V or mutants.toml is wrong, 2 if nothing could be run.
+"""
+
+import argparse
+import fnmatch
+import hashlib
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import time
+import tomllib
+
+TOP = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+HOST = "tools/testing/host"
+LISTED = f"{HOST}/mutants.toml"
+OUT = os.path.join(TOP, "build", "mutants")
+FLOOR = 95
+TEST_SECONDS = 20
+# A mutant that loops over an allocation must not take the machine with it.
+MEMORY_KIB = 6 << 20
+ENVIRONMENT = {
+    "CARGO_NET_OFFLINE": "true",
+    "RUSTFLAGS": "-Clink-arg=-fuse-ld=lld",
+    "RUST_TEST_THREADS": "1",
+    "RUST_BACKTRACE": "0",
+    # Whether a test fails, not the smallest input on which it does.
+    "PROPTEST_CASES": "32",
+    "PROPTEST_MAX_SHRINK_ITERS": "0",
+    "PROPTEST_FAILURE_PERSISTENCE": "off",
+    "TDX_MIRROR_STEPS": "2000",
+}
+PROFILE = """
+[lib]
+path = "lib.rs"
+doctest = false
+
+[profile.dev]
+opt-level = 0
+debug = 0
+incremental = true
+overflow-checks = true
+debug-assertions = true
+
+[profile.dev.package."*"]
+opt-level = 1
+"""
+KILLED, MISSED, TIMEOUT, UNVIABLE = "killed", "missed", "timeout", "unviable"
+FILES_OF = {"caught.txt": KILLED, "missed.txt": MISSED, "timeout.txt": TIMEOUT, "unviable.txt": UNVIABLE}
+NAME = re.compile(r"^(?P<file>[^:]+):(?P<line>\d+):\d+: (?P<what>.*)$")
+
+
+class Wrong(Exception):
+    """What the user is told before the run ends with status 2."""
+
+
+def read(path):
+    with open(path, encoding="utf-8") as f:
+        return f.read()
+
+
+def write(path, text):
+    os.makedirs(os.path.dirname(path), exist_ok=True)
+    with open(path, "w", encoding="utf-8") as f:
+        f.write(text)
+
+
+def say(text):
+    print(f"mutants: {text}", flush=True)
+
+
+def sections(toml):
+    """The sections of a Cargo.toml as text, by header."""
+    found = {}
+    for part in re.split(r"^(?=\[)", toml, flags=re.M):
+        header = part.split("\n", 1)[0].strip()
+        if header.startswith("["):
+            found[header] = part
+    return found
+
+
+def crate_root(left_out):
+    """The host crate's root for a tree whose top is the project's, with the tests as modules."""
+    lines = ["extern crate self as tdx_mirror_host;"]
+    path = None
+    for line in read(os.path.join(TOP, HOST, "src/lib.rs")).split("\n"):
+        line = line.strip()
+        if found := re.match(r'#\[path = "([^"]+)"\]', line):
+            path = os.path.normpath(os.path.join(HOST, "src", found.group(1)))
+        elif found := re.match(r"pub mod (\w+);", line):
+            here = path or next((p for p in (f"{HOST}/src/{found.group(1)}.rs", f"{HOST}/src/{found.group(1)}/mod.rs")
+                                 if os.path.exists(os.path.join(TOP, p))), None)
+            if not here:
+                raise Wrong(f"{HOST}/src/lib.rs: no file for the module {found.group(1)}")
+            lines += [f'#[path = "{here}"]', line]
+            path = None
+        elif line and not line.startswith("//"):
+            lines.append(line)
+    tests = sorted(n[:-3] for n in os.listdir(os.path.join(TOP, HOST, "tests")) if n.endswith(".rs"))
+    for name in left_out:
+        if name not in tests:
+            raise Wrong(f"{LISTED}: left_out names {name}, and there is no {HOST}/tests/{name}.rs")
+    for name in tests:
+        if name not in left_out:
+            lines += ["#[cfg(test)]", f'#[path = "{HOST}/tests/{name}.rs"]', f"mod {name};"]
+    return "\n".join(lines) + "\n"
+
+
+def assemble(tree, left_out):
+    """Makes the tree in which the mutants are built; answers a key over its content."""
+    # What was built of other crates stays.
+    for name in os.listdir(tree) if os.path.isdir(tree) else []:
+        path = os.path.join(tree, name)
+        if name != "target":
+            shutil.rmtree(path) if os.path.isdir(path) else os.remove(path)
+    for name in sorted(os.listdir(os.path.join(TOP, "rust"))):
+        path = os.path.join(TOP, "rust", name)
+        # Not what needs the kernel.
+        if os.path.isdir(path) and name not in ("bindings", "helpers") and not name.endswith("glue"):
+            shutil.copytree(path, os.path.join(tree, "rust", name), ignore=lambda _, names: [
+                n for n in names if "." in n and not n.endswith(".rs")])
+        elif name.endswith(".rs") and not name.endswith("_main.rs"):
+            os.makedirs(os.path.join(tree, "rust"), exist_ok=True)
+            shutil.copy(path, os.path.join(tree, "rust", name))
+    for name in ("src", "tests"):
+        shutil.copytree(os.path.join(TOP, HOST, name), os.path.join(tree, HOST, name))
+    lock = os.path.join(TOP, HOST, "Cargo.lock")
+    if os.path.exists(lock):
+        shutil.copy(lock, tree)
+    parts = sections(read(os.path.join(TOP, HOST, "Cargo.toml")))
+    keep = ("[package]", "[features]", "[dependencies]", "[dev-dependencies]", "[lints.rust]")
+    write(os.path.join(tree, "Cargo.toml"), "".join(parts.get(k, "").rstrip() + "\n\n" for k in keep) + PROFILE)
+    write(os.path.join(tree, "lib.rs"), crate_root(left_out))
+    # Here, so that no mutant waits for a network; this also writes Cargo.lock.
+    done = subprocess.run(["cargo", "fetch"], cwd=tree, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise Wrong(f"cargo fetch: {done.stderr.strip()[-2000:]}")
+    digest = hashlib.sha256(json.dumps([ENVIRONMENT, TEST_SECONDS]).encode())
+    for folder, folders, names in os.walk(tree):
+        folders[:] = sorted(f for f in folders if f != "target")
+        for name in sorted(names):
+            path = os.path.join(folder, name)
+            with open(path, "rb") as f:
+                digest.update(os.path.relpath(path, tree).encode() + b"\0" + hashlib.sha256(f.read()).digest())
+    return digest.hexdigest()[:16]
+
+
+def command(*more):
+    return ["cargo", "mutants", "--no-config", "--colors", "never", *more]
+
+
+def chosen(tree, wanted):
+    """Arguments for the files to mutate."""
+    if not wanted:
+        return [a for g in ("rust/mirror/**", "rust/sept*", "rust/sept/**", "rust/tdx/**") for a in ("-f", g)]
+    for name in wanted:
+        if not fnmatch.fnmatch(name, "rust/*.rs") or not os.path.exists(os.path.join(tree, name)):
+            raise Wrong(f"{name} is no file of rust/mirror, rust/sept* or rust/tdx")
+    return [a for name in wanted for a in ("-f", name)]
+
+
+def listed(tree, files):
+    done = subprocess.run(command("--list", *files), cwd=tree, capture_output=True, text=True, check=False)
+    names = [line for line in done.stdout.split("\n") if NAME.match(line)]
+    if done.returncode or not names:
+        raise Wrong(f"no mutant can be made: {(done.stderr or done.stdout).strip()[-2000:]}")
+    return names
+
+
+class Results:
+    """Outcome of each mutant by name, and the tests that noticed it."""
+
+    def __init__(self, path, again):
+        self.path = path
+        self.of = {}
+        if os.path.exists(path) and not again:
+            self.of = json.loads(read(path))
+
+    def take(self, folder):
+        """Adds what a run left in `folder`."""
+        for name, outcome in FILES_OF.items():
+            path = os.path.join(folder, name)
+            for line in read(path).split("\n") if os.path.exists(path) else []:
+                if NAME.match(line):
+                    self.of[line] = {"outcome": outcome, "failed": []}
+        logs = os.path.join(folder, "log")
+        for log in os.listdir(logs) if os.path.isdir(logs) else []:
+            with open(os.path.join(logs, log), encoding="utf-8", errors="replace") as f:
+                text = f.read()
+            found = re.search(r"^\*\*\* (\S+:\d+:\d+: .*)$", text, re.M)
+            if found and found.group(1) in self.of:
+                failed = re.findall(r"^test (\S+)(?: - should panic)? \.\.\. FAILED", text, re.M)
+                # One that took the whole program with it has no result line.
+                failed += re.findall(r"^thread '([\w:]+)' panicked", text, re.M)
+                self.of[found.group(1)]["failed"] = sorted(set(failed))
+        write(self.path, json.dumps(self.of, indent=0))
+
+    def outcome(self, name):
+        return self.of.get(name, {}).get("outcome")
+
+
+def progress(folder, total, before, started):
+    counts = {}
+    for name, outcome in FILES_OF.items():
+        path = os.path.join(folder, name)
+        counts[outcome] = len(read(path).split("\n")) - 1 if os.path.exists(path) else 0
+    done = sum(counts.values())
+    todo = total - before
+    eta = f", {(time.monotonic() - started) / done * (todo - done) / 60:.1f} min to go" if done > 4 else ""
+    say(f"{before + done}/{total}, {counts[MISSED]} missed, {counts[TIMEOUT]} without an end{eta}")
+
+
+def run(tree, files, names, results, jobs):
+    """Runs what has no result yet."""
+    folder = os.path.join(OUT, "mutants.out")
+    shutil.rmtree(folder, ignore_errors=True)
+    shutil.rmtree(folder + ".old", ignore_errors=True)
+    left = [n for n in names if results.outcome(n) is None]
+    if not left:
+        say("every result is there already (--again runs them again)")
+        return
+    known = [n for n in names if results.outcome(n) is not None]
+    if known:
+        # What cargo-mutants skips with --iterate.
+        write(os.path.join(folder, "caught.txt"), "".join(n + "\n" for n in known))
+        for name in ("missed.txt", "timeout.txt", "unviable.txt", "previously_caught.txt"):
+            write(os.path.join(folder, name), "")
+        write(os.path.join(folder, "mutants.json"), "[]")
+        write(os.path.join(folder, "lock.json"), "{}")
+    say(f"{len(left)} of {len(names)} mutants to run, {jobs} at a time")
+    say("building the tests on the unchanged sources")
+    done = subprocess.run(["cargo", "test", "--no-run"], cwd=tree, env={**os.environ, **ENVIRONMENT},
+                          capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise Wrong(f"the tests do not build: {done.stderr.strip()[-4000:]}")
+    # Each job gets a copy of that, so that it builds this crate only.
+    argv = command("-o", OUT, "--cap-lints", "true", "--copy-target", "true", "--no-shuffle", "--timeout", str(TEST_SECONDS), "-j", str(jobs),
+                   *(["--iterate"] if known else []), *files)
+    log = os.path.join(OUT, "run.log")
+    # The lists of the run before are gone once the baseline is built.
+    started, begun, last = time.monotonic(), None, 0.0
+    with open(log, "w", encoding="utf-8") as out:
+        child = subprocess.Popen(
+            ["/bin/sh", "-c", f'ulimit -v {MEMORY_KIB}; exec "$@"', "sh", *argv],
+            cwd=tree, env={**os.environ, **ENVIRONMENT}, stdout=out, stderr=subprocess.STDOUT)
+        try:
+            while child.poll() is None:
+                time.sleep(0.5)
+                if begun is None:
+                    if os.path.exists(os.path.join(folder, "log")) and "Unmutated baseline" in read(log):
+                        begun = time.monotonic()
+                        say(f"the tests pass on the unchanged sources ({begun - started:.0f} s)")
+                elif time.monotonic() - last >= 10:
+                    last = time.monotonic()
+                    progress(folder, len(names), len(known), begun)
+        finally:
+            if child.poll() is None:
+                child.terminate()
+                child.wait()
+            if begun is not None:
+                results.take(folder)
+    # 0 all noticed, 2 some missed, 3 some without an end.
+    if child.returncode not in (0, 2, 3):
+        raise Wrong(f"cargo-mutants ended with status {child.returncode}; {log}:\n{read(log)[-4000:]}")
+
+
+def source_line(tree, name):
+    found = NAME.match(name)
+    return read(os.path.join(tree, found["file"])).split("\n")[int(found["line"]) - 1].strip()
+
+
+def matches(tree, entry, name):
+    found = NAME.match(name)
+    return (found["file"] == entry["file"] and found["what"] == entry["mutant"]
+            and entry.get("at", "") in source_line(tree, name))
+
+
+def judge(tree, config, names, results, whole):
+    """Compares the results with mutants.toml; answers (equivalent mutants with reasons, errors)."""
+    equivalent, errors = {}, []
+    covered = {NAME.match(n)["file"] for n in names}
+    for entry in config.get("equivalent", []):
+        text = f"{entry['file']}: {entry['mutant']}" + (f" (at `{entry['at']}`)" if "at" in entry else "")
+        found = [n for n in names if matches(tree, entry, n)]
+        if not found and (whole or entry["file"] in covered):
+            errors.append(f"{LISTED}: there is no mutant {text}")
+        for name in found:
+            if results.outcome(name) in (KILLED, TIMEOUT):
+                errors.append(f"{LISTED}: not equivalent, {' '.join(results.of[name]['failed'][:3]) or 'a test'} "
+                              f"notices {name}")
+            elif results.outcome(name) == MISSED:
+                equivalent[name] = entry["reason"]
+    for entry in config.get("guard", []):
+        text = f"{entry['requirement']}: {entry['file']}: {entry['mutant']}"
+        found = [n for n in names if matches(tree, entry, n)]
+        if not found and (whole or entry["file"] in covered):
+            errors.append(f"{LISTED}: there is no mutant for the guard of {text}")
+        number = re.compile(rf"(?:^|::|_){entry['requirement'].lower()}_")
+        for name in found:
+            if not any(number.search(test) for test in results.of[name]["failed"]):
+                errors.append(f"guard of {text}: no test of {entry['requirement']} notices that it lacks"
+                              f" ({results.outcome(name)} by {' '.join(results.of[name]['failed'][:4]) or 'none'})")
+    return equivalent, errors
+
+
+def report(tree, config, names, results, whole):
+    equivalent, errors = judge(tree, config, names, results, whole)
+    columns = ("mutants", "unviable", "killed", "no end", "equivalent", "missed")
+    table = {}
+    for name in names:
+        row = table.setdefault(NAME.match(name)["file"], dict.fromkeys(columns, 0))
+        row["mutants"] += 1
+        outcome = results.outcome(name)
+        row["equivalent" if name in equivalent else
+            {KILLED: "killed", TIMEOUT: "no end", MISSED: "missed", UNVIABLE: "unviable"}[outcome]] += 1
+    width = max(len(f) for f in table) + 2
+    print("\n" + "file".ljust(width) + "".join(c.rjust(11) for c in columns))
+    for file, row in table.items():
+        print(file.ljust(width) + "".join(str(row[c]).rjust(11) for c in columns))
+    print()
+    for name in names:
+        if results.outcome(name) == TIMEOUT:
+            print(f"no end      {name}")
+    for name, reason in equivalent.items():
+        print(f"equivalent  {name}\n            {reason}")
+    for name in names:
+        if results.outcome(name) == MISSED and name not in equivalent:
+            print(f"missed      {name}\n            at: {source_line(tree, name)}")
+    for error in errors:
+        print(f"error       {error}")
+    killed_list = os.path.join(OUT, "killed.txt")
+    killed = [n for n in names if results.outcome(n) in (KILLED, TIMEOUT)]
+    write(killed_list, "".join(f"{n}\n    {' '.join(results.of[n]['failed'][:4]) or results.outcome(n)}\n" for n in killed))
+    say(f"which test killed which: {os.path.relpath(killed_list, TOP)}")
+    viable = [n for n in names if results.outcome(n) != UNVIABLE]
+    guards = len(config.get("guard", []))
+    say(f"{len(names)} mutants, {len(viable)} build, {len(killed)} killed "
+        f"({100 * len(killed) / max(1, len(viable)):.1f} % with the {len(equivalent)} equivalent ones counted as missed); "
+        f"{guards} guards in {LISTED}, {len(errors)} errors")
+    counted = len(viable) - len(equivalent)
+    print(f"mutants: {len(killed)} of {counted} viable killed", flush=True)
+    return 1 if errors or 100 * len(killed) < FLOOR * counted else 0
+
+
+def main():
+    parser = argparse.ArgumentParser(usage=__doc__.split("usage: ")[1].split("\n\n")[0], add_help=False)
+    parser.add_argument("--help", "-h", action="store_true")
+    parser.add_argument("--list", action="store_true")
+    parser.add_argument("--again", action="store_true")
+    parser.add_argument("--jobs", type=int, default=max(1, min(4, os.cpu_count() or 1)))
+    parser.add_argument("--tree", default=os.path.join(OUT, "tree"), help=argparse.SUPPRESS)
+    parser.add_argument("files", nargs="*")
+    args = parser.parse_args()
+    if args.help:
+        print(__doc__.strip())
+        return 0
+    config = tomllib.loads(read(os.path.join(TOP, LISTED)))
+    for kind, needed in (("equivalent", "file mutant reason"), ("guard", "requirement file mutant"),
+                         ("left_out", "test reason")):
+        for entry in config.get(kind, []):
+            if lacks := [k for k in needed.split() if not entry.get(k)]:
+                raise Wrong(f"{LISTED}: an entry of [[{kind}]] lacks {lacks[0]}: {entry}")
+    key = assemble(args.tree, [entry["test"] for entry in config.get("left_out", [])])
+    files = chosen(args.tree, args.files)
+    names = listed(args.tree, files)
+    if args.list:
+        print("\n".join(names))
+        return 0
+    os.makedirs(OUT, exist_ok=True)
+    results = Results(os.path.join(OUT, f"{key}.json"), args.again)
+    run(args.tree, files, names, results, args.jobs)
+    if lacking := [n for n in names if results.outcome(n) is None]:
+        raise Wrong(f"{len(lacking)} mutants have no result, the first: {lacking[0]}")
+    return report(args.tree, config, names, results, not args.files)
+
+
+if __name__ == "__main__":
+    try:
+        sys.exit(main())
+    except Wrong as wrong:
+        print(f"mutants: error: {wrong}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print("mutants: interrupted; what was found is kept for the next run", file=sys.stderr)
+        sys.exit(130)
