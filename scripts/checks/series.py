@@ -9,7 +9,7 @@ import lib
 
 HEADER = "include/linux/tdx_mirror.h"
 PREFIXES = {
-    "patches/kvm/": r"KVM: (?:x86/mmu|x86|TDX|VMX|selftests|guest_memfd): ",
+    "patches/kvm/": r"(?:KVM: (?:x86/mmu|x86|TDX|VMX|selftests|guest_memfd)|x86/virt/tdx): ",
     "patches/emu/": r"(?:x86/virt/tdx|x86/tdx|virt/tdx|KVM: TDX|KVM: x86|tdx_mirror: patches/emu)[:/] ?",
 }
 
