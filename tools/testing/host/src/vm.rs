@@ -3,6 +3,8 @@
 //! A VM for the tests: mmu_lock, pages with an account of each, and the mirror over a mock S-EPT.
 
 use crate::mirror::addr::{Gfn, GfnRange, PagePtr, Pfn};
+#[cfg(not(loom))]
+use crate::mirror::cell::SpteCell;
 use crate::mirror::error::{Bug, Leak, MapError, MapOutcome};
 use crate::mirror::level::{Level, Position};
 use crate::mirror::lock::{Exclusive, RcuRead, Shared};
@@ -54,6 +56,17 @@ pub struct Host {
     /// How often `need_resched()` still says yes.
     pub resched: AtomicU32,
     pub yields: AtomicU64,
+    on_yield: Callback,
+}
+
+/// What runs while mmu_lock is let go of.
+#[derive(Default)]
+struct Callback(std::sync::OnceLock<Box<dyn Fn() + Send + Sync>>);
+
+impl std::fmt::Debug for Callback {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Callback")
+    }
 }
 
 /// Pages that the hardware does not have: following one of these faults.
@@ -78,6 +91,7 @@ impl Host {
             leaves: AtomicI64::new(0),
             resched: AtomicU32::new(0),
             yields: AtomicU64::new(0),
+            on_yield: Callback::default(),
         }
     }
 
@@ -108,6 +122,22 @@ impl Host {
         );
         // SAFETY: `alloc()` made it, and it is freed when `self` is dropped.
         unsafe { &*page.as_ptr().cast::<Page>() }
+    }
+
+    /// Has `f` run whenever mmu_lock is yielded; once for each host.
+    pub fn on_yield(&self, f: impl Fn() + Send + Sync + 'static) {
+        assert!(self.on_yield.0.set(Box::new(f)).is_ok(), "set before");
+    }
+
+    /// Forgets the S-EPT page beside the one mirror page that has `external`, as a stray write to
+    /// `page->private` would.
+    pub fn lose_companion(&self, external: usize) {
+        let all = self.pages.lock().unwrap().all.clone();
+        for addr in all {
+            // SAFETY: `alloc()` made it, and it is freed when `self` is dropped.
+            let page = unsafe { &*(addr as *const Page) };
+            page.companion.lock().unwrap().take_if(|c| *c == external);
+        }
     }
 
     pub fn bugs(&self) -> Vec<Bug> {
@@ -254,6 +284,9 @@ impl Vm for Host {
 
     fn yield_lock(&self, _x: &mut Exclusive<'_>) {
         self.yields.fetch_add(1, SeqCst);
+        if let Some(f) = self.on_yield.0.get() {
+            f();
+        }
     }
 }
 
@@ -364,6 +397,12 @@ impl Td {
         self.map_with(&mut self.caches(), gfn, pfn)
     }
 
+    /// Zaps with leave to yield.
+    pub fn zap_yielding(&self, start: u64, end: u64) -> u64 {
+        let range = GfnRange::new(start, end).unwrap();
+        self.exclusive(|x| self.mirror.zap_range(x, range, true))
+    }
+
     pub fn zap(&self, start: u64, end: u64) -> u64 {
         let range = GfnRange::new(start, end).unwrap();
         self.exclusive(|x| self.mirror.zap_range(x, range, false))
@@ -379,6 +418,19 @@ impl Td {
         // SAFETY: the host frees no page before it is dropped itself.
         let rcu = unsafe { RcuRead::assume_held() };
         self.mirror.walk(&rcu, Gfn::new(gfn)?)
+    }
+
+    /// Overwrites the entry that ends the walk for `gfn`, as nobody may.  Answers its position.
+    #[cfg(not(loom))]
+    pub fn poke(&self, gfn: u64, v: Spte) -> Position {
+        use std::sync::atomic::AtomicU64;
+        self.exclusive(|x| {
+            let slot = self.mirror.slot(x, Gfn::new(gfn).unwrap()).unwrap();
+            let cell: *const SpteCell = slot.cell;
+            // SAFETY: an entry is a transparent atomic word.
+            unsafe { &*cell.cast::<AtomicU64>() }.store(v.raw(), SeqCst);
+            slot.at
+        })
     }
 
     pub fn kind(&self, gfn: u64) -> SpteKind {

@@ -1,0 +1,770 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Zaps of ranges: one TRACK for a batch, its bounds, and an error at each of its steps.
+
+use std::sync::atomic::Ordering::SeqCst;
+use std::sync::{Arc, Mutex, OnceLock};
+use tdx_mirror_host::mirror::addr::{Gfn, Pfn};
+use tdx_mirror_host::mirror::error::{Bug, MapError, MapOutcome};
+use tdx_mirror_host::mirror::level::{Level, Position};
+use tdx_mirror_host::mirror::mmu::{Config, ZAP_BATCH};
+use tdx_mirror_host::mirror::spte::{IllegalTransition, Spte, SpteKind};
+use tdx_mirror_host::mock::{status, Call, Entry, Mock};
+use tdx_mirror_host::sept::ZAP_TRIES;
+use tdx_mirror_host::tdx::seamcall::Seamcall;
+use tdx_mirror_host::tdx::status::{OperandId, TdxStatus};
+use tdx_mirror_host::vm::Td;
+
+const FIXED: Result<MapOutcome, MapError> = Ok(MapOutcome::Fixed);
+
+fn td(batch: u32) -> Td {
+    Td::with_zap_batch(Level::L512G, Mock::new(Level::L512G), batch)
+}
+
+/// Maps GFN n to PFN n + 10000.
+fn map_all(td: &Td, gfns: impl IntoIterator<Item = u64>) {
+    for gfn in gfns {
+        assert_eq!(td.map(gfn, gfn + 10_000), FIXED);
+    }
+    td.mock().clear_log();
+}
+
+fn pfn(n: u64) -> Pfn {
+    Pfn::new(n).unwrap()
+}
+
+/// The calls, with equal ones in a row counted together.
+fn runs(td: &Td) -> Vec<(Call, usize)> {
+    let mut runs: Vec<(Call, usize)> = Vec::new();
+    for (call, _) in td.mock().log() {
+        match runs.last_mut() {
+            Some((last, n)) if *last == call => *n += 1,
+            _ => runs.push((call, 1)),
+        }
+    }
+    runs
+}
+
+fn seamcalls(td: &Td) -> usize {
+    let others = [Call::Kick, Call::Hold, Call::Release];
+    td.mock()
+        .log()
+        .iter()
+        .filter(|(c, _)| !others.contains(c))
+        .count()
+}
+
+#[test]
+fn r25_512_pages_take_1537_seamcalls() {
+    let td = Td::built();
+    map_all(&td, 0..512);
+    td.mock().enter_guest();
+    assert_eq!(td.zap(0, 512), 512);
+    assert_eq!(seamcalls(&td), 1537);
+    let log: Vec<_> = td.mock().log().into_iter().map(|(c, _)| c).collect();
+    let (blocks, rest) = log.split_at(512);
+    assert!(blocks.iter().all(|c| *c == Call::Block));
+    assert_eq!(rest[..2], [Call::Track, Call::Kick]);
+    for pair in rest[2..].chunks(2) {
+        assert_eq!(pair, [Call::Remove, Call::Wbinvd]);
+    }
+    let stats = td.mirror().external().stats();
+    assert_eq!(stats.kicks.get(), 1);
+    assert_eq!((stats.block_calls.get(), stats.track_calls.get()), (512, 1));
+    assert_eq!(
+        (stats.remove_calls.get(), stats.wbinvd_calls.get()),
+        (512, 512)
+    );
+    assert_eq!(td.mirror().stats().zap_batches.get(), 1);
+    td.check_same(&(0..512).collect::<Vec<_>>());
+}
+
+#[test]
+fn r25_the_rest_of_a_batch_has_a_track_of_its_own() {
+    for (leaves, tracks) in [(1, 1), (511, 1), (512, 1), (513, 2), (1024, 2), (1025, 3)] {
+        let td = Td::built();
+        map_all(&td, 0..leaves);
+        // More than is mapped: what is empty costs no SEAMCALL.
+        assert_eq!(td.zap(0, 1 << 36), leaves);
+        assert_eq!(td.mock().count(Call::Track), tracks);
+        assert_eq!(td.mock().count(Call::Kick), tracks);
+        assert_eq!(seamcalls(&td), 3 * leaves as usize + tracks);
+        assert_eq!(td.mirror().stats().zap_batches.get(), tracks as u64);
+        td.check_same(&(0..leaves).collect::<Vec<_>>());
+    }
+}
+
+#[test]
+fn r25_a_batch_spans_tables_and_gaps() {
+    let td = Td::built();
+    let gfns = [3, 511, 512, 700, 1 << 18, 1 << 27, (1 << 36) - 1];
+    map_all(&td, gfns);
+    assert_eq!(td.zap(3, 1 << 36), 7);
+    // 512 empty entries end a batch: 3, 511 and 512 are in the first, the others have their own.
+    assert_eq!(td.mirror().stats().zap_batches.get(), 5);
+    td.check_same(&gfns);
+
+    // All in reach of one batch.
+    let td = Td::built();
+    let gfns = [500, 511, 512, 513, 600];
+    map_all(&td, gfns);
+    assert_eq!(td.zap(500, 601), 5);
+    assert_eq!(td.mock().count(Call::Track), 1);
+    td.check_same(&gfns);
+}
+
+#[test]
+fn r49_one_page_at_a_time() {
+    let td = td(1);
+    map_all(&td, 0..3);
+    assert_eq!(td.zap(0, 512), 3);
+    let page = [
+        (Call::Block, 1),
+        (Call::Track, 1),
+        (Call::Kick, 1),
+        (Call::Remove, 1),
+        (Call::Wbinvd, 1),
+    ];
+    assert_eq!(runs(&td), [page, page, page].concat());
+    assert_eq!(td.mirror().stats().zap_batches.get(), 3);
+    td.check_same(&[0, 1, 2]);
+}
+
+#[test]
+fn r49_the_size_of_a_batch_is_a_parameter() {
+    for batch in [0, 1, 2, 3, 7, 100, 511, 512, 513, u32::MAX] {
+        let td = td(batch);
+        let gfns: Vec<u64> = (0..600).collect();
+        map_all(&td, gfns.iter().copied());
+        assert_eq!(td.zap(0, 600), 600);
+        let batch = batch.clamp(1, ZAP_BATCH) as usize;
+        assert_eq!(td.mock().count(Call::Track), 600usize.div_ceil(batch));
+        assert_eq!(td.mock().count(Call::Kick), 600usize.div_ceil(batch));
+        td.check_same(&gfns);
+    }
+    let config = Config::new(36, Level::L512G).unwrap();
+    assert_eq!(config.zap_batch(), ZAP_BATCH);
+    assert_eq!(config.with_zap_batch(0).zap_batch(), 1);
+    assert_eq!(config.with_zap_batch(513).zap_batch(), ZAP_BATCH);
+    assert_eq!(config.with_zap_batch(9).zap_batch(), 9);
+}
+
+#[test]
+fn r25_before_finalize_there_is_no_block_and_no_track() {
+    let td = Td::in_build();
+    map_all(&td, 0..600);
+    assert_eq!(td.zap(0, 600), 600);
+    for call in [Call::Block, Call::Track, Call::Kick] {
+        assert_eq!(td.mock().count(call), 0);
+    }
+    assert_eq!(seamcalls(&td), 1200);
+    assert_eq!(td.mirror().stats().zap_batches.get(), 2);
+    td.check_same(&(0..600).collect::<Vec<_>>());
+}
+
+#[test]
+fn r49_nothing_is_half_done_when_the_lock_is_yielded() {
+    let td: Arc<OnceLock<Td>> = Arc::default();
+    td.set(Td::with_zap_batch(
+        Level::L512G,
+        Mock::new(Level::L512G),
+        100,
+    ))
+    .unwrap();
+    let gfns: Vec<u64> = (0..512).collect();
+    let inner = td.clone();
+    td.get().unwrap().host().on_yield(move || {
+        let td = inner.get().unwrap();
+        // Whole batches are gone, the rest is as it was, in both tables.
+        let gone = td.host().yields.load(SeqCst) * 100;
+        for gfn in 0..512 {
+            let entry = td.mock().entry(Level::L4K, gfn);
+            if gfn < gone {
+                assert_eq!((td.kind(gfn), entry), (SpteKind::NonPresent, None));
+            } else {
+                let (pfn, blocked) = (gfn + 10_000, None);
+                assert_eq!(entry, Some(Entry::Leaf { pfn, blocked }));
+                assert!(matches!(td.kind(gfn), SpteKind::Leaf(_)));
+            }
+        }
+    });
+    let td = td.get().unwrap();
+    map_all(td, 0..512);
+    td.host().resched.store(100, SeqCst);
+    assert_eq!(td.zap_yielding(0, 512), 512);
+    assert_eq!(td.host().yields.load(SeqCst), 5, "after all but the last");
+    td.check_same(&gfns);
+}
+
+#[test]
+fn r49_what_is_mapped_behind_a_yield_stays() {
+    let td: Arc<OnceLock<Td>> = Arc::default();
+    td.set(Td::with_zap_batch(Level::L512G, Mock::new(Level::L512G), 4))
+        .unwrap();
+    let inner = td.clone();
+    td.get().unwrap().host().on_yield(move || {
+        let td = inner.get().unwrap();
+        // The lock is free now: another vCPU maps what is gone, and finds the rest mapped.
+        // SAFETY: the zap lets go of the lock for the time of this call.
+        let l = unsafe { tdx_mirror_host::mirror::lock::Shared::assume_held() };
+        let map = |gfn, p| {
+            let (gfn, p) = (Gfn::new(gfn).unwrap(), pfn(p));
+            td.mirror().map(&l, &mut td.caches(), gfn, p, Level::L4K)
+        };
+        assert_eq!(map(0, 77), FIXED);
+        assert_eq!(map(7, 10_007), Ok(MapOutcome::Spurious));
+    });
+    let td = td.get().unwrap();
+    map_all(td, 0..8);
+    td.host().resched.store(1, SeqCst);
+    assert_eq!(td.zap_yielding(0, 8), 8);
+    assert_eq!(td.kind(0), SpteKind::Leaf(pfn(77)), "the cursor went past");
+    td.check_same(&(0..8).collect::<Vec<_>>());
+}
+
+#[test]
+fn r49_a_sparse_range_yields_as_often_as_a_full_one() {
+    // 512 leaves in 512 tables.
+    let td = Td::built();
+    let gfns: Vec<u64> = (0..512).map(|n| n * 512).collect();
+    map_all(&td, gfns.iter().copied());
+    td.host().resched.store(u32::MAX, SeqCst);
+    assert_eq!(td.zap_yielding(0, 1 << 18), 512);
+    let yields = td.host().yields.load(SeqCst);
+    // 2^18 entries are looked at, 511 of 512 empty, and 512 empty ones end a batch.
+    assert!((500..=512).contains(&yields), "{yields}");
+    td.check_same(&gfns);
+    // Nothing to zap at all, and none of the tables is there.
+    let td = Td::built();
+    map_all(&td, [0]);
+    td.host().resched.store(u32::MAX, SeqCst);
+    assert_eq!(td.zap_yielding(1 << 27, 1 << 36), 0);
+    assert_eq!(td.host().yields.load(SeqCst), 0, "511 entries");
+    assert!(td.mock().log().is_empty());
+}
+
+#[test]
+fn r12_a_zap_without_leave_never_yields() {
+    let td = td(1);
+    map_all(&td, 0..64);
+    td.host().resched.store(u32::MAX, SeqCst);
+    assert_eq!(td.zap(0, 1 << 36), 64);
+    assert_eq!(td.host().yields.load(SeqCst), 0);
+    assert_eq!(td.host().resched.load(SeqCst), u32::MAX, "nor asks");
+}
+
+/// Statuses that no leaf may answer for contention.
+fn fatal() -> [TdxStatus; 4] {
+    [
+        TdxStatus::TD_FATAL,
+        status::STATE_INCORRECT,
+        status::TDR_BUSY,
+        TdxStatus::OPERAND_BUSY.with_operand(OperandId::OP_STATE),
+    ]
+}
+
+/// Zaps eight leaves of which those in `lost` cannot be, and checks what is left.
+fn expect_lost(td: &Td, lost: &[u64], bugs: usize, what: &str) {
+    let gfns: Vec<u64> = (0..8).collect();
+    assert_eq!(td.zap(0, 8), 8 - lost.len() as u64, "{what}");
+    assert_eq!(td.host().bugs().len(), bugs, "{what}");
+    assert!(td.mirror().is_bugged());
+    assert!(!td.mock().holding(), "{what}: vCPUs may run");
+    for gfn in 0..8 {
+        let held = td.host().holds(gfn + 10_000);
+        if lost.contains(&gfn) {
+            assert_eq!(td.kind(gfn), SpteKind::Quarantined(pfn(gfn + 10_000)));
+            assert!(held, "{what}: kept from the allocator");
+        } else {
+            assert_eq!(td.kind(gfn), SpteKind::NonPresent, "{what}: {gfn}");
+            assert_eq!(td.mock().entry(Level::L4K, gfn), None, "{what}: {gfn}");
+            assert!(!held, "{what}: {gfn}");
+        }
+        // No page comes to a GFN of the dead VM, and no bug of it is reported twice.
+        assert_eq!(td.map(gfn, gfn + 10_000), Err(MapError::Bugged));
+        assert_eq!(td.map(gfn, 5), Err(MapError::Bugged));
+    }
+    assert_eq!(td.host().bugs().len(), bugs, "{what}");
+    td.check_same(&gfns);
+    let stats = td.mirror().stats();
+    assert_eq!(stats.quarantined.get(), lost.len() as u64);
+    // A second zap leaves them alone.
+    td.mock().clear_log();
+    assert_eq!(td.zap(0, 1 << 36), 0);
+    assert!(td.mock().log().is_empty());
+    // The end gives all back that the TDX module has.
+    let owned = lost.iter().filter(|g| td.mock().owns(*g + 10_000)).count() as u64;
+    td.teardown();
+    assert_eq!(stats.resolved.get(), owned);
+    assert_eq!(stats.leaked.get(), lost.len() as u64 - owned);
+    assert_eq!(td.host().held_pages().len() as u64, stats.leaked.get());
+    assert_eq!(td.host().used_external(), 0);
+    assert_eq!(td.mock().leaves().len(), owned as usize, "as the TD ended");
+}
+
+#[test]
+fn r25_r41_an_error_at_each_leaf_of_a_batch() {
+    for call in [Call::Block, Call::Remove, Call::Wbinvd] {
+        for bad in fatal() {
+            for k in 0..8 {
+                let td = Td::built();
+                map_all(&td, 0..8);
+                td.mock().fail(call, k, 1, bad);
+                let what = format!("{call:?} of leaf {k} answers {bad:?}");
+                let blocks = if call == Call::Block { 7 } else { 8 };
+                expect_lost(&td, &[u64::from(k)], 1, &what);
+                let stats = td.mirror().external().stats();
+                assert_eq!(stats.block_calls.get(), 8, "{what}: no retry");
+                assert_eq!(stats.remove_calls.get(), blocks, "{what}");
+                assert_eq!(stats.track_calls.get(), 1, "{what}");
+                assert_eq!(stats.kicks.get(), 1, "{what}");
+                let bugs = td.host().bugs();
+                assert!(matches!(bugs[..], [Bug::External { at, failure }]
+                    if at.gfn().as_u64() == u64::from(k) && failure.status == bad.raw()));
+            }
+        }
+    }
+}
+
+#[test]
+fn r25_r41_no_leaf_can_be_blocked() {
+    let td = Td::built();
+    map_all(&td, 0..8);
+    td.mock().fail(Call::Block, 0, 8, TdxStatus::TD_FATAL);
+    expect_lost(&td, &[0, 1, 2, 3, 4, 5, 6, 7], 8, "all");
+    let stats = td.mirror().external().stats();
+    assert_eq!(stats.track_calls.get(), 0, "nothing to track");
+    assert_eq!(stats.remove_calls.get(), 0);
+    assert_eq!(stats.kicks.get(), 0);
+    assert_eq!(td.mirror().stats().zap_batches.get(), 1);
+}
+
+#[test]
+fn r25_r41_a_failed_track_quarantines_what_is_blocked() {
+    for bad in fatal() {
+        let td = Td::built();
+        map_all(&td, 0..8);
+        // One leaf is not even blocked.
+        td.mock().fail(Call::Block, 3, 1, bad);
+        td.mock().fail(Call::Track, 0, 1, bad);
+        expect_lost(&td, &[0, 1, 2, 3, 4, 5, 6, 7], 2, "track");
+        assert_eq!(td.mirror().external().stats().remove_calls.get(), 0);
+        assert_eq!(td.mirror().external().stats().track_calls.get(), 1);
+        let bugs = td.host().bugs();
+        assert!(matches!(bugs[1], Bug::External { at, failure }
+            if at.gfn().as_u64() == 0 && failure.op == "TDH.MEM.TRACK"));
+    }
+    // The next batch has its own luck.
+    let td = td(4);
+    map_all(&td, 0..8);
+    td.mock().fail(Call::Track, 0, 1, TdxStatus::SYS_BUSY);
+    expect_lost(&td, &[0, 1, 2, 3], 1, "first batch");
+}
+
+#[test]
+fn r25_r41_an_error_before_finalize() {
+    for call in [Call::Remove, Call::Wbinvd] {
+        for k in 0..8 {
+            let td = Td::in_build();
+            map_all(&td, 0..8);
+            td.mock().fail(call, k, 1, TdxStatus::TD_FATAL);
+            expect_lost(&td, &[u64::from(k)], 1, "build");
+        }
+    }
+}
+
+#[test]
+fn r26_each_seamcall_of_a_batch_may_be_busy_once() {
+    for (call, busy) in [
+        (Call::Block, status::TREE_BUSY),
+        (Call::Block, status::ENTRY_BUSY),
+        (Call::Track, status::EPOCH_BUSY),
+        (Call::Track, TdxStatus::PREVIOUS_TLB_EPOCH_BUSY),
+        (Call::Remove, status::TREE_BUSY),
+        (Call::Remove, status::ENTRY_BUSY),
+    ] {
+        let leaves = if call == Call::Track { 1 } else { 8 };
+        for k in 0..leaves {
+            let td = Td::built();
+            map_all(&td, 0..8);
+            td.mock().enter_guest();
+            td.mock().fail(call, k, 1, busy);
+            assert_eq!(td.zap(0, 8), 8, "{call:?} {busy:?}");
+            assert!(td.host().bugs().is_empty());
+            let stats = td.mirror().external().stats();
+            assert_eq!((stats.busy.get(), stats.retries.get()), (1, 1));
+            assert_eq!(stats.giveups.get(), 0);
+            assert_eq!(stats.kicks.get(), 2, "one for the retry, one after TRACK");
+            assert_eq!(td.mock().count(Call::Hold), 1);
+            assert_eq!(td.mock().count(Call::Release), 1);
+            assert_eq!(td.mock().marks(), 0);
+            td.check_same(&(0..8).collect::<Vec<_>>());
+        }
+    }
+}
+
+#[test]
+fn r26_b7_busy_with_all_vcpus_out_is_a_bug() {
+    for (call, busy) in [
+        (Call::Block, status::TREE_BUSY),
+        (Call::Block, status::ENTRY_BUSY),
+        (Call::Track, status::EPOCH_BUSY),
+        (Call::Track, TdxStatus::PREVIOUS_TLB_EPOCH_BUSY),
+        (Call::Remove, status::ENTRY_BUSY),
+    ] {
+        let td = Td::built();
+        map_all(&td, 0..8);
+        td.mock().fail(call, 0, ZAP_TRIES, busy);
+        let all: &[u64] = &[0, 1, 2, 3, 4, 5, 6, 7];
+        let lost = if call == Call::Track { all } else { &all[..1] };
+        expect_lost(&td, lost, 1, "busy twice");
+        let stats = td.mirror().external().stats();
+        assert_eq!((stats.busy.get(), stats.retries.get()), (2, 1));
+        assert_eq!(stats.giveups.get(), 1);
+    }
+}
+
+#[test]
+fn r26_all_seamcalls_of_a_batch_busy_once() {
+    let td = Td::built();
+    map_all(&td, 0..8);
+    for k in 0..8 {
+        // The second try of the leaf before is let through.
+        td.mock().fail(Call::Block, k.min(1), 1, status::TREE_BUSY);
+        td.mock()
+            .fail(Call::Remove, k.min(1), 1, status::ENTRY_BUSY);
+    }
+    td.mock().fail(Call::Track, 0, 1, status::EPOCH_BUSY);
+    assert_eq!(td.zap(0, 8), 8);
+    let stats = td.mirror().external().stats();
+    assert_eq!(stats.busy.get(), 17);
+    assert_eq!(stats.kicks.get(), 18);
+    assert!(td.host().bugs().is_empty());
+    td.check_same(&(0..8).collect::<Vec<_>>());
+}
+
+#[test]
+fn b21_a_leaf_that_is_blocked_already_is_blocked() {
+    let td = Td::built();
+    map_all(&td, 0..8);
+    let at = Position::covering(Gfn::new(3).unwrap(), Level::L4K);
+    assert!(td.mock().mem_range_block(at).status.is_success());
+    td.mock().enter_guest();
+    td.mock().clear_log();
+    assert_eq!(td.zap(0, 8), 8);
+    assert!(td.host().bugs().is_empty());
+    assert_eq!(td.mock().count(Call::Block), 8, "it is no error");
+    td.check_same(&(0..8).collect::<Vec<_>>());
+    // As the TDX module words it, and only of BLOCK.
+    let blocked = TdxStatus::GPA_RANGE_ALREADY_BLOCKED.with_operand(OperandId::RCX);
+    let td = Td::built();
+    map_all(&td, 0..8);
+    td.mock().fail(Call::Remove, 2, 1, blocked);
+    expect_lost(&td, &[2], 1, "REMOVE");
+    // A module that says so and did not leaves a leaf that cannot be removed.
+    let td = Td::built();
+    map_all(&td, 0..8);
+    td.mock().fail(Call::Block, 5, 1, blocked);
+    expect_lost(&td, &[5], 1, "BLOCK that did nothing");
+}
+
+#[test]
+fn r25_huge_leaf() {
+    let td = Td::built();
+    map_all(&td, [0]);
+    // No map makes one yet, but the rest of the protocol has the level as a parameter.
+    let at = td.poke(512, Spte::leaf(pfn(0x200), Level::L2M));
+    assert_eq!(at.level(), Level::L2M);
+    assert!(td.mock().mem_page_map(at, pfn(0x200)).status.is_success());
+    td.mock().clear_log();
+    assert_eq!(td.zap(512, 1024), 1);
+    assert!(td.mock().log()[..1] == [(Call::Block, Some(at))]);
+    assert!(td.host().bugs().is_empty());
+    assert_eq!(td.kind(512), SpteKind::NonPresent);
+    assert!(!td.mock().owns(0x200));
+}
+
+#[test]
+fn r25_part_of_a_huge_leaf_is_not_zapped() {
+    for (start, end) in [(512, 1023), (513, 1024), (600, 601)] {
+        let td = Td::built();
+        map_all(&td, [0]);
+        let leaf = Spte::leaf(pfn(0x200), Level::L2M);
+        let at = td.poke(512, leaf);
+        assert_eq!(td.zap(start, end), 0);
+        let bugs = td.host().bugs();
+        assert!(
+            matches!(bugs[..], [Bug::Unexpected { at: where_, found }] if where_ == at && found == leaf)
+        );
+        assert!(td.mock().log().is_empty(), "no hook");
+        assert_eq!(td.kind(512), SpteKind::Leaf(pfn(0x200)));
+    }
+}
+
+#[test]
+fn r19_a_zap_that_meets_what_cannot_be() {
+    for found in [
+        Spte::FROZEN,
+        Spte::blocked(pfn(99)),
+        Spte::from_raw(0),
+        Spte::from_raw(u64::MAX >> 1),
+    ] {
+        let td = Td::built();
+        map_all(&td, 0..3);
+        let at = td.poke(1, found);
+        assert_eq!(td.zap(0, 3), 2, "the others go");
+        let bugs = td.host().bugs();
+        assert!(
+            matches!(bugs[..], [Bug::Unexpected { at: where_, found: value }] if where_ == at && value == found),
+            "{bugs:?}"
+        );
+        assert_eq!(td.mock().count(Call::Block), 2);
+        assert_eq!(td.mock().count(Call::Remove), 2);
+        // A blocked leaf is in doubt; nothing else is written over.
+        let blocked = found == Spte::blocked(pfn(99));
+        assert_eq!(td.host().holds(99), blocked);
+        if blocked {
+            assert_eq!(td.kind(1), SpteKind::Quarantined(pfn(99)));
+        } else {
+            assert_eq!(td.walk(1), Some((at, found)));
+        }
+    }
+}
+
+#[test]
+fn r19_frozen_entry_at_a_batch_of_one_and_in_build() {
+    for built in [true, false] {
+        let td = td(1);
+        td.mock().set_finalized(built);
+        map_all(&td, 0..3);
+        td.poke(1, Spte::FROZEN);
+        assert_eq!(td.zap(0, 3), 2);
+        assert!(matches!(td.host().bugs()[..], [Bug::Unexpected { .. }]));
+    }
+}
+
+#[test]
+fn r28_r35_b30_no_bit_of_a_present_leaf_reaches_a_hook() {
+    let td = Td::built();
+    map_all(&td, [5]);
+    let gfn = Gfn::new(5).unwrap();
+    let old = td.walk(5).unwrap().1;
+    for bit in 0..64 {
+        let new = Spte::from_raw(old.raw() ^ (1 << bit));
+        let changed = td.exclusive(|x| {
+            let slot = td.mirror().slot(x, gfn).unwrap();
+            td.mirror().change(x, &slot, new)
+        });
+        assert!(td.mock().log().is_empty(), "bit {bit}: a hook was called");
+        // Of the 64 bits, 40 are the PFN's, and without one of two it is no leaf at all.
+        let kind = new.kind(Level::L4K);
+        match changed {
+            Ok(_) => assert_eq!(kind, SpteKind::Leaf(pfn(10_005)), "bit {bit}"),
+            Err(Bug::Transition { why, .. }) if matches!(kind, SpteKind::Leaf(_)) => {
+                assert!((12..52).contains(&bit), "bit {bit}");
+                assert_eq!(why, IllegalTransition::PfnChanged);
+            }
+            Err(Bug::Transition { why, .. }) => {
+                assert!(matches!(bit, 11 | 63), "bit {bit}");
+                assert_eq!(why, IllegalTransition::Malformed);
+            }
+            Err(other) => panic!("bit {bit}: {other:?}"),
+        }
+        td.poke(5, old);
+    }
+    // A leaf with accessed and dirty set is what it was to a fault and to a zap.
+    td.poke(5, Spte::from_raw(old.raw() | 3 << 8));
+    assert_eq!(td.map(5, 10_005), Ok(MapOutcome::Spurious));
+    assert!(td.mock().log().is_empty());
+    assert_eq!(td.zap(5, 6), 1);
+    assert!(!td.mirror().is_bugged());
+    td.check_same(&[5]);
+}
+
+#[test]
+fn r29_r35_change_refuses_what_is_a_mappers() {
+    let td = Td::built();
+    map_all(&td, [5]);
+    let old = td.walk(5).unwrap().1;
+    let change = |gfn, new| {
+        td.exclusive(|x| {
+            let slot = td.mirror().slot(x, Gfn::new(gfn).unwrap()).unwrap();
+            td.mirror().change(x, &slot, new)
+        })
+    };
+    let leaf = |n| Spte::leaf(pfn(n), Level::L4K);
+    // Nothing is mapped and nothing frozen under the write lock.
+    for new in [leaf(7), Spte::FROZEN] {
+        assert!(matches!(change(6, new), Err(Bug::Unexpected { .. })));
+        assert_eq!(td.kind(6), SpteKind::NonPresent);
+    }
+    // No table is linked there, none unlinked.
+    assert!(matches!(
+        change(1 << 30, Spte::table(pfn(7))),
+        Err(Bug::Unexpected { .. })
+    ));
+    for new in [leaf(7), Spte::blocked(pfn(7)), Spte::quarantined(pfn(7))] {
+        assert!(
+            matches!(change(5, new), Err(Bug::Transition { why, old: o, new: n, .. })
+            if why == IllegalTransition::PfnChanged && o == old && n == new)
+        );
+    }
+    assert!(change(5, old).is_ok());
+    assert!(td.mock().log().is_empty());
+    assert_eq!(td.walk(5).unwrap().1, old);
+    assert!(!td.mirror().is_bugged(), "the caller reports");
+}
+
+#[test]
+fn b21_walkers_see_each_state_of_a_batch() {
+    let td: Arc<OnceLock<Td>> = Arc::default();
+    let seen = Arc::new(Mutex::new(Vec::new()));
+    let (inner, log) = (td.clone(), seen.clone());
+    let mock = Mock::new(Level::L512G).observe(move |call, _| {
+        let td = inner.get().unwrap();
+        let kinds: Vec<_> = (0..2).map(|g| td.kind(g)).collect();
+        log.lock().unwrap().push((call, kinds[0], kinds[1]));
+    });
+    td.set(Td::new(Level::L512G, mock)).unwrap();
+    let td = td.get().unwrap();
+    map_all(td, 0..2);
+    seen.lock().unwrap().clear();
+    assert_eq!(td.zap(0, 2), 2);
+    let (a, b) = (pfn(10_000), pfn(10_001));
+    use SpteKind::{Blocked, Leaf, NonPresent};
+    assert_eq!(
+        *seen.lock().unwrap(),
+        [
+            (Call::Block, Leaf(a), Leaf(b)),
+            (Call::Block, Blocked(a), Leaf(b)),
+            (Call::Track, Blocked(a), Blocked(b)),
+            (Call::Kick, Blocked(a), Blocked(b)),
+            (Call::Remove, Blocked(a), Blocked(b)),
+            (Call::Wbinvd, Blocked(a), Blocked(b)),
+            (Call::Remove, NonPresent, Blocked(b)),
+            (Call::Wbinvd, NonPresent, Blocked(b)),
+        ]
+    );
+}
+
+#[test]
+fn r30_a_table_without_its_external_page_is_a_bug() {
+    let td = Td::built();
+    map_all(&td, [5]);
+    assert_eq!(td.zap(5, 6), 1);
+    let at = Position::covering(Gfn::new(5).unwrap(), Level::L2M);
+    let Some(Entry::Table(page)) = td.mock().entry(at.level(), 5) else {
+        panic!("no table");
+    };
+    td.host().lose_companion(page);
+    td.teardown();
+    let bugs = td.host().bugs();
+    assert!(matches!(bugs[..], [Bug::NoEntry { at: where_ }] if where_ == at));
+    assert_eq!(td.host().used_external(), 1, "nobody knows it any more");
+    assert_eq!(td.host().deferred_pages(), 3);
+    assert_eq!(td.host().accounted.load(SeqCst), 0);
+}
+
+#[test]
+fn r41_teardown_meets_what_cannot_be() {
+    for found in [Spte::FROZEN, Spte::from_raw(0), Spte::blocked(pfn(10_005))] {
+        let td = Td::built();
+        map_all(&td, [5]);
+        let at = td.poke(5, found);
+        td.teardown();
+        let bugs = td.host().bugs();
+        assert!(
+            matches!(bugs[..], [Bug::Unexpected { at: where_, found: value }] if where_ == at && value == found)
+        );
+        let blocked = found != Spte::FROZEN && found != Spte::from_raw(0);
+        assert_eq!(td.mock().count(Call::DataReclaim), usize::from(blocked));
+        assert_eq!(td.mirror().stats().resolved.get(), u64::from(blocked));
+        assert_eq!(td.host().used_external(), 0, "the tables go all the same");
+    }
+}
+
+#[test]
+fn b33_quarantined_pages_wait_for_the_hkid() {
+    let td = Td::built();
+    map_all(&td, 0..8);
+    td.mock().fail(Call::Remove, 0, 8, TdxStatus::TD_FATAL);
+    assert_eq!(td.zap(0, 8), 0);
+    td.mock().clear_log();
+    // Too early: no call, all is leaked and none let go of.
+    td.exclusive(|x| td.mirror().teardown(x));
+    assert_eq!(td.mock().count(Call::DataReclaim), 0);
+    assert_eq!(td.mirror().stats().leaked.get(), 8 + 3);
+    assert_eq!(td.host().held_pages().len(), 8);
+    let failed = TdxStatus::LIFECYCLE_STATE_INCORRECT.raw();
+    for leak in td.host().leaks() {
+        use tdx_mirror_host::mirror::error::Leak;
+        let (Leak::Data { failure, .. } | Leak::SeptTable { failure, .. }) = leak;
+        assert_eq!(failure.status, failed);
+        assert_eq!(failure.op, "TDH.PHYMEM.PAGE.RECLAIM");
+    }
+}
+
+#[test]
+fn r9_r11_b14_each_quarantined_page_is_tried_once() {
+    for bad in [
+        TdxStatus::OPERAND_BUSY.with_operand(OperandId::TDR),
+        TdxStatus::OPERAND_BUSY.with_operand(OperandId::RCX),
+        TdxStatus::PAGE_METADATA_INCORRECT.with_operand(OperandId::RCX),
+    ] {
+        let td = Td::built();
+        map_all(&td, 0..8);
+        td.mock().fail(Call::Remove, 2, 3, TdxStatus::TD_FATAL);
+        assert_eq!(td.zap(0, 8), 5);
+        td.mock().clear_log();
+        td.mock().fail(Call::DataReclaim, 1, 1, bad);
+        td.teardown();
+        assert_eq!(td.mock().count(Call::DataReclaim), 3, "{bad:?}");
+        let stats = td.mirror().stats();
+        assert_eq!((stats.quarantined.get(), stats.resolved.get()), (3, 2));
+        assert_eq!(stats.leaked.get(), 1);
+        assert_eq!(td.host().held_pages(), [10_003]);
+        let calls = td.mirror().external().stats();
+        assert_eq!(calls.data_reclaim_calls.get(), 3);
+        assert_eq!(calls.reclaim_calls.get(), 3);
+        let text = format!("{:?}", td.host().leaks()[0]);
+        let wanted = format!(
+            "pfn 0x2713 of gfn 0x3 at L4K, TDH.PHYMEM.PAGE.RECLAIM answered {:#018x}: \
+             page type 0x0, owner 0x0, size 0",
+            bad.raw()
+        );
+        assert_eq!(text, wanted);
+    }
+}
+
+#[test]
+fn r21_both_accounts_after_each_step() {
+    let td = Td::built();
+    let both = |tables: u64| {
+        let stats = td.mirror().stats();
+        assert_eq!(stats.tables.get(), tables + 1);
+        assert_eq!(stats.external_tables.get(), tables);
+        assert_eq!(td.host().accounted.load(SeqCst), tables as i64 + 1);
+        assert_eq!(td.host().accounted_external() as u64, tables);
+    };
+    both(0);
+    assert_eq!(td.map(0, 1), FIXED);
+    both(3);
+    // A link that fails changes neither.
+    td.mock().fail(Call::SeptAdd, 0, 5, status::TREE_BUSY);
+    assert!(td.map(1 << 27, 2).is_ok());
+    both(3);
+    td.mock().clear_fails();
+    assert_eq!(td.map(1 << 27, 2), FIXED);
+    both(6);
+    assert_eq!(td.zap(0, 1 << 36), 2);
+    both(6);
+    // What is lost leaves both accounts as well.
+    td.mock().fail(Call::Reclaim, 2, 2, status::METADATA);
+    td.teardown();
+    let stats = td.mirror().stats();
+    assert_eq!((stats.tables.get(), stats.external_tables.get()), (0, 0));
+    assert_eq!(td.host().accounted.load(SeqCst), 0);
+    assert_eq!(td.host().accounted_external(), 0);
+    assert_eq!(td.host().used_external(), 2);
+    assert_eq!(stats.leaked.get(), 2);
+}
