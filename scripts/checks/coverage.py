@@ -106,11 +106,6 @@ GUARDED = [f"R{n}" for n in range(27, 37)]
 
 # Tests in C, as program.case: their names do not hold requirements.
 IN_C = {
-    "contract_test.test_contention": ["R4", "R18", "R26", "B7", "B14", "B34"],
-    "contract_test.test_build": ["R4"],
-    "contract_test.test_leak": ["R9"],
-    "contract_test.test_map": ["R27", "R29", "R46"],
-    "contract_test.test_parallel": ["R17", "R31", "R36"],
     "parallel.disjoint_gfns": ["R2", "R31"],
     "parallel.same_gfns": ["R27", "R36", "B1"],
     "parallel.with_prefault": ["R27", "R36"],

@@ -46,6 +46,25 @@ fn refused(name: &str, code: &str) {
     assert_eq!(errors.matches("error[").count(), 1, "{name}: {errors}");
 }
 
+/// Refused by a lint, which has no code: by what it says.
+fn denied(name: &str, says: &str) {
+    let control = compile(name, true);
+    assert!(control.is_empty(), "{name}: the control fails: {control}");
+    let errors = compile(name, false);
+    assert!(errors.contains(&format!("error: {says}")), "{errors}");
+    assert_eq!(errors.matches("error: unused").count(), 1, "{errors}");
+}
+
+#[test]
+fn r41_the_result_of_a_map_must_be_used() {
+    denied("result_ignored", "unused `Result` that must be used");
+}
+
+#[test]
+fn r41_a_retry_must_be_seen() {
+    denied("outcome_ignored", "unused `MapOutcome` that must be used");
+}
+
 #[test]
 fn b12_zap_with_shared() {
     refused("zap_with_shared", "E0308");

@@ -1,0 +1,186 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! The variant that was rejected, as a baseline: all management of the S-EPT off to the side of
+//! the page table, with one lock and no freezing.
+//!
+//! It wins where nothing runs in parallel: it needs no mirror page for each table, no freeze and
+//! no roll-back, and `make check` prints how much shorter it is.  It loses as soon as two vCPUs
+//! fault: each waits for the SEAMCALLs of the other.  Times of both are printed by
+//! `cargo test --release --test aside -- --nocapture`.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
+use std::sync::{Arc, Mutex};
+use std::thread;
+use std::time::{Duration, Instant};
+use tdx_mirror_host::mirror::addr::{Gfn, PagePtr, Pfn};
+use tdx_mirror_host::mirror::error::MapOutcome;
+use tdx_mirror_host::mirror::level::{Level, Position};
+use tdx_mirror_host::mock::{Call, Mock};
+use tdx_mirror_host::sept::SeptBackend;
+use tdx_mirror_host::tdx::seamcall::Seamcall;
+use tdx_mirror_host::vm::Td;
+
+/// What is known of the S-EPT, under the one lock.
+#[derive(Default)]
+struct Known {
+    tables: BTreeSet<(u64, u64)>,
+    leaves: BTreeMap<u64, u64>,
+    next_page: usize,
+}
+
+struct Aside {
+    mock: Mock,
+    known: Mutex<Known>,
+}
+
+impl Aside {
+    fn new(mock: Mock) -> Self {
+        Self {
+            mock,
+            known: Mutex::default(),
+        }
+    }
+
+    fn map(&self, gfn: u64, pfn: u64) {
+        let mut known = self.known.lock().unwrap();
+        if known.leaves.contains_key(&gfn) {
+            return;
+        }
+        let (frame, page) = (Gfn::new(gfn).unwrap(), Pfn::new(pfn).unwrap());
+        let mut level = Level::L512G;
+        while let Some(below) = level.child() {
+            let at = Position::covering(frame, level);
+            if known.tables.insert((level.as_sept(), at.gfn().as_u64())) {
+                known.next_page += 1;
+                let page = std::ptr::without_provenance_mut((1 << 60) + known.next_page * 4096);
+                let out = self.mock.mem_sept_add(at, PagePtr::new(page).unwrap());
+                assert!(out.status.is_success(), "{out:?}");
+            }
+            level = below;
+        }
+        let out = self
+            .mock
+            .mem_page_map(Position::covering(frame, level), page);
+        assert!(out.status.is_success(), "{out:?}");
+        known.leaves.insert(gfn, pfn);
+    }
+
+    fn zap(&self, gfn: u64) {
+        let mut known = self.known.lock().unwrap();
+        let Some(pfn) = known.leaves.remove(&gfn) else {
+            return;
+        };
+        let at = Position::covering(Gfn::new(gfn).unwrap(), Level::L4K);
+        assert!(self.mock.mem_range_block(at).status.is_success());
+        assert!(self.mock.mem_track().status.is_success());
+        self.mock.kick_vcpus();
+        assert!(self.mock.mem_page_remove(at).status.is_success());
+        let out = self.mock.phymem_page_wbinvd(at, Pfn::new(pfn).unwrap());
+        assert!(out.status.is_success());
+    }
+}
+
+const SEAMCALLS: [Call; 6] = [
+    Call::SeptAdd,
+    Call::PageMap,
+    Call::Block,
+    Call::Track,
+    Call::Remove,
+    Call::Wbinvd,
+];
+
+#[test]
+fn r23_both_variants_build_the_same_s_ept() {
+    let td = Td::built();
+    let aside = Aside::new(Mock::new(Level::L512G));
+    let mut seed = 0x9e37_79b9_7f4a_7c15u64;
+    for step in 0..2000u64 {
+        seed ^= seed << 13;
+        seed ^= seed >> 7;
+        seed ^= seed << 17;
+        let gfn = (seed >> 8) % 8 * 0x3_fffb + (seed >> 16) % 3;
+        if seed % 3 == 0 {
+            td.zap(gfn, gfn + 1);
+            aside.zap(gfn);
+        } else if aside.known.lock().unwrap().leaves.contains_key(&gfn) {
+            let pfn = td.mock().leaves()[&gfn];
+            assert_eq!(td.map(gfn, pfn), Ok(MapOutcome::Spurious));
+        } else {
+            assert_eq!(td.map(gfn, step), Ok(MapOutcome::Fixed));
+            aside.map(gfn, step);
+        }
+    }
+    assert_eq!(td.mock().leaves(), aside.mock.leaves());
+    assert_eq!(td.mock().tables(), aside.mock.tables());
+    // One page at a time, neither needs more SEAMCALLs than the other.
+    for call in SEAMCALLS {
+        assert_eq!(td.mock().count(call), aside.mock.count(call), "{call:?}");
+    }
+}
+
+#[test]
+fn r23_off_to_the_side_needs_no_mirror_pages_and_no_freeze() {
+    let td = Td::built();
+    let aside = Aside::new(Mock::new(Level::L512G));
+    for n in 0..64 {
+        // Each in a 2M range of its own.
+        assert_eq!(td.map(n * 512, n), Ok(MapOutcome::Fixed));
+        aside.map(n * 512, n);
+    }
+    assert_eq!(td.mock().tables(), aside.mock.tables());
+    // Where it wins: a page and a freeze for each table, a freeze for each leaf.
+    let tables = aside.mock.tables();
+    assert_eq!(tables, 66);
+    assert_eq!(td.host().used_pages(), tables + 1);
+    assert_eq!(td.mirror().stats().frozen.get(), tables as u64 + 64);
+}
+
+/// Faults of `threads` vCPUs, each on GFNs of its own, with SEAMCALLs that last: the time, and how
+/// many SEAMCALLs were under way at once.
+fn faults(threads: u64, mirror: bool) -> (Duration, usize) {
+    const FAULTS: u64 = 24;
+    let (inside, most) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicUsize::new(0)));
+    let (i, m) = (inside.clone(), most.clone());
+    let mock = Mock::new(Level::L512G).observe(move |call, _| {
+        if SEAMCALLS.contains(&call) {
+            m.fetch_max(i.fetch_add(1, SeqCst) + 1, SeqCst);
+            thread::sleep(Duration::from_micros(500));
+            i.fetch_sub(1, SeqCst);
+        }
+    });
+    let run = |map: &(dyn Fn(u64, u64) + Sync)| {
+        for n in 0..threads {
+            map(n << 27, 100_000 + n);
+        }
+        most.store(0, SeqCst);
+        let start = Instant::now();
+        thread::scope(|s| {
+            for n in 0..threads {
+                s.spawn(move || (1..=FAULTS).for_each(|f| map((n << 27) + f, n * 1000 + f)));
+            }
+        });
+        start.elapsed()
+    };
+    let took = if mirror {
+        let td = Td::new(Level::L512G, mock);
+        run(&|gfn, pfn| assert_eq!(td.map(gfn, pfn + 100), Ok(MapOutcome::Fixed)))
+    } else {
+        let aside = Aside::new(mock);
+        run(&|gfn, pfn| aside.map(gfn, pfn + 100))
+    };
+    (took, most.load(SeqCst))
+}
+
+#[test]
+fn r2_r23_faults_wait_for_each_other_off_to_the_side() {
+    for threads in [1, 2, 4] {
+        let (mirror, most) = faults(threads, true);
+        let (aside, most_aside) = faults(threads, false);
+        println!("{threads} vCPUs: mirror {mirror:?}, off to the side {aside:?}");
+        assert_eq!(most_aside, 1);
+        assert!(most <= threads as usize);
+        // All sleep for most of the time, so that they meet whatever else the machine does.
+        assert!(threads == 1 || most > 1, "no two SEAMCALLs at once");
+    }
+}

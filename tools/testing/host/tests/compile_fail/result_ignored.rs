@@ -1,0 +1,26 @@
+// SPDX-License-Identifier: GPL-2.0
+#![allow(missing_docs, dead_code, unexpected_cfgs)]
+#![deny(unused_must_use)]
+
+#[path = "../../../../../rust/mirror/mod.rs"]
+pub mod mirror;
+
+use mirror::addr::{Gfn, Pfn};
+use mirror::external::ExternalPt;
+use mirror::level::Level;
+use mirror::lock::Shared;
+use mirror::mmu::{Mirror, Vm};
+use mirror::table::PageSupplier;
+
+pub fn ignored<E: ExternalPt, V: Vm, P: PageSupplier>(
+    mirror: &Mirror<E, V>,
+    l: &Shared<'_>,
+    pages: &mut P,
+    gfn: Gfn,
+    pfn: Pfn,
+) {
+    #[cfg(control)]
+    let _outcome = mirror.map(l, pages, gfn, pfn, Level::L4K);
+    #[cfg(not(control))]
+    mirror.map(l, pages, gfn, pfn, Level::L4K);
+}
