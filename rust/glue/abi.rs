@@ -5,7 +5,7 @@
 //! Everything that comes in is checked here, because nothing behind the edge may panic. Locks are
 //! asserted with lockdep when the evidence tokens are made.
 
-use core::{convert::Infallible, mem::ManuallyDrop, ptr::NonNull, sync::atomic::Ordering::Relaxed};
+use core::{convert::Infallible, mem::ManuallyDrop, ptr::NonNull};
 use kernel::{
     error::code,
     ffi::{c_int, c_void},
@@ -18,7 +18,6 @@ use super::backend::{Caches, HookSeamcalls, KernelVm};
 use super::hooks::Hooks;
 use super::registry;
 use super::rwlock::MmuLock;
-use super::vcpu::Progress;
 use super::{params, rcu};
 use crate::bindings::{
     self, tdx_mirror, tdx_mirror_action, tdx_mirror_backend, tdx_mirror_ops, tdx_mirror_stats,
@@ -30,6 +29,7 @@ use crate::mirror::level::Level;
 use crate::mirror::mmu;
 use crate::mirror::spte::Spte;
 use crate::mirror::table::Root;
+use crate::sept::progress::Progress;
 use crate::sept::Sept;
 
 type Inner = mmu::Mirror<Sept<HookSeamcalls>, KernelVm>;
@@ -65,7 +65,7 @@ impl Mirror {
             pr_err!("mirror refused: {refusal}\n");
             EINVAL
         })?;
-        let config = hooks.config();
+        let config = hooks.config().with_zap_batch(params::zap_batch());
         let hooks = Arc::new(hooks, GFP_KERNEL_ACCOUNT)?;
         // SAFETY: KVM's lock lives as long as the backend.
         let lock = unsafe { MmuLock::new(hooks.mmu_lock()) };
@@ -81,7 +81,7 @@ impl Mirror {
             hooks,
             lock,
             inner: ManuallyDrop::new(mmu::Mirror::new(config, sept, vm, root)),
-            progress: Progress::default(),
+            progress: Progress::new(params::vp_enter_policy()),
             links <- ListLinks::new(),
         }));
         let listed = match mirror {
@@ -93,10 +93,26 @@ impl Mirror {
         Ok(mirror)
     }
 
+    /// The hooks of KVM.
+    pub(super) fn hooks(&self) -> &Hooks {
+        &self.hooks
+    }
+
+    /// The S-EPT.
+    pub(super) fn sept(&self) -> &Sept<HookSeamcalls> {
+        self.inner.external()
+    }
+
+    /// The progress of the TD's vCPUs.
+    pub(super) fn progress(&self) -> &Progress {
+        &self.progress
+    }
+
     /// The figures now.
     pub(crate) fn stats(&self) -> tdx_mirror_stats {
         let mirror = self.inner.stats();
-        let calls = self.inner.external().stats();
+        let calls = self.sept().stats();
+        let vcpus = self.progress.stats();
         tdx_mirror_stats {
             mapped: mirror.mapped.get(),
             zapped: mirror.zapped.get(),
@@ -107,7 +123,10 @@ impl Mirror {
             track_calls: calls.track_calls.get(),
             remove_calls: calls.remove_calls.get(),
             wbinvd_calls: calls.wbinvd_calls.get(),
-            reclaim_calls: calls.reclaim_calls.get(),
+            reclaim_calls: calls
+                .reclaim_calls
+                .get()
+                .wrapping_add(calls.data_reclaim_calls.get()),
             busy: calls.busy.get(),
             retries: calls.retries.get(),
             giveups: calls.giveups.get(),
@@ -117,19 +136,19 @@ impl Mirror {
             quarantined: mirror.quarantined.get(),
             leaked: mirror.leaked.get(),
             tables: mirror.tables.get(),
-            external_tables: 0,
-            resolved: 0,
-            zap_batches: 0,
-            debts: 0,
-            debts_paid: 0,
-            debts_lost: 0,
-            read_calls: 0,
-            local_retries: self.progress.local_retries.load(Relaxed),
-            local_giveups: self.progress.local_giveups.load(Relaxed),
-            held: self.progress.held.load(Relaxed),
-            vp_enter_busy: self.progress.vp_enter_busy.load(Relaxed),
-            vp_enter_busy_other: self.progress.vp_enter_busy_other.load(Relaxed),
-            killed: 0,
+            external_tables: mirror.external_tables.get(),
+            resolved: mirror.resolved.get(),
+            zap_batches: mirror.zap_batches.get(),
+            debts: calls.debts.get(),
+            debts_paid: calls.debts_paid.get(),
+            debts_lost: calls.debts_lost.get(),
+            read_calls: calls.read_calls.get(),
+            local_retries: vcpus.local_retries.get(),
+            local_giveups: vcpus.local_giveups.get(),
+            held: vcpus.held.get(),
+            vp_enter_busy: vcpus.vp_enter_busy.get(),
+            vp_enter_busy_other: vcpus.vp_enter_busy_other.get(),
+            killed: vcpus.killed.get(),
         }
     }
 
@@ -183,12 +202,18 @@ impl PinnedDrop for Mirror {
     fn drop(self: Pin<&mut Self>) {
         // SAFETY: Nothing uses the field after this, and it is not pinned.
         let inner = unsafe { ManuallyDrop::take(&mut self.get_unchecked_mut().inner) };
-        let (quarantined, leaked) = {
+        let (quarantined, resolved, leaked) = {
             let stats = inner.stats();
-            (stats.quarantined.get(), stats.leaked.get())
+            (
+                stats.quarantined.get(),
+                stats.resolved.get(),
+                stats.leaked.get(),
+            )
         };
         if quarantined != 0 || leaked != 0 {
-            pr_warn!("a TD ended with {quarantined} pages quarantined, {leaked} leaked\n");
+            pr_warn!(
+                "a TD ended with {quarantined} pages quarantined, {resolved} of them given back, {leaked} leaked\n"
+            );
         }
         let (_, mut vm) = inner.destroy();
         vm.put_deferred();
@@ -324,8 +349,11 @@ unsafe extern "C" fn fault_retry(
 ) -> tdx_mirror_action {
     // SAFETY: The contract says that the mirror lives and that the notes are the caller's.
     match unsafe { (mirror_of(mirror), notes_of(vcpu)) } {
-        (Some(mirror), Some(vcpu)) => mirror.progress.fault_retry(vcpu, gfn, conditions),
-        _ => bindings::TDX_MIRROR_EXIT,
+        (Some(mirror), Some(vcpu)) => mirror.fault_retry(vcpu, gfn, conditions),
+        _ => {
+            bad_parameter();
+            bindings::TDX_MIRROR_EXIT
+        }
     }
 }
 
@@ -337,7 +365,7 @@ unsafe extern "C" fn fault_retry(
 unsafe extern "C" fn fault_done(mirror: *mut tdx_mirror, vcpu: *mut tdx_mirror_vcpu, gfn: u64) {
     // SAFETY: The contract says that the mirror lives and that the notes are the caller's.
     if let (Some(mirror), Some(vcpu)) = unsafe { (mirror_of(mirror), notes_of(vcpu)) } {
-        mirror.progress.fault_done(vcpu, gfn);
+        mirror.fault_done(vcpu, gfn);
     }
 }
 
@@ -353,7 +381,7 @@ unsafe extern "C" fn vp_enter_busy(
 ) -> tdx_mirror_action {
     // SAFETY: The contract says that the mirror lives.
     match unsafe { mirror_of(mirror) } {
-        Some(mirror) => mirror.progress.vp_enter_busy(status),
+        Some(mirror) => mirror.vp_enter_busy(status),
         None => bindings::TDX_MIRROR_ENTER,
     }
 }

@@ -179,7 +179,7 @@ unsafe impl PageMap for KernelVm {
 impl Vm for KernelVm {
     fn bug(&self, bug: &Bug) {
         if self.may_report() {
-            pr_err!("bug, the VM ends: {bug:?}\n");
+            pr_err!("bug, the VM ends, report this line: {bug:?}\n");
         }
         // SAFETY: May be called in any context.
         unsafe { bindings::tdx_mirror_warn_bug() };
@@ -188,7 +188,12 @@ impl Vm for KernelVm {
 
     fn leaked(&self, leak: &Leak) {
         if self.may_report() {
-            pr_err!("page leaked: {leak:?}\n");
+            pr_err!("page leaked, unusable until the next boot: {leak:?}\n");
+        }
+        let (Leak::SeptTable { failure, .. } | Leak::Data { failure, .. }) = leak;
+        if TdxStatus::new(failure.status).is_operand_busy() {
+            // SAFETY: May be called in any context.
+            unsafe { bindings::tdx_mirror_warn_reclaim_busy() };
         }
     }
 

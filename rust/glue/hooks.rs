@@ -5,8 +5,6 @@
 //! The locks that a hook needs are those of `struct tdx_mirror_backend`. The callers in
 //! [`super::backend`] hold the evidence tokens for them, the methods here do not check again.
 
-#![allow(dead_code)]
-
 use core::ptr::NonNull;
 use kernel::{
     ffi::{c_int, c_long, c_void},

@@ -1,86 +1,88 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! What a vCPU is to do after a map that found contention, and after a VP.ENTER that did.
+//! What a vCPU does next after a map or a VP.ENTER that met contention: the policy of
+//! [`crate::sept::progress`] on the notes that KVM keeps with each vCPU.
 
-use core::sync::atomic::{AtomicU64, Ordering};
+use kernel::prelude::*;
 
+use super::abi::Mirror;
 use crate::bindings::{self, tdx_mirror_action, tdx_mirror_vcpu};
-use crate::sept::ZERO_STEP_THRESHOLD;
-use crate::tdx::status::{OperandId, TdxStatus};
+use crate::mirror::addr::Gfn;
+use crate::sept::progress::{Action, Conditions, Notes};
+use crate::tdx::status::TdxStatus;
 
-/// Local retries of one fault.
-const LOCAL_ROUNDS: u32 = 8;
+const _: () = {
+    assert!(Conditions::SIGNAL.bits() == bindings::TDX_MIRROR_FAULT_SIGNAL);
+    assert!(Conditions::EVENT.bits() == bindings::TDX_MIRROR_FAULT_EVENT);
+    assert!(Conditions::SLOT_GONE.bits() == bindings::TDX_MIRROR_FAULT_SLOT_GONE);
+    assert!(Conditions::ROOT_GONE.bits() == bindings::TDX_MIRROR_FAULT_ROOT_GONE);
+    assert!(Conditions::VM_DEAD.bits() == bindings::TDX_MIRROR_FAULT_VM_DEAD);
+    assert!(Conditions::PREFAULT.bits() == bindings::TDX_MIRROR_FAULT_PREFAULT);
+};
 
-/// Conditions under which a fault is not retried here.
-const LEAVE: u32 = bindings::TDX_MIRROR_FAULT_SIGNAL
-    | bindings::TDX_MIRROR_FAULT_SLOT_GONE
-    | bindings::TDX_MIRROR_FAULT_ROOT_GONE
-    | bindings::TDX_MIRROR_FAULT_VM_DEAD;
-
-/// The figures of one TD.
-#[derive(Default)]
-pub(super) struct Progress {
-    pub(super) local_retries: AtomicU64,
-    pub(super) local_giveups: AtomicU64,
-    pub(super) held: AtomicU64,
-    pub(super) vp_enter_busy: AtomicU64,
-    pub(super) vp_enter_busy_other: AtomicU64,
+fn as_kvm(action: Action) -> tdx_mirror_action {
+    match action {
+        Action::Again => bindings::TDX_MIRROR_AGAIN,
+        Action::Enter => bindings::TDX_MIRROR_ENTER,
+        Action::Exit => bindings::TDX_MIRROR_EXIT,
+        Action::Kill => bindings::TDX_MIRROR_KILL,
+    }
 }
 
-fn inc(counter: &AtomicU64) {
-    counter.fetch_add(1, Ordering::Relaxed);
+/// Runs `f` on a copy of the notes, so that KVM's structure stays the only shared thing.
+fn with_notes<R>(vcpu: &mut tdx_mirror_vcpu, f: impl FnOnce(&mut Notes) -> R) -> R {
+    let mut notes = Notes {
+        faults: vcpu.faults,
+        rounds: vcpu.rounds,
+        gfn: vcpu.gfn,
+        held: vcpu.held,
+    };
+    let result = f(&mut notes);
+    vcpu.rounds = notes.rounds;
+    vcpu.gfn = notes.gfn;
+    vcpu.held = notes.held;
+    result
 }
 
-impl Progress {
+impl Mirror {
+    /// Judges a fault that was not served.
     pub(super) fn fault_retry(
         &self,
         vcpu: &mut tdx_mirror_vcpu,
         gfn: u64,
         conditions: u32,
     ) -> tdx_mirror_action {
-        if vcpu.rounds == 0 || vcpu.gfn != gfn {
-            vcpu.gfn = gfn;
-            vcpu.rounds = 0;
+        let now = Conditions::from_bits(conditions);
+        let owes = Gfn::new(gfn).is_some_and(|gfn| self.sept().owes(gfn));
+        let action = with_notes(vcpu, |notes| {
+            self.progress().fault_retry(notes, gfn, now, owes)
+        });
+        if action == Action::Kill && conditions & bindings::TDX_MIRROR_FAULT_VM_DEAD == 0 {
+            pr_err!("the VM ends, as vp_enter_policy=kill says: gfn {gfn:#x} cannot be mapped\n");
+            self.hooks().bug_vm();
         }
-        if conditions & LEAVE == 0
-            && (conditions & bindings::TDX_MIRROR_FAULT_EVENT == 0 || vcpu.held)
-            && vcpu.rounds < LOCAL_ROUNDS
-        {
-            vcpu.rounds = vcpu.rounds.saturating_add(1);
-            inc(&self.local_retries);
-            return bindings::TDX_MIRROR_AGAIN;
-        }
-        vcpu.rounds = 0;
-        inc(&self.local_giveups);
-        if conditions & bindings::TDX_MIRROR_FAULT_PREFAULT != 0 || conditions & LEAVE != 0 {
-            return bindings::TDX_MIRROR_EXIT;
-        }
-        if vcpu.faults.saturating_add(1) < ZERO_STEP_THRESHOLD {
-            return bindings::TDX_MIRROR_ENTER;
-        }
-        if !vcpu.held {
-            vcpu.held = true;
-            inc(&self.held);
-        }
-        bindings::TDX_MIRROR_EXIT
+        as_kvm(action)
     }
 
+    /// A fault was served or ended in an error.
     pub(super) fn fault_done(&self, vcpu: &mut tdx_mirror_vcpu, gfn: u64) {
-        if vcpu.gfn == gfn {
-            vcpu.rounds = 0;
-            vcpu.held = false;
-        }
+        with_notes(vcpu, |notes| self.progress().fault_done(notes, gfn));
     }
 
+    /// Judges a VP.ENTER that found something busy.
     pub(super) fn vp_enter_busy(&self, status: u64) -> tdx_mirror_action {
-        let status = TdxStatus::new(status);
-        if status.is_operand_busy() && status.operand() == OperandId::SEPT_TREE {
-            inc(&self.vp_enter_busy);
+        let busy = self.progress().vp_enter_busy(TdxStatus::new(status));
+        if busy.action == Action::Kill {
+            if busy.report {
+                pr_err!(
+                    "the VM ends, as vp_enter_policy=kill says: TDH.VP.ENTER answered {status:#x}\n"
+                );
+            }
+            self.hooks().bug_vm();
+        } else if busy.report {
             // SAFETY: May be called in any context.
-            unsafe { bindings::tdx_mirror_warn_vp_enter(status.raw()) };
-        } else {
-            inc(&self.vp_enter_busy_other);
+            unsafe { bindings::tdx_mirror_warn_vp_enter(status) };
         }
-        bindings::TDX_MIRROR_ENTER
+        as_kvm(busy.action)
     }
 }

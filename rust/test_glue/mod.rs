@@ -7,10 +7,7 @@ mod ffi;
 use core::ptr::NonNull;
 
 use crate::emu::interp::Interpreter;
-use crate::emu::{
-    Config, Entry, GuestExit, GuestRegs, GuestRun, Inject, Module, Platform, Regs, StatName,
-    Unavailable, Vcpu, VcpuInit,
-};
+use crate::emu::{Config, Module, Platform, Regs, StatName};
 use kernel::error::to_result;
 use kernel::prelude::*;
 
@@ -60,29 +57,7 @@ unsafe impl Platform for Pool {
     }
 }
 
-/// The interpreter, which also looks for interrupts when it comes back from a TDCALL: a guest that
-/// makes nothing but TDCALLs must not keep a CPU for itself.
-struct Processor;
-
-impl GuestRun<Pool> for Processor {
-    fn init(&self, p: &Pool, init: &VcpuInit) -> Result<(), Unavailable> {
-        Interpreter.init(p, init)
-    }
-
-    fn flush(&self, p: &Pool, vcpu: &Vcpu) {
-        Interpreter.flush(p, vcpu);
-    }
-
-    fn run(&self, p: &Pool, vcpu: &Vcpu, entry: Entry, regs: &mut GuestRegs) -> GuestExit {
-        // An event would be lost: it waits for the interpreter.
-        if entry.inject == Inject::None && !entry.first && p.interrupt_pending() {
-            return GuestExit::Interrupt { info: 0 };
-        }
-        Interpreter.run(p, vcpu, entry, regs)
-    }
-}
-
-static MODULE: Module<Pool, Processor> = Module::new(Pool, Processor);
+static MODULE: Module<Pool, Interpreter> = Module::new(Pool, Interpreter);
 
 /// Brings the software TDX module up and registers the device.
 pub(crate) fn start() -> Result {

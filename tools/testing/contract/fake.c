@@ -13,20 +13,34 @@
 #include "fake.h"
 
 /* Answers an error if the test asked for one; true if the call shall go on. */
-static bool fake_begin(struct fake *f, enum fake_call call,
+static bool fake_begin(struct fake *f, enum fake_call call, u64 gfn,
 		       struct tdx_mirror_err *err)
 {
 	atomic_inc(&f->calls[call]);
 	*err = (struct tdx_mirror_err){};
-	if ((!f->held || f->fail_if_held) && atomic_read(&f->fail[call]) &&
-	    atomic_dec_if_positive(&f->fail[call]) >= 0) {
-		err->status = f->fail_status;
-		if (err->status == STATUS_BUSY)
-			err->status |= call == CALL_TRACK ? OPERAND_TD_EPOCH :
-							    OPERAND_SEPT_TREE;
-		return false;
+	if ((f->held && !f->fail_if_held) || !atomic_read(&f->fail[call]) ||
+	    atomic_dec_if_positive(&f->skip[call]) >= 0 ||
+	    atomic_dec_if_positive(&f->fail[call]) < 0) {
+		if (gfn < FAKE_GFNS)
+			clear_bit(gfn, f->mark);
+		return true;
 	}
-	return true;
+
+	*err = f->fail_err;
+	if (err->status == STATUS_BUSY) {
+		err->status |= call == CALL_TRACK ? OPERAND_TD_EPOCH : f->operand;
+		if (gfn < FAKE_GFNS && f->operand == OPERAND_RCX)
+			set_bit(gfn, f->mark);
+	}
+	return false;
+}
+
+/* The GFN of an entry that has a lock and a mark here, NO_GFN for a table's. */
+#define NO_GFN	U64_MAX
+
+static u64 fake_gfn(u64 gfn, int level)
+{
+	return level == PG_LEVEL_4K ? gfn : NO_GFN;
 }
 
 static atomic64_t *fake_leaf(struct fake *f, u64 gfn, int level)
@@ -34,6 +48,18 @@ static atomic64_t *fake_leaf(struct fake *f, u64 gfn, int level)
 	RULE(f, level == PG_LEVEL_4K);
 	RULE(f, gfn < FAKE_GFNS);
 	return &f->leaf[gfn % FAKE_GFNS];
+}
+
+/* The leaf that maps @pfn. */
+static atomic64_t *fake_leaf_of(struct fake *f, u64 pfn)
+{
+	int i;
+
+	for (i = 0; i < FAKE_GFNS; i++) {
+		if (atomic64_read(&f->leaf[i]) >> PAGE_SHIFT == pfn)
+			return &f->leaf[i];
+	}
+	return NULL;
 }
 
 static void fake_link(void *ctx, u64 gfn, int level, void *external_spt,
@@ -45,7 +71,7 @@ static void fake_link(void *ctx, u64 gfn, int level, void *external_spt,
 	RULE(f, level >= PG_LEVEL_2M && level <= PG_LEVEL_512G);
 	RULE(f, !(gfn & ((1ULL << (9 * (level - 1))) - 1)));
 	RULE(f, external_spt && PAGE_ALIGNED(external_spt));
-	if (fake_begin(f, CALL_LINK, err))
+	if (fake_begin(f, CALL_LINK, NO_GFN, err))
 		atomic_inc(&f->linked);
 }
 
@@ -54,9 +80,12 @@ static void fake_set(void *ctx, u64 gfn, int level, u64 pfn,
 {
 	struct fake *f = ctx;
 	u64 old;
+	int at;
 
 	lockdep_assert_held_read(&f->mmu_lock);
-	if (!fake_begin(f, CALL_SET, err))
+	/* Nobody but this thread changes the entry now. */
+	RULE(f, ops->walk(f->mirror, gfn, &at) == TDX_MIRROR_SPTE_FROZEN);
+	if (!fake_begin(f, CALL_SET, gfn, err))
 		return;
 	/* Only leaf, non-present to present. */
 	old = atomic64_cmpxchg(fake_leaf(f, gfn, level), 0,
@@ -70,7 +99,7 @@ static void fake_block(void *ctx, u64 gfn, int level,
 	struct fake *f = ctx;
 
 	lockdep_assert_held_write(&f->mmu_lock);
-	if (!fake_begin(f, CALL_BLOCK, err))
+	if (!fake_begin(f, CALL_BLOCK, gfn, err))
 		return;
 	RULE(f, f->finalized);
 	RULE(f, (atomic64_read(fake_leaf(f, gfn, level)) & 7) == LEAF_PRESENT);
@@ -83,7 +112,7 @@ static void fake_track(void *ctx, struct tdx_mirror_err *err)
 	int i;
 
 	lockdep_assert_held_write(&f->mmu_lock);
-	if (!fake_begin(f, CALL_TRACK, err))
+	if (!fake_begin(f, CALL_TRACK, NO_GFN, err))
 		return;
 	for (i = 0; i < FAKE_GFNS; i++) {
 		if (atomic64_read(&f->leaf[i]) & LEAF_BLOCKED)
@@ -98,7 +127,7 @@ static void fake_remove(void *ctx, u64 gfn, int level,
 	u64 want = LEAF_PRESENT;
 
 	lockdep_assert_held_write(&f->mmu_lock);
-	if (!fake_begin(f, CALL_REMOVE, err))
+	if (!fake_begin(f, CALL_REMOVE, gfn, err))
 		return;
 	if (f->finalized)
 		want |= LEAF_BLOCKED | LEAF_TRACKED;
@@ -112,8 +141,8 @@ static void fake_wbinvd(void *ctx, u64 pfn, int level,
 	struct fake *f = ctx;
 
 	lockdep_assert_held_write(&f->mmu_lock);
-	if (fake_begin(f, CALL_WBINVD, err))
-		RULE(f, pfn >= FAKE_PFN(0) && pfn < FAKE_PFN(FAKE_GFNS));
+	if (fake_begin(f, CALL_WBINVD, NO_GFN, err))
+		RULE(f, !fake_leaf_of(f, pfn));
 }
 
 static void fake_reclaim(void *ctx, void *external_spt,
@@ -122,7 +151,7 @@ static void fake_reclaim(void *ctx, void *external_spt,
 	struct fake *f = ctx;
 
 	RULE(f, f->hkid_released);
-	if (fake_begin(f, CALL_RECLAIM, err))
+	if (fake_begin(f, CALL_RECLAIM, NO_GFN, err))
 		atomic_dec(&f->linked);
 }
 
@@ -132,20 +161,24 @@ static void fake_read(void *ctx, u64 gfn, int level, struct tdx_mirror_err *err)
 
 	lockdep_assert_held(&f->mmu_lock);
 	RULE(f, gfn < 1ULL << FAKE_GFN_BITS);
-	fake_begin(f, CALL_READ, err);
+	fake_begin(f, CALL_READ, fake_gfn(gfn, level), err);
 }
 
 static void fake_reclaim_page(void *ctx, u64 pfn, int level,
 			      struct tdx_mirror_err *err)
 {
 	struct fake *f = ctx;
-	u64 gfn = pfn - FAKE_PFN(0);
+	atomic64_t *leaf;
 
 	RULE(f, f->hkid_released);
-	if (!fake_begin(f, CALL_RECLAIM_PAGE, err))
+	RULE(f, level == PG_LEVEL_4K);
+	if (!fake_begin(f, CALL_RECLAIM_PAGE, NO_GFN, err))
 		return;
-	RULE(f, atomic64_read(fake_leaf(f, gfn, level)));
-	atomic64_set(fake_leaf(f, gfn, level), 0);
+	leaf = fake_leaf_of(f, pfn);
+	if (leaf)
+		atomic64_set(leaf, 0);
+	else
+		err->status = STATUS_METADATA;
 }
 
 static void fake_kick(void *ctx)
@@ -269,7 +302,7 @@ struct fake *fake_alloc(void)
 		return NULL;
 	rwlock_init(&f->mmu_lock);
 	f->finalized = true;
-	f->fail_status = STATUS_BUSY;
+	f->operand = OPERAND_SEPT_TREE;
 	f->backend = (struct tdx_mirror_backend){
 		.size = sizeof(f->backend),
 		.abi_version = TDX_MIRROR_ABI_VERSION,
@@ -344,40 +377,118 @@ u64 fake_zap(struct fake *f, u64 start, u64 end, bool can_yield)
 	return zapped;
 }
 
-void fake_fail(struct fake *f, enum fake_call call, int times, u64 status)
+/* The next @times calls of @call answer @status, after @skip that go on. */
+void fake_fail_at(struct fake *f, enum fake_call call, int skip, int times,
+		  u64 status)
 {
-	f->fail_status = status;
+	f->fail_err = (struct tdx_mirror_err){ .status = status };
+	atomic_set(&f->skip[call], skip);
 	atomic_set(&f->fail[call], times);
 }
 
-/*
- * Ends a TD in KVM's order: everything zapped, HKID released, tables given
- * back, mirror freed.  @leaked_tables S-EPT pages are lost, with their mirror
- * pages or without.
- */
-void fake_end(struct fake *f, const char *what, int leaked_tables)
+void fake_fail(struct fake *f, enum fake_call call, int times, u64 status)
+{
+	fake_fail_at(f, call, 0, times, status);
+}
+
+void fake_no_fail(struct fake *f)
+{
+	int i;
+
+	for (i = 0; i < NR_CALLS; i++) {
+		atomic_set(&f->fail[i], 0);
+		atomic_set(&f->skip[i], 0);
+	}
+}
+
+/* fake_calls(), fake_seamcalls() and fake_kicks() count from here on. */
+void fake_mark(struct fake *f)
+{
+	int i;
+
+	for (i = 0; i < NR_CALLS; i++)
+		f->calls_before[i] = atomic_read(&f->calls[i]);
+	f->kicks_before = atomic_read(&f->kicks);
+}
+
+int fake_calls(struct fake *f, enum fake_call call)
+{
+	return atomic_read(&f->calls[call]) - f->calls_before[call];
+}
+
+int fake_seamcalls(struct fake *f)
+{
+	int i, calls = 0;
+
+	for (i = 0; i < NR_CALLS; i++)
+		calls += fake_calls(f, i);
+	return calls;
+}
+
+int fake_kicks(struct fake *f)
+{
+	return atomic_read(&f->kicks) - f->kicks_before;
+}
+
+/* Whether the accounts of KVM, of the mirror and of the allocator agree. */
+bool fake_account_ok(struct fake *f)
 {
 	struct tdx_mirror_stats stats;
 
+	ops->stats(f->mirror, &stats);
+	return stats.tables == atomic_read(&f->spt) &&
+	       atomic_read(&f->accounted) == atomic_read(&f->spt) &&
+	       stats.external_tables == atomic_read(&f->ext_spt) &&
+	       atomic_read(&f->ext_accounted) == atomic_read(&f->ext_spt);
+}
+
+/* Everything zapped, HKID released, tables given back. */
+void fake_teardown(struct fake *f)
+{
+	if (f->torn_down)
+		return;
 	fake_zap(f, 0, 1ULL << FAKE_GFN_BITS, true);
 	f->hkid_released = true;
 	write_lock(&f->mmu_lock);
 	ops->teardown(f->mirror);
 	write_unlock(&f->mmu_lock);
+	f->torn_down = true;
+}
+
+/*
+ * Ends a TD in KVM's order.  @leaked_tables S-EPT pages are lost, with their
+ * mirror pages or without.
+ */
+void fake_end(struct fake *f, const char *what, int leaked_tables)
+{
+	struct tdx_mirror_stats stats;
+
+	fake_teardown(f);
 	ops->stats(f->mirror, &stats);
 	ops->destroy(f->mirror);
 
 	check(!atomic_read(&f->errors), what);
 	check(!f->held, "vCPUs may run again");
 	check(stats.leaf_transitions == stats.mapped, "every map is one transition");
-	check(stats.set_external_spte_calls == atomic_read(&f->calls[CALL_SET]),
-	      "all calls of set_external_spte are counted");
-	check(stats.kicks == atomic_read(&f->kicks), "all kicks are counted");
+	check(stats.link_calls == atomic_read(&f->calls[CALL_LINK]) &&
+	      stats.set_external_spte_calls == atomic_read(&f->calls[CALL_SET]) &&
+	      stats.block_calls == atomic_read(&f->calls[CALL_BLOCK]) &&
+	      stats.track_calls == atomic_read(&f->calls[CALL_TRACK]) &&
+	      stats.remove_calls == atomic_read(&f->calls[CALL_REMOVE]) &&
+	      stats.wbinvd_calls == atomic_read(&f->calls[CALL_WBINVD]) &&
+	      stats.read_calls == atomic_read(&f->calls[CALL_READ]) &&
+	      stats.reclaim_calls == atomic_read(&f->calls[CALL_RECLAIM]) +
+				     atomic_read(&f->calls[CALL_RECLAIM_PAGE]) &&
+	      stats.kicks == atomic_read(&f->kicks), "all calls of hooks are counted");
 	check(!atomic_long_read(&f->mapped_pages) || stats.quarantined,
 	      "page statistics end at zero");
 	check(atomic_read(&f->ext_spt) == leaked_tables,
 	      "all S-EPT pages but the lost ones came back");
-	check(atomic_read(&f->spt) == 0 && atomic_read(&f->accounted) == 0,
-	      "all mirror tables came back");
+	check(atomic_read(&f->spt) == 0, "all mirror tables came back");
+	check(!atomic_read(&f->accounted) && !atomic_read(&f->ext_accounted),
+	      "both accounts end at zero");
+	check(bitmap_empty(f->mark, FAKE_GFNS), "no host-priority mark is left");
+	check(stats.debts == stats.debts_paid + stats.debts_lost,
+	      "every debt is paid or counted as lost");
 	kvfree(f);
 }

@@ -85,6 +85,16 @@ class Report(unittest.TestCase):
         for line in ("WARNING: CPU: 0 at mm", "BUG: sleeping", "WARNING: possible circular locking", "Oops: 0"):
             self.fails(log(kernel=f"[   1.0] {line}\n"), "kernel log")
 
+    def test_r3_a_sleep_in_a_fault_fails_the_run(self):
+        for line in ("BUG: sleeping function called from invalid context at mm/slab.h:123", "BUG: scheduling while atomic",
+                     "[ BUG: Invalid wait context ]"):
+            self.fails(log(kernel=f"[   1.0] {line}\n"), "kernel log")
+        # The kernel of every run looks for that.
+        with open(os.path.join(HERE, "debug.config"), encoding="utf-8") as config:
+            lines = config.read().split("\n")
+        for option in ("DEBUG_ATOMIC_SLEEP", "PROVE_LOCKING"):
+            self.assertIn(f"CONFIG_{option}=y", lines)
+
     def test_test_case_failed(self):
         self.fails(log(tap="not ok 1 maps\n", status=1), "failed")
 
@@ -102,15 +112,23 @@ class Report(unittest.TestCase):
 
 
 class Contract(unittest.TestCase):
-    GOOD = ("[    1.0] tdx_mirror_contract_test: ok 1 - create\r\n[    1.1] WARNING: x at tdx_mirror_warn_bug+0x9\n"
-            "[    1.2] tdx_mirror_contract_test: 1..1\nvm: exit 0\n")
+    REFUSED = "".join(f"[    0.5] tdx_mirror: {message}: choose another\nrefused {value}\n"
+                      for value, message in report.REFUSED.items())
+    LOAD = ("[    1.0] tdx_mirror_contract_test: ok 1 - create\r\n[    1.1] WARNING: x at tdx_mirror_warn_bug+0x9\n"
+            "[    1.0] tdx_mirror_contract_test: ok 1 - create\r\n[    1.2] tdx_mirror_contract_test: 1..1\n")
+    GOOD = REFUSED + LOAD + "vm: exit 0\n"
 
     def test_good(self):
-        self.assertEqual(run_report("contract", self.GOOD), (0, "contract: 1 passed, 0 failed\n"))
+        cases = len(report.REFUSED) + 1
+        self.assertEqual(run_report("contract", self.GOOD), (0, f"contract: {cases} passed, 0 failed\n"))
+        twice = self.REFUSED + self.LOAD + self.LOAD + "vm: exit 0\n"
+        self.assertEqual(run_report("contract", twice), (0, f"contract: {cases + 1} passed, 0 failed\n"))
 
     def test_bad(self):
         for text in (self.GOOD.replace("ok 1", "not ok 1"), self.GOOD.replace("1..1", "1..2"),
-                     self.GOOD.replace("exit 0", "exit 1"), self.GOOD + "WARNING: elsewhere\n", ""):
+                     self.GOOD.replace("exit 0", "exit 1"), self.GOOD + "WARNING: elsewhere\n", "",
+                     self.GOOD.replace("1..1", ""), self.GOOD.replace("refused zap_batch=0", ""),
+                     self.GOOD.replace("zap_batch=513 is not", "zap_batch=513 is"), self.REFUSED + "vm: exit 0\n"):
             status, out = run_report("contract", text)
             self.assertEqual(status, 1, out)
             self.assertRegex(out, r"contract: \d+ passed, [1-9]\d* failed\n$")

@@ -1,0 +1,265 @@
+// SPDX-License-Identifier: GPL-2.0
+/* Faults under contention, the debts they leave, and busy VP.ENTERs. */
+
+#define pr_fmt(fmt) KBUILD_MODNAME ": " fmt
+
+#include <linux/string.h>
+#include <asm/pgtable_types.h>
+
+#include "fake.h"
+
+/* More rounds than any policy may ask for. */
+#define ROUNDS_MAX	100000
+
+static bool policy_is(const char *name)
+{
+	return !strcmp(policy, name);
+}
+
+/*
+ * A fault at @gfn that KVM repeats for as long as it is told to.  Counts the
+ * answers TDX_MIRROR_AGAIN in *@rounds.
+ */
+static enum tdx_mirror_action fault(struct fake *f, struct tdx_mirror_vcpu *vcpu, u64 gfn,
+				    u32 conditions, int *rounds)
+{
+	enum tdx_mirror_action action;
+
+	for (*rounds = 0; *rounds < ROUNDS_MAX; (*rounds)++) {
+		int ret = fake_map(f, gfn, FAKE_PFN(gfn), PG_LEVEL_4K);
+
+		if (ret != TDX_MIRROR_MAP_RETRY) {
+			RULE(f, ret == TDX_MIRROR_MAP_FIXED || ret == TDX_MIRROR_MAP_SPURIOUS);
+			ops->fault_done(f->mirror, vcpu, gfn);
+			return TDX_MIRROR_ENTER;
+		}
+		action = ops->fault_retry(f->mirror, vcpu, gfn, conditions);
+		if (action != TDX_MIRROR_AGAIN)
+			return action;
+	}
+	return TDX_MIRROR_AGAIN;
+}
+
+static void test_r4_r14_b6_fault_budget(void)
+{
+	struct fake *f = fake_new();
+	int k, level;
+
+	if (!f)
+		return check(false, __func__);
+
+	fake_fail(f, CALL_LINK, INT_MAX, STATUS_BUSY);
+	check(fake_map(f, 1, FAKE_PFN(1), PG_LEVEL_4K) == TDX_MIRROR_MAP_RETRY,
+	      "SEPT.ADD busy for ever");
+	check(!atomic_read(&f->ext_spt) && fake_account_ok(f),
+	      "the pages for the table went back");
+	fake_no_fail(f);
+	fake_fail(f, CALL_SET, INT_MAX, STATUS_BUSY);
+	fake_mark(f);
+	check(fake_map(f, 1, FAKE_PFN(1), PG_LEVEL_4K) == TDX_MIRROR_MAP_RETRY,
+	      "PAGE.AUG busy for ever");
+	check(fake_calls(f, CALL_SET) == FAULT_TRIES, "exactly the budget of tries");
+	check(ops->walk(f->mirror, 1, &level) == TDX_MIRROR_SPTE_NONPRESENT,
+	      "nothing stays frozen");
+	for (k = 0; k < FAULT_TRIES; k++) {
+		fake_fail(f, CALL_SET, k, STATUS_BUSY);
+		check(fake_map(f, 10 + k, FAKE_PFN(10 + k), PG_LEVEL_4K) == TDX_MIRROR_MAP_FIXED,
+		      "fewer busy answers than tries");
+	}
+	/* Busy for another reason than contention. */
+	f->operand = OPERAND_TDR;
+	fake_fail(f, CALL_SET, 1, STATUS_BUSY);
+	fake_mark(f);
+	check(fake_map(f, 1, FAKE_PFN(1), PG_LEVEL_4K) == -EIO &&
+	      fake_calls(f, CALL_SET) == 1 && atomic_read(&f->bugged),
+	      "a busy operand that nobody may hold is a bug and not retried");
+	fake_end(f, "budget of a fault", 0);
+}
+
+static void test_r13_b3_b4_b5_b32_fault_retry(void)
+{
+	static const u32 leave[] = { TDX_MIRROR_FAULT_SIGNAL, TDX_MIRROR_FAULT_EVENT,
+				     TDX_MIRROR_FAULT_SLOT_GONE, TDX_MIRROR_FAULT_ROOT_GONE };
+	struct tdx_mirror_vcpu vcpu = {};
+	struct tdx_mirror_stats stats;
+	struct fake *f = fake_new();
+	bool all = true;
+	int i, rounds;
+
+	if (!f)
+		return check(false, __func__);
+	fake_map(f, 0, FAKE_PFN(0), PG_LEVEL_4K);
+	fake_fail(f, CALL_SET, INT_MAX, STATUS_BUSY);
+	fake_mark(f);
+	check(fault(f, &vcpu, 1, 0, &rounds) == TDX_MIRROR_ENTER && rounds == LOCAL_ROUNDS,
+	      "a fault that stays contended enters after its local rounds");
+	check(fake_calls(f, CALL_SET) == (LOCAL_ROUNDS + 1) * FAULT_TRIES && !vcpu.held,
+	      "and has had its budget in each");
+	for (i = 0; i < ARRAY_SIZE(leave); i++)
+		all &= fault(f, &vcpu, 1, leave[i], &rounds) == TDX_MIRROR_ENTER && !rounds;
+	check(all, "a vCPU with something else to do enters at once");
+
+	check(fault(f, &vcpu, 1, TDX_MIRROR_FAULT_PREFAULT, &rounds) == TDX_MIRROR_EXIT &&
+	      rounds == LOCAL_ROUNDS, "a prefault exits after the same rounds");
+	for (i = 0; i < ARRAY_SIZE(leave); i++) {
+		u32 now = TDX_MIRROR_FAULT_PREFAULT | leave[i];
+
+		if (leave[i] != TDX_MIRROR_FAULT_EVENT)
+			all &= fault(f, &vcpu, 1, now, &rounds) == TDX_MIRROR_EXIT && !rounds;
+	}
+	check(all, "or at once if nobody can wait for it");
+	check(fault(f, &vcpu, 1, TDX_MIRROR_FAULT_VM_DEAD, &rounds) == TDX_MIRROR_KILL && !rounds,
+	      "a dead VM");
+
+	fake_no_fail(f);
+	fake_fail(f, CALL_SET, 3 * FAULT_TRIES, STATUS_BUSY);
+	check(fault(f, &vcpu, 1, 0, &rounds) == TDX_MIRROR_ENTER && rounds == 3 && !vcpu.rounds,
+	      "a fault whose contention ends is served");
+	ops->stats(f->mirror, &stats);
+	check(stats.local_retries == 2 * LOCAL_ROUNDS + 3 && stats.local_giveups == 10 &&
+	      !stats.held, "rounds and giveups are counted");
+	check(!atomic_read(&f->bugged), "VM alive");
+	fake_end(f, "local retry", 0);
+}
+
+/* Near the zero-step threshold a vCPU does not enter before it is served. */
+static void test_r7_r8_r16_hold(void)
+{
+	static const u32 leave[] = { TDX_MIRROR_FAULT_SIGNAL, TDX_MIRROR_FAULT_SLOT_GONE,
+				     TDX_MIRROR_FAULT_ROOT_GONE };
+	struct tdx_mirror_vcpu vcpu = {}, other = {};
+	struct tdx_mirror_stats stats;
+	struct fake *f = fake_new();
+	bool all = true;
+	int i, rounds;
+
+	if (!f)
+		return check(false, __func__);
+	fake_fail(f, CALL_SET, INT_MAX, STATUS_BUSY);
+	vcpu.faults = MAX_ENTERS - 1;
+	check(fault(f, &vcpu, 1, TDX_MIRROR_FAULT_EVENT, &rounds) == TDX_MIRROR_ENTER,
+	      "one fault before the limit a vCPU still enters");
+	vcpu.faults = MAX_ENTERS;
+	for (i = 0; i < ARRAY_SIZE(leave); i++)
+		all &= fault(f, &vcpu, 1, leave[i], &rounds) == TDX_MIRROR_EXIT && !rounds &&
+		       vcpu.held && vcpu.gfn == 1;
+	check(all, "at the limit it exits instead, and is held");
+	ops->fault_done(f->mirror, &vcpu, 2);
+	check(vcpu.held, "another GFN's end does not let it go");
+	check(fault(f, &other, 1, 0, &rounds) == TDX_MIRROR_ENTER && !other.held,
+	      "no other vCPU is held");
+
+	if (policy_is("kill")) {
+		log_mark();
+		check(fault(f, &vcpu, 1, 0, &rounds) == TDX_MIRROR_KILL && rounds == HOLD_ROUNDS,
+		      "the policy ends a VM whose vCPU makes no progress");
+		check(atomic_read(&f->bugged), "VM bugged");
+		check(log_lines("vp_enter_policy=kill", NULL, NULL) == 1, "the log says why");
+	} else {
+		check(fault(f, &vcpu, 1, 0, &rounds) == TDX_MIRROR_EXIT && rounds == HOLD_ROUNDS,
+		      "a held vCPU leaves after a bounded number of rounds");
+		check(vcpu.held && !atomic_read(&f->bugged), "still held, VM alive");
+		fake_no_fail(f);
+		check(fault(f, &vcpu, 1, 0, &rounds) == TDX_MIRROR_ENTER && !rounds && !vcpu.held,
+		      "its fault is served, it may enter");
+	}
+	fake_no_fail(f);
+	ops->stats(f->mirror, &stats);
+	check(stats.held == 1 && stats.killed == policy_is("kill"), "one hold is counted");
+	fake_end(f, "hold", 0);
+}
+
+/* Who gives up on an entry's lock leaves a mark that somebody has to clear. */
+static void test_r15_debt(void)
+{
+	struct tdx_mirror_vcpu vcpu = {};
+	struct tdx_mirror_stats stats;
+	struct fake *f = fake_new();
+	int rounds;
+
+	if (!f)
+		return check(false, __func__);
+	f->operand = OPERAND_RCX;
+	fake_map(f, 0, FAKE_PFN(0), PG_LEVEL_4K);
+
+	/* The mark can be cleared at once. */
+	fake_fail(f, CALL_SET, FAULT_TRIES, STATUS_BUSY);
+	check(fake_map(f, 1, FAKE_PFN(1), PG_LEVEL_4K) == TDX_MIRROR_MAP_RETRY,
+	      "an entry that stays locked");
+	check(atomic_read(&f->calls[CALL_READ]) && !test_bit(1, f->mark), "its mark is cleared");
+
+	/* Not at once, but by the next try. */
+	fake_fail(f, CALL_SET, FAULT_TRIES, STATUS_BUSY);
+	fake_fail(f, CALL_READ, INT_MAX, STATUS_BUSY);
+	check(fake_map(f, 2, FAKE_PFN(2), PG_LEVEL_4K) == TDX_MIRROR_MAP_RETRY &&
+	      test_bit(2, f->mark), "a mark that cannot be cleared yet");
+	ops->stats(f->mirror, &stats);
+	check(stats.debts == stats.debts_paid + stats.debts_lost + 1, "is a debt");
+	check(ops->fault_retry(f->mirror, &vcpu, 2, TDX_MIRROR_FAULT_SIGNAL) == TDX_MIRROR_AGAIN,
+	      "and a reason to try again even with a signal pending");
+	fake_no_fail(f);
+	check(fault(f, &vcpu, 2, TDX_MIRROR_FAULT_SIGNAL, &rounds) == TDX_MIRROR_ENTER &&
+	      !test_bit(2, f->mark), "which clears it");
+
+	/* By whoever maps or zaps next. */
+	fake_fail(f, CALL_SET, FAULT_TRIES, STATUS_BUSY);
+	fake_fail(f, CALL_READ, INT_MAX, STATUS_BUSY);
+	fake_map(f, 3, FAKE_PFN(3), PG_LEVEL_4K);
+	fake_no_fail(f);
+	fake_zap(f, 0, 1, false);
+	check(!test_bit(3, f->mark), "a zap pays what is owed");
+	ops->stats(f->mirror, &stats);
+	check(stats.debts == stats.debts_paid && !stats.debts_lost, "all debts are paid");
+
+	/* Never: bounded all the same. */
+	fake_fail(f, CALL_SET, INT_MAX, STATUS_BUSY);
+	fake_fail(f, CALL_READ, INT_MAX, STATUS_BUSY);
+	check(fault(f, &vcpu, 4, TDX_MIRROR_FAULT_SIGNAL, &rounds) == TDX_MIRROR_ENTER &&
+	      rounds == LOCAL_ROUNDS, "a mark that stays does not keep the vCPU");
+	fake_no_fail(f);
+	check(!atomic_read(&f->bugged), "VM alive");
+	fake_end(f, "debts", 0);
+}
+
+/* A VP.ENTER that finds the S-EPT busy is a bug, to be met as the policy says. */
+static void test_r6_b31_vp_enter_busy(void)
+{
+	struct tdx_mirror_vcpu vcpu = {};
+	struct tdx_mirror_stats stats;
+	struct fake *f = fake_new();
+	enum tdx_mirror_action first, second;
+
+	if (!f)
+		return check(false, __func__);
+	log_mark();
+	check(ops->vp_enter_busy(f->mirror, &vcpu, STATUS_BUSY | OPERAND_TD_EPOCH) ==
+	      TDX_MIRROR_ENTER, "the epoch may be busy for a VP.ENTER");
+	ops->stats(f->mirror, &stats);
+	check(!stats.vp_enter_busy && stats.vp_enter_busy_other == 1, "counted apart");
+	check(!log_warnings("tdx_mirror_warn_vp_enter"), "no warning");
+
+	first = ops->vp_enter_busy(f->mirror, &vcpu, STATUS_BUSY | OPERAND_SEPT_TREE);
+	second = ops->vp_enter_busy(f->mirror, &vcpu, STATUS_BUSY | OPERAND_SEPT_TREE);
+	ops->stats(f->mirror, &stats);
+	check(stats.vp_enter_busy == 2, "a busy S-EPT is counted each time");
+	if (policy_is("kill")) {
+		check(first == TDX_MIRROR_KILL && second == TDX_MIRROR_KILL, "the VM ends");
+		check(atomic_read(&f->bugged) && stats.killed == 1, "VM bugged");
+		check(log_lines("vp_enter_policy=kill", NULL, NULL) == 1, "the log says why");
+	} else {
+		check(first == TDX_MIRROR_ENTER && second == TDX_MIRROR_ENTER, "the vCPU enters");
+		check(!atomic_read(&f->bugged) && !stats.killed, "VM alive");
+	}
+	check(log_warnings("tdx_mirror_warn_vp_enter") == policy_is("warn"),
+	      "one warning if the policy asks for it");
+	fake_end(f, "busy VP.ENTER", 0);
+}
+
+void test_fault(void)
+{
+	test_r4_r14_b6_fault_budget();
+	test_r13_b3_b4_b5_b32_fault_retry();
+	test_r7_r8_r16_hold();
+	test_r15_debt();
+	test_r6_b31_vp_enter_busy();
+}
