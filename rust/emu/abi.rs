@@ -11,6 +11,7 @@ pub(crate) type Res<T> = Result<T, u64>;
 pub(crate) mod st {
     pub(crate) const SUCCESS: u64 = 0;
     pub(crate) const NON_RECOVERABLE_VCPU: u64 = 0x4000_0001_0000_0000;
+    pub(crate) const INTERRUPTED_RESUMABLE: u64 = 0x8000_0003_0000_0000;
     pub(crate) const INTERRUPTED_RESTARTABLE: u64 = 0x8000_0004_0000_0000;
     pub(crate) const OPERAND_INVALID: u64 = 0xC000_0100_0000_0000;
     pub(crate) const OPERAND_ADDR_RANGE_ERROR: u64 = 0xC000_0101_0000_0000;
@@ -40,6 +41,7 @@ pub(crate) mod st {
     pub(crate) const VCPU_NOT_ASSOCIATED: u64 = 0x8000_0702_0000_0000;
     pub(crate) const NO_VALID_VE_INFO: u64 = 0xC000_0704_0000_0000;
     pub(crate) const MAX_VCPUS_EXCEEDED: u64 = 0xC000_0705_0000_0000;
+    pub(crate) const KEY_GENERATION_FAILED: u64 = 0x8000_0800_0000_0000;
     pub(crate) const TD_KEYS_NOT_CONFIGURED: u64 = 0x8000_0810_0000_0000;
     pub(crate) const KEY_CONFIGURED: u64 = 0x0000_0815_0000_0000;
     pub(crate) const WBCACHE_NOT_COMPLETE: u64 = 0x8000_0817_0000_0000;
@@ -93,6 +95,8 @@ pub(crate) mod op {
     pub(crate) const OP_STATE: u64 = 172;
     pub(crate) const TDMR: u64 = 185;
     pub(crate) const KOT: u64 = 186;
+    pub(crate) const KET: u64 = 187;
+    pub(crate) const WBCACHE: u64 = 188;
 }
 
 /// Host leaves, by number, with the name that statistics use.
@@ -116,6 +120,7 @@ leaves! {
     9 MNG_CREATE "tdh_mng_create"
     10 VP_CREATE "tdh_vp_create"
     11 MNG_RD "tdh_mng_rd"
+    13 MNG_WR "tdh_mng_wr"
     15 MEM_PAGE_DEMOTE "tdh_mem_page_demote"
     16 MR_EXTEND "tdh_mr_extend"
     17 MR_FINALIZE "tdh_mr_finalize"
@@ -147,16 +152,25 @@ leaves! {
     69 SYS_DISABLE "tdh_sys_disable"
 }
 
+/// Added to the number of a guest leaf where host leaves are named as well.
+pub(crate) const GUEST: u16 = 0x8000;
+
 /// Guest leaves (TDCALL).
-pub(crate) mod guest_leaf {
-    pub(crate) const VP_VMCALL: u64 = 0;
-    pub(crate) const VP_INFO: u64 = 1;
-    pub(crate) const VP_VEINFO_GET: u64 = 3;
-    pub(crate) const MR_REPORT: u64 = 4;
-    pub(crate) const MEM_PAGE_ACCEPT: u64 = 6;
-    pub(crate) const VM_RD: u64 = 7;
-    pub(crate) const VM_WR: u64 = 8;
-    pub(crate) const SYS_RD: u64 = 11;
+macro_rules! guest_leaves {
+    ($($num:literal $name:ident $text:literal)*) => {
+        pub(crate) mod guest_leaf { $(pub(crate) const $name: u64 = $num;)* }
+        pub(crate) const GUEST_LEAF_NAMES: &[(u16, &str)] = &[$((GUEST | $num, $text)),*];
+    };
+}
+guest_leaves! {
+    0 VP_VMCALL "tdg_vp_vmcall"
+    1 VP_INFO "tdg_vp_info"
+    3 VP_VEINFO_GET "tdg_vp_veinfo_get"
+    4 MR_REPORT "tdg_mr_report"
+    6 MEM_PAGE_ACCEPT "tdg_mem_page_accept"
+    7 VM_RD "tdg_vm_rd"
+    8 VM_WR "tdg_vm_wr"
+    11 SYS_RD "tdg_sys_rd"
 }
 
 /// Operation states of a TD, as bit numbers of the masks below.

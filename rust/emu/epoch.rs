@@ -7,8 +7,7 @@
 
 use core::sync::atomic::{AtomicU64, Ordering};
 
-use super::abi::op;
-use super::abi::{op_state, st, Res};
+use super::abi::{leaf, op, op_state, st, Res};
 use super::lock::Mode;
 use super::platform::{Platform, Regs};
 use super::sys::Machine;
@@ -57,6 +56,7 @@ impl<P: Platform> Machine<P> {
         if td.tdcs.refcount(e ^ 1).load(Ordering::SeqCst) != 0 {
             return Err(st::PREVIOUS_TLB_EPOCH_BUSY);
         }
+        self.before_commit(leaf::MEM_TRACK, td.tdr.pa);
         td.tdcs
             .word(tdcs_word::EPOCH)
             .store(e.wrapping_add(1), Ordering::SeqCst);

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0
 //! What the module does when a guest stops: TDCALL leaves, #VE, EPT violations.
 
-use super::abi::{exit, guest_leaf, op, st, Res};
+use super::abi::{exit, guest_leaf, op, st, Res, GUEST};
 use super::cpuid;
 use super::mem::Page;
 use super::metadata;
@@ -132,6 +132,30 @@ impl Entered<'_> {
         Next::Inject(Inject::Ve)
     }
 
+    /// Before an entry that zero-step mitigation had doubts about: tells the guest by a
+    /// #VE, if it wants to know and has read the information of the last one.
+    pub(crate) fn notify_of_steps<P: Platform>(&mut self, m: &Machine<P>) {
+        const ON_EPT_FAULTS: u64 = 1;
+        let v = &self.tdvps;
+        let wanted = self.tdcs.get(tdcs_word::NOTIFY_ENABLES) & ON_EPT_FAULTS != 0;
+        let free = m
+            .ve_info_page(v)
+            .is_some_and(|page| page.get(ve::REASON) & ve::VALID == 0);
+        if !wanted || !free || v.get(word::FAULTED) == 0 {
+            return;
+        }
+        let info = VeInfo {
+            reason: exit::EPT_VIOLATION as u32,
+            qualification: v.get(word::FAULT_QUALIFICATION),
+            gla: v.get(word::FAULT_GLA),
+            gpa: v.get(word::FAULT_GPA),
+            instruction: 0,
+        };
+        if let Next::Inject(event) = self.inject_ve(m, info) {
+            self.entry.inject = event;
+        }
+    }
+
     /// An access that the EPT does not allow.
     fn ept_violation<P: Platform>(
         &mut self,
@@ -164,6 +188,14 @@ impl Entered<'_> {
                 out.rdx = EXT_PENDING;
             }
             self.tdvps.note_fault(self.regs.rip, out.r8);
+            for (w, v) in [
+                (word::FAULT_QUALIFICATION, qualification),
+                (word::FAULT_GPA, gpa),
+                (word::FAULT_GLA, gla),
+                (word::FAULTED, 1),
+            ] {
+                self.tdvps.set(w, v);
+            }
         }
         Next::Exit(exit::EPT_VIOLATION, out)
     }
@@ -251,13 +283,20 @@ impl Entered<'_> {
 
     fn tdcall<P: Platform>(&mut self, m: &Machine<P>) -> Next {
         m.stats.add(Count::GuestTdcalls);
-        let call = match self.dispatch(m) {
+        let hkid = || m.hkid_of(self.vcpu.tdr);
+        let injected = m.inject.fail(named(self.regs.gpr[0]), hkid);
+        let result = match injected {
+            Some(status) => Err(status),
+            None => self.dispatch(m),
+        };
+        let call = match result {
             Ok(call) => call,
             Err(status) => Call::Done(status),
         };
         match call {
             Call::Done(status) if status & st::CLASS == st::BUSY_HOST_PRIORITY => {
-                self.yielded(m.p.tsc(), m.p.config().hp_lock_timeout, status)
+                let timeout = self.tdcs.hp_lock_timeout(m.p.config().hp_lock_timeout);
+                self.yielded(m.p.tsc(), timeout, status)
             }
             Call::Done(status) => {
                 self.tdvps.set(word::HP_SINCE, 0);
@@ -265,7 +304,10 @@ impl Entered<'_> {
                 self.advance(TDCALL_LEN);
                 Next::Resume
             }
-            Call::Again => Next::Resume,
+            Call::Again => {
+                self.tdvps.set(word::HP_SINCE, 0);
+                Next::Resume
+            }
             Call::Exit(rax, out) => Next::Exit(rax, out),
         }
     }
@@ -398,23 +440,38 @@ impl Entered<'_> {
         if !state.is_acceptable() {
             return Ok(accept_exit(at, &Walk { raw, ..walk }, state));
         }
+        m.before_commit(ACCEPT, self.vcpu.tdr);
         if at.level == 0 {
             clear(m, raw & HPA)?;
-        } else {
-            let first = (raw & ACCEPT_COUNTER) >> ACCEPT_SHIFT;
-            let base = raw & HPA & !ACCEPT_COUNTER;
-            for i in first..512 {
-                clear(m, base | (i << 12))?;
-                if i < 511 && m.p.interrupt_pending() {
-                    lock.set(raw & !ACCEPT_COUNTER | (i.wrapping_add(1) << ACCEPT_SHIFT));
-                    return Ok(Call::Again);
-                }
-            }
+        } else if let Some(done) = self.clear_large(m, raw)? {
+            lock.set(raw & !ACCEPT_COUNTER | (done << ACCEPT_SHIFT));
+            return Ok(Call::Again);
         }
         m.stats.add(Count::GuestAccepts);
         lock.set(leaf_mapped(raw, at.level));
         Ok(Call::Done(st::SUCCESS))
     }
+
+    /// Zeroes what is left of a 2M page. `Some(n)`: an interrupt waits after n pages.
+    fn clear_large<P: Platform>(&self, m: &Machine<P>, raw: u64) -> Res<Option<u64>> {
+        let first = (raw & ACCEPT_COUNTER) >> ACCEPT_SHIFT;
+        let base = raw & HPA & !ACCEPT_COUNTER;
+        for i in first..512 {
+            clear(m, base | (i << 12))?;
+            if i < 511 && m.guest_interrupted(ACCEPT, self.vcpu.tdr) {
+                return Ok(Some(i.wrapping_add(1)));
+            }
+        }
+        Ok(None)
+    }
+}
+
+/// TDG.MEM.PAGE.ACCEPT as the fault injection names it.
+const ACCEPT: u16 = GUEST | guest_leaf::MEM_PAGE_ACCEPT as u16;
+
+/// A TDCALL's leaf as the fault injection names it.
+fn named(rax: u64) -> u16 {
+    GUEST | (rax as u16 & !GUEST)
 }
 
 fn clear<P: Platform>(m: &Machine<P>, pa: u64) -> Res<()> {

@@ -1,250 +1,255 @@
 // SPDX-License-Identifier: GPL-2.0
-//! Fault injection: makes chosen calls of a leaf fail without being executed.
-//!
-//! A script has one command a line; `#` starts a comment.
-//! ```text
-//! fail <leaf> <n> <status>          the nth call from now on, n from 1
-//! fail <leaf> every <k> <status>    every kth call
-//! clear                             forget all commands so far
-//! ```
-//! `<leaf>` is a number or a name such as `tdh_mem_page_aug`, `<status>` is
-//! hexadecimal. A script is taken as a whole or not at all.
+//! Fault injection: makes chosen calls fail, dawdle or meet interrupts. The scripts are
+//! described in `script.rs`, locks that rules hold in `hold.rs`.
 
+use core::fmt;
 use core::sync::atomic::{AtomicU64, Ordering};
 
-use super::abi::LEAF_NAMES;
+use super::hold::Held;
+use super::platform::Platform;
+pub(crate) use super::script::Lock;
+use super::script::{Rule, Script, What, When};
+pub use super::script::{ScriptError, MAX_RULES};
+use super::sys::Machine;
 
-/// Commands that can be active at once.
-pub const MAX_RULES: usize = 16;
-
-const ACTIVE: u64 = 1 << 63;
-const EVERY: u64 = 1 << 62;
-
-/// One command. `what` is written last and read first.
-struct Rule {
-    /// ACTIVE, EVERY, n or k in bits 47:16, leaf in bits 15:0.
-    what: AtomicU64,
-    status: AtomicU64,
-    /// Calls of the leaf since the command was given.
-    seen: AtomicU64,
+/// A rule in use. Word 0 is written last and read first, and is 0 while there is none.
+///
+/// While a script is replaced, a call on another CPU may see a rule of the old script
+/// or none, and may count for the rule that follows in the same place.
+pub(crate) struct Slot {
+    words: [AtomicU64; 4],
+    /// How often the rule was looked at since the script was loaded; for `hold`, the
+    /// calls made while it held the lock.
+    pub(crate) seen: AtomicU64,
+    /// How often it applied; for `hold`, the busy answers meanwhile.
+    pub(crate) hits: AtomicU64,
+    pub(crate) held: Held,
 }
 
-/// The active commands.
-pub struct InjectTable {
-    rules: [Rule; MAX_RULES],
-}
-
-/// A script that was refused.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct ScriptError {
-    /// Line number from 1.
-    pub line: u32,
-    /// What is wrong with it.
-    pub reason: &'static str,
-}
-
-impl core::fmt::Display for ScriptError {
-    fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
-        write!(f, "line {}: {}", self.line, self.reason)
-    }
-}
-
-#[derive(Clone, Copy)]
-struct Command {
-    what: u64,
-    status: u64,
-}
-
-/// Commands of a script, and whether it forgets the older ones.
-struct Script {
-    clear: bool,
-    commands: [Option<Command>; MAX_RULES],
-    count: usize,
-}
-
-impl InjectTable {
-    pub(crate) const fn new() -> InjectTable {
-        InjectTable {
-            rules: [const {
-                Rule {
-                    what: AtomicU64::new(0),
-                    status: AtomicU64::new(0),
-                    seen: AtomicU64::new(0),
-                }
-            }; MAX_RULES],
+impl Slot {
+    pub(crate) fn rule(&self) -> Option<Rule> {
+        let head = self.words[0].load(Ordering::Acquire);
+        if head == 0 {
+            return None;
         }
+        let word = |i: usize| self.words.get(i).map_or(0, |w| w.load(Ordering::Relaxed));
+        Rule::unpack([head, word(1), word(2), word(3)])
     }
 
-    /// Executes a script. On error nothing is changed. Not to be called from two
-    /// places at once.
-    pub fn load(&self, text: &[u8]) -> Result<(), ScriptError> {
-        let mut script = Script {
-            clear: false,
-            commands: [None; MAX_RULES],
-            count: 0,
+    fn set(&self, rule: Option<&Rule>) {
+        self.words[0].store(0, Ordering::Release);
+        self.seen.store(0, Ordering::Relaxed);
+        self.hits.store(0, Ordering::Relaxed);
+        self.held.reset();
+        let Some(rule) = rule else { return };
+        let packed = rule.pack();
+        for (w, v) in self.words.iter().zip(packed).skip(1) {
+            w.store(v, Ordering::Relaxed);
+        }
+        self.words[0].store(packed[0], Ordering::Release);
+    }
+
+    /// Counts one more occasion and says whether the rule applies to it.
+    fn applies(&self, rule: &Rule) -> bool {
+        let seen = self.seen.fetch_add(1, Ordering::Relaxed).wrapping_add(1);
+        let n = u64::from(rule.n);
+        let hit = match rule.when {
+            When::Nth => seen == n,
+            When::Every => seen.checked_rem(n) == Some(0),
+            When::Chance => {
+                let of = u64::from(rule.of);
+                mix(rule.seed.wrapping_add(seen))
+                    .checked_rem(of)
+                    .is_some_and(|v| v < n)
+            }
         };
-        let mut line = 0u32;
-        let mut rest = text;
-        while !rest.is_empty() {
-            let (this, after) = cut(rest, |c| c == b'\n');
-            rest = after;
-            line = line.saturating_add(1);
-            script
-                .line(this)
-                .map_err(|reason| ScriptError { line, reason })?;
-        }
-        let usable = |r: &&Rule| script.clear || !r.is_active();
-        let free = self
-            .rules
-            .iter()
-            .filter(usable)
-            .fold(0usize, |n, _| n.saturating_add(1));
-        if script.count > free {
-            return Err(ScriptError {
-                line,
-                reason: "more than 16 commands are active",
-            });
-        }
-        if script.clear {
-            for r in &self.rules {
-                r.what.store(0, Ordering::Release);
-            }
-        }
-        let mut free = self.rules.iter().filter(|r| !r.is_active());
-        for c in script.commands.iter().flatten() {
-            if let Some(r) = free.next() {
-                r.status.store(c.status, Ordering::Relaxed);
-                r.seen.store(0, Ordering::Relaxed);
-                r.what.store(c.what, Ordering::Release);
-            }
-        }
-        Ok(())
-    }
-
-    /// Whether this call of `leaf` shall fail, and how.
-    pub(crate) fn check(&self, leaf: u16) -> Option<u64> {
-        let mut hit = None;
-        for r in &self.rules {
-            let what = r.what.load(Ordering::Acquire);
-            if what & ACTIVE == 0 || what as u16 != leaf {
-                continue;
-            }
-            let n = (what >> 16) & 0xFFFF_FFFF;
-            let seen = r.seen.fetch_add(1, Ordering::Relaxed).wrapping_add(1);
-            let due = match what & EVERY {
-                0 => seen == n,
-                _ => seen.checked_rem(n) == Some(0),
-            };
-            if due {
-                hit = Some(r.status.load(Ordering::Relaxed));
-            }
-            if seen == n && what & EVERY == 0 {
-                r.what.store(0, Ordering::Release);
-            }
+        if hit {
+            self.hits.fetch_add(1, Ordering::Relaxed);
         }
         hit
     }
 }
 
-impl Rule {
-    fn is_active(&self) -> bool {
-        self.what.load(Ordering::Relaxed) & ACTIVE != 0
-    }
+/// A hash whose low bits are as good as the high ones (the finaliser of MurmurHash3).
+fn mix(v: u64) -> u64 {
+    let v = v.wrapping_add(0x9E37_79B9_7F4A_7C15);
+    let v = (v ^ (v >> 33)).wrapping_mul(0xFF51_AFD7_ED55_8CCD);
+    let v = (v ^ (v >> 33)).wrapping_mul(0xC4CE_B9FE_1A85_EC53);
+    v ^ (v >> 33)
 }
 
-/// The part of `text` before the first byte that `ends` accepts, and what follows that
-/// byte. Without any of `core`'s searchers, whose counting can panic.
-fn cut(text: &[u8], ends: impl Fn(u8) -> bool) -> (&[u8], &[u8]) {
-    let mut rest = text;
-    while let Some((&c, after)) = rest.split_first() {
-        if ends(c) {
-            let len = text.len().wrapping_sub(rest.len());
-            return (text.get(..len).unwrap_or_default(), after);
+/// How long a call is to dawdle.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Delay {
+    Microseconds(u64),
+    Instructions(u64),
+}
+
+/// The rules in use.
+pub(crate) struct Table {
+    pub(crate) slots: [Slot; MAX_RULES],
+    /// Slots from 0 that are in use: without rules nothing else is looked at.
+    used: AtomicU64,
+}
+
+impl Table {
+    pub(crate) const fn new() -> Table {
+        Table {
+            slots: [const {
+                Slot {
+                    words: [const { AtomicU64::new(0) }; 4],
+                    seen: AtomicU64::new(0),
+                    hits: AtomicU64::new(0),
+                    held: Held::new(),
+                }
+            }; MAX_RULES],
+            used: AtomicU64::new(0),
         }
-        rest = after;
     }
-    (text, rest)
-}
 
-/// The next word of a line, which is cut off it.
-fn word<'a>(line: &mut &'a [u8]) -> Option<&'a [u8]> {
-    while let Some((&c, after)) = line.split_first() {
-        if !c.is_ascii_whitespace() {
-            let (word, after) = cut(line, |c| c.is_ascii_whitespace());
-            *line = after;
-            return Some(word);
+    /// Slots with rules.
+    #[inline]
+    pub(crate) fn in_use(&self) -> &[Slot] {
+        let n = self.used.load(Ordering::Relaxed) as usize;
+        self.slots.get(..n).unwrap_or_default()
+    }
+
+    /// Replaces the rules. The locks that old ones hold must have been let go.
+    pub(crate) fn replace(&self, script: &Script) {
+        let mut n = 0u64;
+        for (slot, rule) in self.slots.iter().zip(&script.rules) {
+            slot.set(rule.as_ref());
+            n = n.wrapping_add(u64::from(rule.is_some()));
         }
-        *line = after;
+        self.used.store(n, Ordering::Relaxed);
     }
-    None
-}
 
-/// A number without sign; `None` if it is none or too large.
-fn number(word: &[u8], radix: u32) -> Option<u64> {
-    if word.is_empty() {
-        return None;
-    }
-    let mut value = 0u64;
-    for &c in word {
-        let digit = char::from(c).to_digit(radix)?;
-        value = value
-            .checked_mul(u64::from(radix))?
-            .checked_add(u64::from(digit))?;
-    }
-    Some(value)
-}
-
-impl Script {
-    fn line(&mut self, line: &[u8]) -> Result<(), &'static str> {
-        let (mut line, _comment) = cut(line, |c| c == b'#');
-        match word(&mut line) {
-            None => return Ok(()),
-            Some(b"clear") => {
-                self.clear = true;
-                self.commands = [None; MAX_RULES];
-                self.count = 0;
+    /// Rules of one kind for a leaf that apply now. `hkid` is asked only for rules that
+    /// are limited to a TD.
+    #[inline]
+    fn due(
+        &self,
+        leaf: u16,
+        kind: fn(What) -> bool,
+        hkid: impl Fn() -> Option<u64>,
+        mut hit: impl FnMut(Rule),
+    ) {
+        for slot in self.in_use() {
+            let Some(rule) = slot.rule() else { continue };
+            if rule.leaf != leaf || !kind(rule.what) {
+                continue;
             }
-            Some(b"fail") => {
-                let command = fail(&mut line)?;
-                let slot = self.commands.get_mut(self.count);
-                *slot.ok_or("more than 16 commands")? = Some(command);
-                self.count = self.count.saturating_add(1);
+            if rule.hkid.is_some_and(|h| hkid() != Some(u64::from(h))) {
+                continue;
             }
-            Some(_) => return Err("unknown command: fail or clear expected"),
+            if slot.applies(&rule) {
+                hit(rule);
+            }
         }
-        match word(&mut line) {
-            None => Ok(()),
-            Some(_) => Err("words after the end of the command"),
-        }
+    }
+
+    /// Whether this call of `leaf` shall fail, and how.
+    #[inline]
+    pub(crate) fn fail(&self, leaf: u16, hkid: impl Fn() -> Option<u64>) -> Option<u64> {
+        let mut status = None;
+        self.due(
+            leaf,
+            |w| w == What::Fail,
+            hkid,
+            |rule| status = Some(rule.value),
+        );
+        status
+    }
+
+    /// Whether a poll for interrupts in `leaf` shall find one.
+    #[inline]
+    pub(crate) fn interrupt(&self, leaf: u16, hkid: impl Fn() -> Option<u64>) -> bool {
+        let mut found = false;
+        self.due(leaf, |w| w == What::Interrupt, hkid, |_| found = true);
+        found
+    }
+
+    /// How long this call of `leaf` shall wait before it commits.
+    #[inline]
+    pub(crate) fn delay(
+        &self,
+        leaf: u16,
+        hkid: impl Fn() -> Option<u64>,
+        mut wait: impl FnMut(Delay),
+    ) {
+        let delays = |w| matches!(w, What::DelayUs | What::DelayInsn);
+        self.due(leaf, delays, hkid, |rule| {
+            wait(match rule.what {
+                What::DelayUs => Delay::Microseconds(rule.value),
+                _ => Delay::Instructions(rule.value),
+            });
+        });
     }
 }
 
-fn fail(line: &mut &[u8]) -> Result<Command, &'static str> {
-    let leaf = leaf_number(word(line).ok_or("leaf is missing")?)?;
-    let mut n = word(line).ok_or("number of the call is missing")?;
-    let mut what = ACTIVE | u64::from(leaf);
-    if n == b"every" {
-        what |= EVERY;
-        n = word(line).ok_or("period is missing after every")?;
+impl fmt::Display for Table {
+    /// The rules as a script, each with what became of it as a comment.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for slot in self.in_use() {
+            let Some(rule) = slot.rule() else { continue };
+            let seen = slot.seen.load(Ordering::Relaxed);
+            let hits = slot.hits.load(Ordering::Relaxed);
+            write!(f, "{rule} # ")?;
+            match rule.what {
+                What::Hold(_) => {
+                    let state = slot.held.state();
+                    writeln!(f, "{state} calls={seen} busy={hits}")?;
+                }
+                _ => writeln!(f, "calls={seen} hits={hits}")?,
+            }
+        }
+        Ok(())
     }
-    let n = number(n, 10).filter(|&n| n >> 32 == 0);
-    let n = n.ok_or("number of the call is not a number")?;
-    if n == 0 {
-        return Err("calls are counted from 1");
-    }
-    let status = word(line).ok_or("status is missing")?;
-    let status = status.strip_prefix(b"0x").unwrap_or(status);
-    let status = number(status, 16).ok_or("status is not hexadecimal")?;
-    Ok(Command {
-        what: what | (n << 16),
-        status,
-    })
 }
 
-fn leaf_number(word: &[u8]) -> Result<u16, &'static str> {
-    let known = match number(word, 10) {
-        Some(n) => LEAF_NAMES.iter().find(|l| u64::from(l.0) == n),
-        None => LEAF_NAMES.iter().find(|l| l.1.as_bytes() == word),
-    };
-    known.map(|l| l.0).ok_or("no such leaf")
+impl<P: Platform> Machine<P> {
+    /// The checks of a leaf are over and its locks are held: from here on it cannot fail.
+    /// `tdr`: the TD that it changes.
+    #[inline]
+    pub(crate) fn before_commit(&self, leaf: u16, tdr: u64) {
+        let wait = |delay| match delay {
+            Delay::Microseconds(us) => self.p.pause(us),
+            Delay::Instructions(n) => {
+                for _ in 0..n {
+                    core::hint::spin_loop();
+                }
+            }
+        };
+        self.inject.delay(leaf, || self.hkid_of(tdr), wait);
+    }
+
+    /// Poll of a leaf of the host for interrupts.
+    #[inline]
+    pub(crate) fn host_interrupted(&self, leaf: u16, tdr: u64) -> bool {
+        self.inject.interrupt(leaf, || self.hkid_of(tdr)) || self.p.host_interrupt_pending()
+    }
+
+    /// Poll of a leaf of a guest.
+    #[inline]
+    pub(crate) fn guest_interrupted(&self, leaf: u16, tdr: u64) -> bool {
+        self.inject.interrupt(leaf, || self.hkid_of(tdr)) || self.p.interrupt_pending()
+    }
+}
+
+/// The fault injection of a module.
+pub struct Injection<'m, P>(pub(crate) &'m Machine<P>);
+
+impl<P: Platform> Injection<'_, P> {
+    /// Replaces the rules by those of a script, see `script.rs`; an empty one leaves none. On
+    /// error nothing changes. Not to be called from two places at once.
+    pub fn load(&self, text: &[u8]) -> Result<(), ScriptError> {
+        self.0.load_script(text)
+    }
+}
+
+impl<P> fmt::Display for Injection<'_, P> {
+    /// The rules in use as a script, each followed by a comment on what became of it.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.inject.fmt(f)
+    }
 }

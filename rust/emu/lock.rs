@@ -4,8 +4,8 @@
 //!
 //! Two kinds. `ShareX`: bit 0 exclusive, bits 15:1 readers; guards the S-EPT tree,
 //! the TD epoch and the KOT. `ShareXHp`: bit 0 exclusive, bit 1 host priority, bits
-//! 15:2 readers; guards PAMT entries and OP_STATE. Both use the low 16 bits of a
-//! word whose other bits may hold what they guard.
+//! 15:2 readers; guards PAMT entries and OP_STATE, in the low 16 bits of a word whose
+//! other bits may hold what it guards.
 
 use core::sync::atomic::{AtomicU64, Ordering};
 
@@ -30,6 +30,14 @@ pub(crate) struct Busy;
 pub(crate) struct ShareX<'a>(&'a AtomicU64, Mode);
 
 impl<'a> ShareX<'a> {
+    /// Takes over a lock that [`ShareX::forget`] left held in `mode`.
+    pub(crate) fn adopt(word: &'a AtomicU64, mode: Mode) -> Self {
+        ShareX(word, mode)
+    }
+    /// Leaves the lock held.
+    pub(crate) fn forget(self) {
+        core::mem::forget(self);
+    }
     pub(crate) fn try_lock(word: &'a AtomicU64, mode: Mode) -> Result<Self, Busy> {
         match mode {
             Mode::Shared => {
@@ -64,7 +72,8 @@ impl Drop for ShareX<'_> {
 
 /// A held lock with host priority, taken on the host's side; dropping releases it.
 ///
-/// A host that fails leaves the priority bit, a host that succeeds clears it.
+/// A host that fails leaves the priority bit, a host that succeeds clears it. As in
+/// `ShareX` a reader that fails leaves its count to the writer's release.
 pub(crate) struct ShareXHp<'a>(&'a AtomicU64, Mode);
 
 /// Applies `f` to the word until no other CPU interferes. Not a wait for a holder:
@@ -79,12 +88,26 @@ fn update(word: &AtomicU64, f: impl Fn(u64) -> u64) -> u64 {
     }
 }
 
+/// One more reader in the 16 bits of the lock; what is above them stays.
+fn one_more(word: u64) -> u64 {
+    word & !MASK | word.wrapping_add(READER_HP) & MASK
+}
+
 impl<'a> ShareXHp<'a> {
+    /// Takes over a lock that [`ShareXHp::forget`] left held in `mode`.
+    pub(crate) fn adopt(word: &'a AtomicU64, mode: Mode) -> Self {
+        ShareXHp(word, mode)
+    }
+    /// Leaves the lock held.
+    pub(crate) fn forget(self) {
+        core::mem::forget(self);
+    }
     pub(crate) fn try_lock(word: &'a AtomicU64, mode: Mode) -> Result<Self, Busy> {
         let old = update(word, |w| match mode {
-            Mode::Shared if w & EXCLUSIVE == 0 => (w & !HOST_PRIORITY).wrapping_add(READER_HP),
+            Mode::Shared if w & EXCLUSIVE == 0 => one_more(w & !HOST_PRIORITY),
+            Mode::Shared => one_more(w) | HOST_PRIORITY,
             Mode::Exclusive if w & MASK & !HOST_PRIORITY == 0 => w & !HOST_PRIORITY | EXCLUSIVE,
-            _ => w | HOST_PRIORITY,
+            Mode::Exclusive => w | HOST_PRIORITY,
         });
         let free = match mode {
             Mode::Shared => old & EXCLUSIVE == 0,
@@ -97,13 +120,19 @@ impl<'a> ShareXHp<'a> {
         }
     }
 
-    /// From shared to exclusive, if this is the only reader.
+    /// From shared to exclusive, if this is the only reader; else host priority.
     pub(crate) fn promote(&mut self) -> Result<(), Busy> {
         if self.1 == Mode::Exclusive {
             return Ok(());
         }
         let sole = |w: u64| w & MASK & !HOST_PRIORITY == READER_HP;
-        let old = update(self.0, |w| if sole(w) { w & !MASK | EXCLUSIVE } else { w });
+        let old = update(self.0, |w| {
+            if sole(w) {
+                w & !MASK | EXCLUSIVE
+            } else {
+                w | HOST_PRIORITY
+            }
+        });
         if !sole(old) {
             return Err(Busy);
         }

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0
 //! TDH.MEM.PAGE.{ADD, AUG, REMOVE, RELOCATE}.
 
-use super::abi::{op, op_state, st, Res};
+use super::abi::{leaf, op, op_state, st, Res};
 use super::lock::{Mode, ShareX};
 use super::mem::Page;
 use super::mr::Block;
@@ -52,10 +52,11 @@ impl<P: Platform> Machine<P> {
             details(r, entry.load(), entry.level);
             return Err(st::EPT_ENTRY_STATE_INCORRECT | op::RCX);
         }
-        let source = self.source_page(r.r9)?;
+        let source = self.shared_page(r.r9, 0xFFF, op::R9)?;
         let page = self.lock_explicit(r.r8, 0, pt::NDA, Mode::Exclusive, op::R8)?;
         let target = Page::at(&self.p, r.r8).ok_or(st::OPERAND_ADDR_RANGE_ERROR | op::R8)?;
 
+        self.before_commit(leaf::MEM_PAGE_ADD, td.tdr.pa);
         target.copy_from(&source);
         page.entry.assign_new(pt::REG, td.tdr.pa);
         self.owner_changed(r.r8, 1, true);
@@ -64,19 +65,6 @@ impl<P: Platform> Machine<P> {
         td.tdcs
             .measure(&Block::tagged(*b"MEM.PAGE.ADD\0\0\0\0", at.gpa));
         Ok(())
-    }
-
-    /// The page that PAGE.ADD copies: any memory with a shared HKID outside SEAMRR.
-    fn source_page(&self, pa: u64) -> Res<Page<'_>> {
-        let c = self.p.config();
-        let plain = self.strip_hkid(pa);
-        let hkid = (pa ^ plain) >> (c.hkid_start_bit & 63);
-        let in_seamrr = plain.wrapping_sub(c.seamrr_base) < c.seamrr_size;
-        let private = hkid >= u64::from(c.private_hkid_min);
-        if pa & 0xFFF != 0 || plain >> 52 != 0 || in_seamrr || private {
-            return Err(st::OPERAND_INVALID | op::R9);
-        }
-        Page::at(&self.p, plain).ok_or(st::OPERAND_INVALID | op::R9)
     }
 
     /// TDH.MEM.PAGE.AUG. RCX: GPA and level, RDX: TDR, R8: page.
@@ -94,6 +82,7 @@ impl<P: Platform> Machine<P> {
             return Err(st::PAGE_METADATA_INCORRECT | op::R8);
         }
 
+        self.before_commit(leaf::MEM_PAGE_AUG, td.tdr.pa);
         page.entry.assign_new(pt::REG, td.tdr.pa);
         self.owner_changed(r.r8, pages(t.at.level), true);
         td.tdr.add_children(pages(t.at.level));
@@ -115,6 +104,7 @@ impl<P: Platform> Machine<P> {
         let page = self.pamt_implicit(hpa, t.at.level, Mode::Exclusive, op::RCX)?;
         self.check_tracked(&td, &entry, state, &page.entry, r)?;
 
+        self.before_commit(leaf::MEM_PAGE_REMOVE, td.tdr.pa);
         entry.set(FREE);
         td.tdr.sub_children(pages(t.at.level));
         page.entry.release();
@@ -143,6 +133,7 @@ impl<P: Platform> Machine<P> {
         let to = Page::at(&self.p, r.r8).ok_or(st::OPERAND_ADDR_RANGE_ERROR | op::R8)?;
         let from = Page::at(&self.p, old).ok_or_else(|| self.fatal())?;
 
+        self.before_commit(leaf::MEM_PAGE_RELOCATE, td.tdr.pa);
         if !state.is_any_pending() {
             to.copy_from(&from);
         }

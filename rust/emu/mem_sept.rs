@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0
 //! TDH.MEM.SEPT.{ADD, REMOVE, RD} and TDH.MEM.RANGE.{BLOCK, UNBLOCK}.
 
-use super::abi::{op, op_state, st, Res};
+use super::abi::{leaf, op, op_state, st, Res};
 use super::lock::Mode;
 use super::mem::{Page, WORDS};
 use super::mem_page::{leaf_page, take_operands};
@@ -67,6 +67,7 @@ impl<P: Platform> Machine<P> {
         let Some(page) = page else { return Ok(()) };
         let child = Page::at(&self.p, pa).ok_or(st::OPERAND_ADDR_RANGE_ERROR | op::R8)?;
 
+        self.before_commit(leaf::MEM_SEPT_ADD, td.tdr.pa);
         child.fill(FREE);
         page.entry.assign_new(pt::EPT, td.tdr.pa);
         self.owner_changed(pa, 1, true);
@@ -94,10 +95,12 @@ impl<P: Platform> Machine<P> {
         let page = self.pamt_implicit(hpa, 0, Mode::Exclusive, op::RCX)?;
         self.check_tracked(&td, &entry, state, &page.entry, r)?;
         let child = Page::at(&self.p, hpa).ok_or_else(|| self.fatal())?;
-        if (0..WORDS).any(|i| child.get(i) != FREE) {
+        // By state: a host's failed attempt to lock a free entry leaves its priority there.
+        if (0..WORDS).any(|i| State::of(child.get(i)) != Some(State::Free)) {
             return Err(state_error(st::EPT_PAGE_NOT_FREE, &entry, r));
         }
 
+        self.before_commit(leaf::MEM_SEPT_REMOVE, td.tdr.pa);
         entry.set(FREE);
         page.entry.release();
         self.owner_changed(hpa, 1, false);
@@ -117,6 +120,7 @@ impl<P: Platform> Machine<P> {
         }
         let t = self.target(&td, rcx, 0..=td.tdcs.root().level, Mode::Shared, r)?;
         let (entry, _) = self.lock_entry(t.entry, r)?;
+        self.before_commit(leaf::MEM_SEPT_RD, td.tdr.pa);
         details(r, entry.raw(), t.at.level);
         Ok(())
     }
@@ -146,6 +150,7 @@ impl<P: Platform> Machine<P> {
         }
         let holder = self.epoch_holder(entry.raw(), t.at.level, state)?;
 
+        self.before_commit(leaf::MEM_RANGE_BLOCK, td.tdr.pa);
         entry.set(blocked(entry.raw(), t.at.level, state));
         // After the entry: a vCPU that enters in this epoch may still have walked the old entry,
         // one of the next cannot.
@@ -168,6 +173,7 @@ impl<P: Platform> Machine<P> {
             return Err(st::TLB_TRACKING_NOT_DONE | op::SEPT_TREE);
         }
 
+        self.before_commit(leaf::MEM_RANGE_UNBLOCK, td.tdr.pa);
         entry.set(unblocked(entry.raw(), state));
         Ok(())
     }

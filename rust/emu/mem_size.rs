@@ -1,16 +1,16 @@
 // SPDX-License-Identifier: GPL-2.0
 //! TDH.MEM.PAGE.{PROMOTE, DEMOTE}: between a table of 512 mappings and one large one.
 
-use super::abi::{op, op_state, st, Res};
-use super::lock::{Busy, Mode};
+use super::abi::{leaf, op, op_state, st, Res};
+use super::lock::{Busy, Mode, ShareXHp};
 use super::mem::{Page, WORDS};
 use super::mem_page::{leaf_page, take_operands};
 use super::mem_sept::{check_version, no_l2_pages, tdr_and_flag};
-use super::pamt::{pt, PamtEntry};
+use super::pamt::{pt, PamtEntry, PamtParts};
 use super::platform::{Platform, Regs};
 use super::sys::Machine;
 use super::td::state_error;
-use super::tree::{shift, table, unblocked, EntryRef, State, HPA};
+use super::tree::{shift, table, unblocked, without_counter, EntryRef, State, HPA};
 
 /// Host locks on the first `count` entries of a table.
 struct ChildLocks<'m> {
@@ -37,6 +37,26 @@ impl Drop for ChildLocks<'_> {
     fn drop(&mut self) {
         for i in 0..self.count {
             self.entry(i).unlock();
+        }
+    }
+}
+
+/// The PAMT entries of a large page to be: its own, which is locked, and its parts'.
+struct Merge<'m> {
+    whole: PamtEntry<'m>,
+    _lock: ShareXHp<'m>,
+    parts: PamtParts<'m>,
+    kind: u8,
+    owner: u64,
+}
+
+impl Merge<'_> {
+    /// The entry of the large page takes over what its parts agree on. Its block epoch
+    /// stays as it was.
+    fn commit(&self) {
+        self.whole.assign(self.kind, self.owner);
+        for part in self.parts.iter() {
+            part.release();
         }
     }
 }
@@ -69,12 +89,14 @@ impl<P: Platform> Machine<P> {
             Ok(None) => return Err(state_error(st::EPT_INVALID_PROMOTE_CONDITIONS, &entry, r)),
             Err(Busy) => return Err(state_error(st::OPERAND_BUSY, &entry, r)),
         };
-        if self.p.interrupt_pending() {
+        if self.host_interrupted(leaf::MEM_PAGE_PROMOTE, td.tdr.pa) {
             (r.rcx, r.rdx) = (rcx, rdx);
             return Err(st::INTERRUPTED_RESTARTABLE);
         }
-        self.pamt_promote(merged & HPA, t.at.level)?;
+        let pamt = self.check_merge(leaf_page(merged, t.at.level), t.at.level)?;
 
+        self.before_commit(leaf::MEM_PAGE_PROMOTE, td.tdr.pa);
+        pamt.commit();
         entry.set(merged);
         // The table is gone: its entries stay as they are.
         locks.count = 0;
@@ -85,34 +107,26 @@ impl<P: Platform> Machine<P> {
         Ok(())
     }
 
-    /// The PAMT entry of the large page takes over what its 512 parts agree on.
-    fn pamt_promote(&self, pa: u64, size: u8) -> Res<()> {
-        let parent = self.pamt_entry(pa, size).ok_or_else(|| self.fatal())?;
-        let _lock = parent
-            .lock(Mode::Exclusive)
-            .map_err(|_| st::OPERAND_BUSY | op::RCX)?;
-        let first = self.pamt_part(pa, size, 0)?;
+    /// Locks the PAMT entry of the large page, which must be free, and checks that its
+    /// parts have one owner and type.
+    fn check_merge(&self, pa: u64, size: u8) -> Res<Merge<'_>> {
+        let whole = self.pamt_entry(pa, size).ok_or_else(|| self.fatal())?;
+        let lock = whole.lock(Mode::Exclusive);
+        let _lock = lock.map_err(|Busy| st::OPERAND_BUSY | op::RCX)?;
+        let parts = self.pamt_parts(pa, size).ok_or_else(|| self.fatal())?;
+        let first = parts.first();
         let (kind, owner) = (first.kind(), first.owner());
-        let mut agree = parent.kind() == pt::NDA;
-        for i in 0..WORDS as u64 {
-            let part = self.pamt_part(pa, size, i)?;
-            agree &= part.kind() == kind && part.owner() == owner;
-        }
-        if !agree {
+        let agree = |part: PamtEntry<'_>| part.kind() == kind && part.owner() == owner;
+        if whole.kind() != pt::NDA || !parts.iter().all(agree) {
             return Err(self.fatal());
         }
-        parent.assign(kind, owner);
-        for i in 0..WORDS as u64 {
-            self.pamt_part(pa, size, i)?.release();
-        }
-        Ok(())
-    }
-
-    /// PAMT entry of the `i`th part of a page of `size` (1 or 2).
-    fn pamt_part(&self, pa: u64, size: u8, i: u64) -> Res<PamtEntry<'_>> {
-        let part = size.saturating_sub(1);
-        self.pamt_entry(pa | (i << shift(part)), part)
-            .ok_or_else(|| self.fatal())
+        Ok(Merge {
+            whole,
+            _lock,
+            parts,
+            kind,
+            owner,
+        })
     }
 
     /// TDH.MEM.PAGE.DEMOTE. RCX: GPA and level, RDX: TDR and L2 flag, R8: page for the
@@ -135,19 +149,26 @@ impl<P: Platform> Machine<P> {
         self.check_tracked(&td, &entry, state, &large, r)?;
         let sept = self.lock_explicit(r.r8, 0, pt::NDA, Mode::Exclusive, op::R8)?;
         let page = Page::at(&self.p, r.r8).ok_or(st::OPERAND_ADDR_RANGE_ERROR | op::R8)?;
+        // The new table is filled before the last checks: until the commit it is the host's.
         let small = unblocked(entry.raw() & !HPA, state);
         for i in 0..WORDS {
-            page.set(
-                i,
-                small | large_pa | ((i as u64) << shift(level.saturating_sub(1))),
-            );
+            let offset = (i as u64) << shift(level.saturating_sub(1));
+            page.set(i, small | large_pa | offset);
         }
-        if self.p.interrupt_pending() {
+        if self.host_interrupted(leaf::MEM_PAGE_DEMOTE, td.tdr.pa) {
             (r.rcx, r.rdx) = (rcx, rdx);
             return Err(st::INTERRUPTED_RESTARTABLE);
         }
-        self.pamt_demote(large_pa, level)?;
+        let whole = self.pamt_implicit(large_pa, level, Mode::Exclusive, op::RCX)?;
+        let parts = self
+            .pamt_parts(large_pa, level)
+            .ok_or_else(|| self.fatal())?;
 
+        self.before_commit(leaf::MEM_PAGE_DEMOTE, td.tdr.pa);
+        for part in parts.iter() {
+            part.assign_new(whole.entry.kind(), whole.entry.owner());
+        }
+        whole.entry.release();
         // Unlike other new pages this one keeps its old block epoch.
         sept.entry.assign(pt::EPT, td.tdr.pa);
         self.owner_changed(r.r8, 1, true);
@@ -155,30 +176,23 @@ impl<P: Platform> Machine<P> {
         entry.set(table(r.r8));
         Ok(())
     }
-
-    /// The 512 parts of a large page take over its type and owner.
-    fn pamt_demote(&self, pa: u64, size: u8) -> Res<()> {
-        let parent = self.pamt_implicit(pa, size, Mode::Exclusive, op::RCX)?;
-        let (kind, owner) = (parent.entry.kind(), parent.entry.owner());
-        for i in 0..WORDS as u64 {
-            self.pamt_part(pa, size, i)?.assign_new(kind, owner);
-        }
-        parent.entry.release();
-        Ok(())
-    }
 }
 
 /// Locks the children and compares them: the merged entry, or `None` if they do not
-/// make one page.
+/// make one page. How far the accept of a 2M child has come does not count, but that of
+/// the first one stays in the merged entry.
 fn mergeable(locks: &mut ChildLocks<'_>, level: u8) -> Result<Option<u64>, Busy> {
-    let step = 1u64 << shift(level.saturating_sub(1));
+    let below = level.saturating_sub(1);
+    let step = 1u64 << shift(below);
+    let clean = |raw: u64| State::of(raw).map_or(raw, |s| without_counter(raw, below, s));
     let first = locks.lock_next()?;
-    let aligned = first & HPA & super::tree::offset_mask(level) == 0;
+    let wanted = clean(first);
+    let aligned = wanted & HPA & super::tree::offset_mask(level) == 0;
     if !aligned || !matches!(State::of(first), Some(State::Mapped | State::Pending)) {
         return Ok(None);
     }
     for i in 1..WORDS as u64 {
-        if locks.lock_next()? != first.wrapping_add(i.wrapping_mul(step)) {
+        if clean(locks.lock_next()?) != wanted.wrapping_add(i.wrapping_mul(step)) {
             return Ok(None);
         }
     }

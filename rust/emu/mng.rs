@@ -3,7 +3,7 @@
 
 use core::sync::atomic::Ordering;
 
-use super::abi::{lc, op, op_state, st, Res};
+use super::abi::{lc, leaf, op, op_state, st, Res};
 use super::cpuid;
 use super::lock::{Mode, ShareX};
 use super::mem::Page;
@@ -32,6 +32,19 @@ const CONFIG_FLAGS: u64 = 7;
 pub(crate) const CONFIG_NO_RBP_MOD: u64 = 4;
 const CONFIG_FLEXIBLE_PENDING_VE: u64 = 2;
 const GPAW: u64 = 1;
+
+/// Field HP_LOCK_TIMEOUT: for how long a guest's TDCALLs may yield to the host's priority,
+/// in microseconds; its first value and what it can be set to.
+const HP_LOCK_TIMEOUT: u64 = 0x9100_0000_0000_0011;
+const HP_LOCK_TIMEOUT_US: u64 = 1_000_000;
+const HP_LOCK_TIMEOUTS_US: core::ops::RangeInclusive<u64> = 10_000..=100_000_000;
+
+impl Tdcs<'_> {
+    /// HP_LOCK_TIMEOUT in ticks of the TSC; `second`: ticks of its first value.
+    pub(crate) fn hp_lock_timeout(&self, second: u64) -> u64 {
+        second.saturating_mul(self.get(tdcs_word::HP_LOCK_TIMEOUT)) / HP_LOCK_TIMEOUT_US
+    }
+}
 
 impl TdParams {
     fn read(page: &Page<'_>, first: usize) -> TdParams {
@@ -96,6 +109,7 @@ impl TdParams {
             (w::TSC_FREQUENCY, self.tsc_frequency),
             (w::TSC_OFFSET, 0u64.wrapping_sub(tsc)),
             (w::TD_CTLS, Tdcs::initial_td_ctls(self.attributes)),
+            (w::HP_LOCK_TIMEOUT, HP_LOCK_TIMEOUT_US),
             (w::EPOCH, 1),
             (w::REFCOUNT, 0),
             (w::REFCOUNT + 1, 0),
@@ -116,7 +130,7 @@ impl TdParams {
 }
 
 impl<P: Platform> Machine<P> {
-    fn lock_kot(&self, mode: Mode) -> Res<ShareX<'_>> {
+    pub(crate) fn lock_kot(&self, mode: Mode) -> Res<ShareX<'_>> {
         ShareX::try_lock(&self.sys.kot_lock, mode).map_err(|_| st::OPERAND_BUSY | op::KOT)
     }
 
@@ -145,9 +159,10 @@ impl<P: Platform> Machine<P> {
         }
         self.p.random().ok_or(st::RND_NO_ENTROPY)?;
 
+        self.before_commit(leaf::MNG_CREATE, r.rcx);
         Tdr::create(tdr, r.rdx);
         key.store(kot::ASSIGNED, Ordering::Relaxed);
-        page.entry.assign_new(pt::TDR, 0);
+        page.entry.assign(pt::TDR, 0);
         self.owner_changed(r.rcx, 1, true);
         Ok(())
     }
@@ -163,10 +178,17 @@ impl<P: Platform> Machine<P> {
             return Err(st::LIFECYCLE_STATE_INCORRECT);
         }
         let bit = 1u64 << (self.p.package_of(lp) & 63);
-        let done = tdr.key_packages().fetch_or(bit, Ordering::Relaxed);
+        let done = tdr.key_packages().load(Ordering::Relaxed);
         if done & bit != 0 {
             return Err(st::KEY_CONFIGURED);
         }
+        // PCONFIG: one at a time, with a key of the CPU's own making.
+        let _ket = ShareX::try_lock(&self.sys.ket_lock, Mode::Exclusive)
+            .map_err(|_| st::OPERAND_BUSY | op::KET)?;
+        self.p.random().ok_or(st::KEY_GENERATION_FAILED)?;
+
+        self.before_commit(leaf::MNG_KEY_CONFIG, tdr.pa);
+        tdr.key_packages().store(done | bit, Ordering::Relaxed);
         if (done | bit).count_ones() >= self.p.config().packages {
             tdr.set_lifecycle(lc::KEYS_CONFIGURED);
         }
@@ -191,14 +213,18 @@ impl<P: Platform> Machine<P> {
         let page = Page::at(&self.p, r.rcx).ok_or(st::OPERAND_ADDR_RANGE_ERROR | op::RCX)?;
         if let Some(tdcs) = self.tdcs_of(&tdr) {
             tdcs.check_op_state(1 << op_state::UNINITIALIZED)?;
+        } else if index.wrapping_add(1) == MIN_TDCX {
+            // The last page of a TDCS brings the TD's key for migration.
+            self.p.random().ok_or(st::RND_NO_ENTROPY)?;
         }
 
+        self.before_commit(leaf::MNG_ADDCX, tdr.pa);
         page.fill(match index {
             TDCX_MSR_BITMAP => u64::MAX,
             TDCX_SEPT_ROOT => FREE,
             _ => 0,
         });
-        lock.entry.assign_new(pt::TDCX, tdr.pa);
+        lock.entry.assign(pt::TDCX, tdr.pa);
         self.owner_changed(r.rcx, 1, true);
         tdr.add_tdcx(r.rcx);
         tdr.add_children(1);
@@ -212,16 +238,13 @@ impl<P: Platform> Machine<P> {
         let tdr = self.lock_tdr(rcx, op::RCX, Mode::Exclusive)?;
         let tdcs = self.check_built(&tdr)?;
         tdcs.check_op_state(1 << op_state::UNINITIALIZED)?;
-        let bad = st::OPERAND_INVALID | op::RDX;
-        if r.rdx & 1023 != 0 || self.strip_hkid(r.rdx) != r.rdx || r.rdx >> 52 != 0 {
-            return Err(bad);
-        }
-        let page = Page::at(&self.p, r.rdx).ok_or(bad)?;
+        let page = self.shared_page(r.rdx, 1023, op::RDX)?;
         let params = TdParams::read(&page, (r.rdx & 0xFFF) as usize / 8);
         params
             .check()
             .map_err(|operand| st::OPERAND_INVALID | operand)?;
 
+        self.before_commit(leaf::MNG_INIT, tdr.pa);
         params.store(&tdcs, self.p.tsc());
         tdcs.set_op_state(op_state::INITIALIZED);
         Ok(())
@@ -253,12 +276,34 @@ impl<P: Platform> Machine<P> {
             0x1100_0000_0000_0016 => tdcs.get(w::CONFIG_FLAGS),
             0x1100_0000_0000_0017 => tdcs.get(w::TD_CTLS),
             0x9100_0000_0000_0010 => tdcs.get(w::NOTIFY_ENABLES),
+            HP_LOCK_TIMEOUT => tdcs.get(w::HP_LOCK_TIMEOUT),
             0x9100_0000_0000_0019 => 0, // topology enumeration is not configured
             f @ 0x9400_0000_0000_0000..=0x9400_0000_0001_FFFF => {
                 return cpuid::field(&self.p, tdcs, f & 0x1FFFF)
             }
             _ => return None,
         })
+    }
+
+    /// TDH.MNG.WR. RCX: TDR, RDX: field, R8: value, R9: mask; out R8: old value. Of a TD that
+    /// is no debug TD the host may write the time that a guest yields to it at most.
+    #[inline(never)]
+    pub(crate) fn mng_wr(&self, r: &mut Regs) -> Res<()> {
+        let tdr = self.lock_tdr(r.rcx, op::RCX, Mode::Shared)?;
+        let tdcs = self.check_built(&tdr)?;
+        let _op_state = tdcs.lock_op_state(Mode::Shared)?;
+        if md::field(r.rdx) != HP_LOCK_TIMEOUT {
+            return Err(st::METADATA_FIELD_NOT_WRITABLE | op::RDX);
+        }
+        let old = tdcs.get(tdcs_word::HP_LOCK_TIMEOUT);
+        let new = old & !r.r9 | r.r8 & r.r9;
+        if !HP_LOCK_TIMEOUTS_US.contains(&new) {
+            return Err(st::METADATA_FIELD_VALUE_NOT_VALID | op::RDX);
+        }
+
+        tdcs.set(tdcs_word::HP_LOCK_TIMEOUT, new);
+        r.r8 = old;
+        Ok(())
     }
 
     /// TDG.VM.WR of the fields that a guest may write. Returns the old value.
@@ -297,6 +342,7 @@ impl<P: Platform> Machine<P> {
             return Err(self.fatal());
         };
 
+        self.before_commit(leaf::MNG_VPFLUSHDONE, tdr.pa);
         tdr.set_lifecycle(lc::BLOCKED);
         k.store(kot::FLUSHED, Ordering::Relaxed);
         wb.store(self.all_packages(), Ordering::Relaxed);
@@ -319,31 +365,9 @@ impl<P: Platform> Machine<P> {
             return Err(st::WBCACHE_NOT_COMPLETE);
         }
 
+        self.before_commit(leaf::MNG_KEY_FREEID, tdr.pa);
         k.store(kot::FREE, Ordering::Relaxed);
         tdr.set_lifecycle(lc::TEARDOWN);
-        Ok(())
-    }
-
-    /// TDH.PHYMEM.CACHE.WB on each package. RCX: 0 to start, 1 to go on; it never
-    /// stops half way here, so there is nothing to go on with.
-    #[inline(never)]
-    pub(crate) fn phymem_cache_wb(&self, lp: u32, r: &Regs) -> Res<()> {
-        match r.rcx {
-            0 => {}
-            1 => return Err(st::WBCACHE_RESUME_ERROR),
-            _ => return Err(st::OPERAND_INVALID | op::RCX),
-        }
-        let _kot = self.lock_kot(Mode::Shared)?;
-        let bit = 1u64 << (self.p.package_of(lp) & 63);
-        let mut any = false;
-        for (k, wb) in self.sys.kot.iter().zip(&self.sys.wb_pending) {
-            if k.load(Ordering::Relaxed) == kot::FLUSHED {
-                any |= wb.fetch_and(!bit, Ordering::Relaxed) & bit != 0;
-            }
-        }
-        if !any {
-            return Err(st::NO_HKID_READY_TO_WBCACHE);
-        }
         Ok(())
     }
 }

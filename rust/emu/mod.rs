@@ -10,6 +10,7 @@ pub(crate) mod abi;
 pub(crate) mod cpuid;
 pub(crate) mod epoch;
 pub(crate) mod guestop;
+pub(crate) mod hold;
 pub(crate) mod inject;
 pub mod interp;
 pub(crate) mod lock;
@@ -24,6 +25,7 @@ pub(crate) mod pamt;
 pub(crate) mod phymem;
 pub(crate) mod platform;
 pub(crate) mod report;
+pub(crate) mod script;
 pub(crate) mod sha384;
 pub(crate) mod stats;
 pub(crate) mod sys;
@@ -41,7 +43,7 @@ use sys::{sys_state, Machine, Sys};
 use vcpu::Enter;
 
 pub use abi::LEAF_NAMES;
-pub use inject::{InjectTable, ScriptError, MAX_RULES};
+pub use inject::{Injection, ScriptError, MAX_RULES};
 pub use platform::*;
 pub use stats::{StatName, Stats};
 pub use sys::MAX_LPS;
@@ -51,7 +53,6 @@ pub use view::TdView;
 pub struct Module<P, G> {
     pub(crate) m: Machine<P>,
     guest: G,
-    inject: InjectTable,
 }
 
 impl<P: Platform, G: GuestRun<P>> Module<P, G> {
@@ -61,12 +62,9 @@ impl<P: Platform, G: GuestRun<P>> Module<P, G> {
             p: platform,
             sys: Sys::new(),
             stats: Stats::new(),
+            inject: inject::Table::new(),
         };
-        Module {
-            m,
-            guest,
-            inject: InjectTable::new(),
-        }
+        Module { m, guest }
     }
 
     /// Counters.
@@ -74,8 +72,8 @@ impl<P: Platform, G: GuestRun<P>> Module<P, G> {
         &self.m.stats
     }
     /// Fault injection.
-    pub fn inject(&self) -> &InjectTable {
-        &self.inject
+    pub fn inject(&self) -> Injection<'_, P> {
+        Injection(&self.m)
     }
     /// The platform.
     pub fn platform(&self) -> &P {
@@ -89,28 +87,51 @@ impl<P: Platform, G: GuestRun<P>> Module<P, G> {
     /// A SEAMCALL of logical processor `lp` (below [`MAX_LPS`]), which must stay on it:
     /// RAX in, RAX out, other registers in `r`.
     pub fn seamcall(&self, lp: u32, rax: u64, r: &mut Regs) -> u64 {
-        let status = match self.call(lp, rax, r) {
-            Ok(status) | Err(status) => status,
+        let number = rax as u16;
+        let status = if self.m.inject.in_use().is_empty() {
+            self.call(lp, rax, r, None)
+        } else {
+            self.disturbed_call(lp, rax, r)
         };
-        self.m.stats.leaf_done(rax as u16, status);
+        self.m.stats.leaf_done(number, status);
         status
     }
 
-    fn call(&self, lp: u32, rax: u64, r: &mut Regs) -> Res<u64> {
-        self.admit(rax)?;
+    /// A call while the fault injection has rules.
+    #[inline(never)]
+    fn disturbed_call(&self, lp: u32, rax: u64, r: &mut Regs) -> u64 {
+        let number = rax as u16;
+        let tdr = self.m.td_of_call(number, r);
+        let hkid = match number {
+            leaf::MNG_CREATE => Some(r.rdx),
+            _ => tdr.and_then(|tdr| self.m.hkid_of(tdr)),
+        };
+        self.m.hold_locks(|| tdr);
+        let status = self.call(lp, rax, r, Some(hkid));
+        self.m
+            .count_held(tdr, status & st::CLASS == st::OPERAND_BUSY);
+        status
+    }
+
+    /// `disturb`: the rules of the fault injection apply, to a call about the TD with
+    /// that HKID, if any.
+    fn call(&self, lp: u32, rax: u64, r: &mut Regs, disturb: Option<Option<u64>>) -> u64 {
         let (number, version) = (rax as u16, (rax >> 16) as u8);
-        if let Some(status) = self.inject.check(number) {
+        if let Err(status) = self.admit(rax) {
+            return status;
+        }
+        if let Some(status) = disturb.and_then(|hkid| self.m.inject.fail(number, || hkid)) {
             self.m.stats.add(stats::Count::Injected);
-            clear_outputs(number, r);
-            return Err(status);
+            clear_outputs(number, status, r);
+            return status;
         }
-        match number {
-            leaf::VP_ENTER => return self.vp_enter(lp, r),
-            leaf::VP_INIT => self.vp_init(lp, version, r)?,
-            leaf::VP_FLUSH => self.vp_flush(lp, r)?,
-            _ => self.m.dispatch(lp, number, version, r)?,
-        }
-        Ok(st::SUCCESS)
+        let done = match number {
+            leaf::VP_ENTER => return self.vp_enter(lp, r).unwrap_or_else(|status| status),
+            leaf::VP_INIT => self.vp_init(lp, version, r),
+            leaf::VP_FLUSH => self.vp_flush(lp, r),
+            _ => self.m.dispatch(lp, number, version, r),
+        };
+        done.map_or_else(|status| status, |()| st::SUCCESS)
     }
 
     /// What the dispatcher checks before any leaf.
@@ -208,6 +229,7 @@ impl<P: Platform> Machine<P> {
             leaf::MNG_ADDCX => self.mng_addcx(r),
             leaf::MNG_INIT => self.mng_init(r),
             leaf::MNG_RD => self.mng_rd(r),
+            leaf::MNG_WR => self.mng_wr(r),
             leaf::MNG_VPFLUSHDONE => self.mng_vpflushdone(r),
             leaf::MNG_KEY_FREEID => self.mng_key_freeid(r),
             leaf::MNG_KEY_RECLAIMID => Ok(()),
@@ -232,8 +254,11 @@ impl<P: Platform> Machine<P> {
 }
 
 /// Registers after an injected failure: as the leaf leaves them when it fails and has
-/// nothing to report.
-fn clear_outputs(number: u16, r: &mut Regs) {
+/// nothing to report. A leaf that is to be started again keeps its operands.
+fn clear_outputs(number: u16, status: u64, r: &mut Regs) {
+    if status & st::CLASS == st::INTERRUPTED_RESTARTABLE {
+        return;
+    }
     match number {
         leaf::MEM_SEPT_ADD
         | leaf::MEM_SEPT_REMOVE

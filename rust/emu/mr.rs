@@ -4,7 +4,7 @@
 
 use core::sync::atomic::Ordering;
 
-use super::abi::{op, op_state, st, Res};
+use super::abi::{leaf, op, op_state, st, Res};
 use super::mem::Page;
 use super::mem_page::take_operands;
 use super::platform::{Platform, Regs};
@@ -95,6 +95,7 @@ impl<P: Platform> Machine<P> {
         let page = Page::at(&self.p, pa).ok_or_else(|| self.fatal())?;
         let first = (pa & 0xFFF) as usize / 8;
 
+        self.before_commit(leaf::MR_EXTEND, td.tdr.pa);
         td.tdcs
             .measure(&Block::tagged(*b"MR.EXTEND\0\0\0\0\0\0\0", gpa));
         td.tdcs.measure(&Block::content(&page, first));
@@ -110,6 +111,7 @@ impl<P: Platform> Machine<P> {
         if td.tdcs.word(tdcs_word::NUM_VCPUS).load(Ordering::Relaxed) == 0 {
             return Err(st::NO_VCPUS);
         }
+        self.before_commit(leaf::MR_FINALIZE, td.tdr.pa);
         td.tdcs.finish_measurement();
         td.tdcs.set_op_state(op_state::RUNNABLE);
         Ok(())

@@ -9,8 +9,8 @@ use core::sync::atomic::Ordering;
 
 use super::abi::{st, Res};
 use super::lock::{Busy, Mode, ShareXHp};
-use super::mem::Page;
-use super::platform::Platform;
+use super::mem::{Page, WORDS};
+use super::platform::{Platform, PAGE_SIZE};
 use super::sys::Machine;
 
 /// Page types.
@@ -98,6 +98,20 @@ pub(crate) struct PamtLock<'m> {
     pub(crate) size: u8,
 }
 
+/// The entries of the 512 parts of a large page: two whole pages of the PAMT.
+pub(crate) struct PamtParts<'m>([Page<'m>; 2]);
+
+impl<'m> PamtParts<'m> {
+    pub(crate) fn iter(&self) -> impl Iterator<Item = PamtEntry<'m>> {
+        let of = |page| (0..WORDS / 2).map(move |i| PamtEntry::new(page, i << 1));
+        let [low, high] = self.0;
+        of(low).chain(of(high))
+    }
+    pub(crate) fn first(&self) -> PamtEntry<'m> {
+        PamtEntry::new(self.0[0], 0)
+    }
+}
+
 /// Why a walk of the PAMT failed.
 pub(crate) enum WalkError {
     /// Not in an initialised part of a TDMR.
@@ -119,6 +133,17 @@ impl<P: Platform> Machine<P> {
             Page::at(&self.p, at)?,
             (at as usize & 0xFFF) / 8,
         ))
+    }
+
+    /// The entries of the parts of the page at `pa` of `size` (1 or 2), without any lock.
+    pub(crate) fn pamt_parts(&self, pa: u64, size: u8) -> Option<PamtParts<'_>> {
+        let part = size.saturating_sub(1);
+        let at = self.sys.tdmr_of(pa)?.entry_address(pa, part);
+        let low = Page::at(&self.p, at)?;
+        Some(PamtParts([
+            low,
+            Page::at(&self.p, at.wrapping_add(PAGE_SIZE))?,
+        ]))
     }
 
     /// Locks the entry that owns `pa`, at `target` size or above, and its parents
@@ -189,6 +214,20 @@ impl<P: Platform> Machine<P> {
             return Err(st::OPERAND_INVALID | op);
         }
         Ok(())
+    }
+
+    /// Memory that the host passes for reading: aligned (`mask`: bits that must be 0), with
+    /// a shared HKID, outside SEAMRR. That it is no TD's is not checked.
+    pub(crate) fn shared_page(&self, pa: u64, mask: u64, op: u64) -> Res<Page<'_>> {
+        let c = self.p.config();
+        let plain = self.strip_hkid(pa);
+        let hkid = (pa ^ plain) >> (c.hkid_start_bit & 63);
+        let in_seamrr = plain.wrapping_sub(c.seamrr_base) < c.seamrr_size;
+        let private = hkid >= u64::from(c.private_hkid_min);
+        if pa & mask != 0 || plain >> 52 != 0 || in_seamrr || private {
+            return Err(st::OPERAND_INVALID | op);
+        }
+        Page::at(&self.p, plain).ok_or(st::OPERAND_INVALID | op)
     }
 
     /// `pa` without HKID bits.

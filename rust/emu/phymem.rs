@@ -1,18 +1,72 @@
 // SPDX-License-Identifier: GPL-2.0
-//! TDH.PHYMEM.PAGE.{RECLAIM, WBINVD, RDMD}.
+//! TDH.PHYMEM.CACHE.WB and TDH.PHYMEM.PAGE.{RECLAIM, WBINVD, RDMD}.
 
 use core::sync::atomic::Ordering;
 
-use super::abi::{lc, op, st, Res};
-use super::lock::Mode;
+use super::abi::{lc, leaf, op, st, Res};
+use super::lock::{Mode, ShareX};
 use super::mem::Page;
 use super::mem_page::pages;
 use super::pamt::{pt, PamtLock, WalkError};
 use super::platform::{Platform, Regs};
-use super::sys::Machine;
+use super::sys::{kot, Machine};
 use super::td::Tdr;
 
+/// Parts in which CACHE.WB writes the caches of a package back: between two of them it looks
+/// for interrupts.
+const CACHE_PARTS: u64 = 8;
+
 impl<P: Platform> Machine<P> {
+    /// TDH.PHYMEM.CACHE.WB on each package. RCX: 0 to start, 1 to go on after an interrupt.
+    #[inline(never)]
+    pub(crate) fn phymem_cache_wb(&self, lp: u32, r: &Regs) -> Res<()> {
+        if r.rcx > 1 {
+            return Err(st::OPERAND_INVALID | op::RCX);
+        }
+        let package = self.p.package_of(lp);
+        let wb = self.sys.wb.get(package as usize);
+        let wb = wb.ok_or(st::OPERAND_BUSY | op::WBCACHE)?;
+        let _wb = ShareX::try_lock(&wb.lock, Mode::Exclusive)
+            .map_err(|_| st::OPERAND_BUSY | op::WBCACHE)?;
+        let _kot = self.lock_kot(Mode::Shared)?;
+        let mut part = wb.next.load(Ordering::Relaxed);
+        if r.rcx == 0 {
+            part = 0;
+            wb.next.store(0, Ordering::Relaxed);
+            let flushed = self.flushed_hkids();
+            if flushed == 0 {
+                return Err(st::NO_HKID_READY_TO_WBCACHE);
+            }
+            wb.hkids.store(flushed, Ordering::Relaxed);
+        } else if part == 0 {
+            return Err(st::WBCACHE_RESUME_ERROR);
+        }
+        // There are no caches to write back: only the time passes.
+        for done in part.wrapping_add(1)..CACHE_PARTS {
+            if self.host_interrupted(leaf::PHYMEM_CACHE_WB, 0) {
+                wb.next.store(done, Ordering::Relaxed);
+                return Err(st::INTERRUPTED_RESUMABLE);
+            }
+        }
+
+        self.before_commit(leaf::PHYMEM_CACHE_WB, 0);
+        wb.next.store(0, Ordering::Relaxed);
+        let hkids = wb.hkids.load(Ordering::Relaxed);
+        for (hkid, pending) in self.sys.wb_pending.iter().enumerate() {
+            if (hkids >> (hkid & 63)) & 1 != 0 {
+                pending.fetch_and(!(1 << (package & 63)), Ordering::Relaxed);
+            }
+        }
+        Ok(())
+    }
+
+    /// HKIDs whose caches have to be written back before they are free, as a bit mask.
+    fn flushed_hkids(&self) -> u64 {
+        let kot = self.sys.kot.iter().enumerate();
+        kot.filter(|(_, k)| k.load(Ordering::Relaxed) == kot::FLUSHED)
+            .fold(0, |mask, (hkid, _)| mask | (1 << (hkid & 63)))
+    }
+
     /// Locks the entry that owns the page, whatever its size.
     fn lock_any(&self, pa: u64, mode: Mode) -> Res<PamtLock<'_>> {
         self.check_pa(pa, 0, op::RCX)?;
@@ -38,14 +92,24 @@ impl<P: Platform> Machine<P> {
         if pa & super::tree::offset_mask(lock.size) != 0 {
             return Err(st::OPERAND_INVALID | op::RCX);
         }
-        if kind == pt::TDR {
-            // Its own entry is the lock that is held.
-            self.check_tdr_unused(pa)?;
-        } else {
-            let owner = self.lock_owner(&entry, Mode::Shared)?;
-            if owner.lifecycle() != lc::TEARDOWN {
-                return Err(st::LIFECYCLE_STATE_INCORRECT);
+        // Of a TDR its own entry is the lock that is held.
+        let owner = match kind {
+            pt::TDR => {
+                self.check_tdr_unused(pa)?;
+                None
             }
+            _ => Some(self.lock_owner(&entry, Mode::Shared)?),
+        };
+        if owner
+            .as_ref()
+            .is_some_and(|o| o.lifecycle() != lc::TEARDOWN)
+        {
+            return Err(st::LIFECYCLE_STATE_INCORRECT);
+        }
+
+        let tdr = owner.as_ref().map_or(pa, |o| o.pa);
+        self.before_commit(leaf::PHYMEM_PAGE_RECLAIM, tdr);
+        if let Some(owner) = owner {
             owner.sub_children(pages(lock.size));
         }
         entry.release();

@@ -53,8 +53,8 @@ pub struct Config {
     pub packages: u32,
     /// Number of logical processors that must run SYS.LP.INIT before SYS.CONFIG.
     pub lps: u32,
-    /// After how many TSC ticks of refused TDCALLs the guest is stopped with
-    /// HOST_PRIORITY_BUSY_TIMEOUT (one second on hardware).
+    /// TSC ticks of the time after which a guest whose TDCALLs are refused is stopped with
+    /// HOST_PRIORITY_BUSY_TIMEOUT: one second on hardware, until TDH.MNG.WR changes it.
     pub hp_lock_timeout: u64,
 }
 
@@ -81,9 +81,22 @@ pub unsafe trait Platform: Sync {
     /// The package of logical processor `lp`, below [`Config::packages`].
     fn package_of(&self, lp: u32) -> u32;
 
-    /// Whether an interrupt waits on the calling CPU: polled by interruptible
-    /// leaves and by the 2 MiB accept.
+    /// Whether an interrupt waits on the calling CPU: polled by the 2 MiB accept.
     fn interrupt_pending(&self) -> bool;
+
+    /// The same for interruptible leaves of the host. A host that calls with interrupts
+    /// off is not interrupted.
+    fn host_interrupt_pending(&self) -> bool {
+        false
+    }
+
+    /// Keeps the CPU busy for `us` microseconds (at most 1,000,000), for the fault
+    /// injection. A platform with a clock is more exact than this loop.
+    fn pause(&self, us: u64) {
+        for _ in 0..us.saturating_mul(50) {
+            core::hint::spin_loop();
+        }
+    }
 
     /// CPUID of the machine as EAX, EBX, ECX, EDX; the core masks it for TDs.
     fn cpuid(&self, leaf: u32, subleaf: u32) -> [u32; 4];

@@ -4,6 +4,7 @@
 use core::sync::atomic::{AtomicU64, Ordering};
 
 use super::abi::{op, st, Res};
+use super::inject::Table;
 use super::lock::{Mode, ShareX};
 use super::mem::Page;
 use super::pamt::{pt, PamtEntry};
@@ -13,6 +14,8 @@ use super::stats::{Count, Stats};
 pub(crate) const MAX_TDMRS: usize = 64;
 pub(crate) const MAX_RESERVED: usize = 16;
 pub(crate) const MAX_HKIDS: usize = 64;
+/// Processor packages, see `Config::packages`.
+const MAX_PACKAGES: usize = 8;
 /// Logical processors that the module can tell apart.
 pub const MAX_LPS: usize = 256;
 
@@ -174,6 +177,15 @@ impl TdmrInfo {
     }
 }
 
+/// A write-back of a package's caches.
+pub(crate) struct CacheWb {
+    pub(crate) lock: AtomicU64,
+    /// Part of the cache to go on with after an interrupt, 0 if none waits for that.
+    pub(crate) next: AtomicU64,
+    /// HKIDs that it is for.
+    pub(crate) hkids: AtomicU64,
+}
+
 /// Module-wide state.
 pub(crate) struct Sys {
     pub(crate) state: AtomicU64,
@@ -190,6 +202,10 @@ pub(crate) struct Sys {
     pub(crate) kot: [AtomicU64; MAX_HKIDS],
     /// Packages that have not written back caches for a flushed HKID.
     pub(crate) wb_pending: [AtomicU64; MAX_HKIDS],
+    /// CACHE.WB by package.
+    pub(crate) wb: [CacheWb; MAX_PACKAGES],
+    /// Serialises the making of keys.
+    pub(crate) ket_lock: AtomicU64,
     /// TDVPR that ran last on each LP, 0 if none: its translations may be cached.
     pub(crate) lp_last_vcpu: [AtomicU64; MAX_LPS],
 }
@@ -208,6 +224,14 @@ impl Sys {
             kot_lock: ZERO,
             kot: [ZERO; MAX_HKIDS],
             wb_pending: [ZERO; MAX_HKIDS],
+            wb: [const {
+                CacheWb {
+                    lock: ZERO,
+                    next: ZERO,
+                    hkids: ZERO,
+                }
+            }; MAX_PACKAGES],
+            ket_lock: ZERO,
             lp_last_vcpu: [ZERO; MAX_LPS],
         }
     }
@@ -229,6 +253,7 @@ pub(crate) struct Machine<P> {
     pub(crate) p: P,
     pub(crate) sys: Sys,
     pub(crate) stats: Stats,
+    pub(crate) inject: Table,
 }
 
 // Leaves are not inlined into the dispatcher: their locals would add up on its stack.
@@ -243,6 +268,9 @@ impl<P: Platform> Machine<P> {
 
     /// Pages came to the module or went back to the host.
     pub(crate) fn owner_changed(&self, pa: u64, pages: u64, private: bool) {
+        if !private {
+            self.drop_held_in(pa, pages);
+        }
         self.stats.pages_owned(pages, private);
         self.p.page_owner_changed(pa, pages, private);
     }

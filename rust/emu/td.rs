@@ -9,7 +9,7 @@ use super::mem::Page;
 use super::pamt::{pt, PamtEntry, PamtLock};
 use super::platform::{Platform, Regs};
 use super::sys::Machine;
-use super::tree::{details, EntryLock, EntryRef, Root, State, Walk};
+use super::tree::{details, without_counter, EntryLock, EntryRef, Root, State, Walk};
 
 /// Pages of a TDCS: the least that make a TD, and the most.
 pub(crate) const MIN_TDCX: u64 = 6;
@@ -54,6 +54,8 @@ pub(crate) mod tdcs_word {
     pub(crate) const TSC_OFFSET: usize = 15;
     pub(crate) const TD_CTLS: usize = 16;
     pub(crate) const NOTIFY_ENABLES: usize = 17;
+    /// Microseconds.
+    pub(crate) const HP_LOCK_TIMEOUT: usize = 18;
     /// SHA-384 chaining value and number of bytes hashed.
     pub(crate) const SHA: usize = 20;
     pub(crate) const SHA_LEN: usize = 28;
@@ -310,6 +312,7 @@ impl<P: Platform> Machine<P> {
 
     /// A page that is to lose its place must be blocked and shot down first, while
     /// the TD can run. `page` is the PAMT entry that carries the epoch of the block.
+    /// Details never show how far a 2M accept has come.
     pub(crate) fn check_tracked(
         &self,
         td: &Td<'_>,
@@ -322,7 +325,9 @@ impl<P: Platform> Machine<P> {
             return Ok(());
         }
         if !state.is_blocked() {
-            return Err(state_error(st::GPA_RANGE_NOT_BLOCKED, entry, r));
+            let level = entry.place().level;
+            details(r, without_counter(entry.raw(), level, state), level);
+            return Err(st::GPA_RANGE_NOT_BLOCKED | op::RCX);
         }
         if !td.tdcs.is_tracked(page.block_epoch()) {
             return Err(st::TLB_TRACKING_NOT_DONE | op::RCX);

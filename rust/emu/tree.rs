@@ -53,6 +53,11 @@ pub(crate) const fn offset_mask(level: u8) -> u64 {
     (1 << shift(level)) - 1
 }
 
+/// Index of the entry of `gpa` in its table at `level`.
+pub(crate) const fn index(gpa: u64, level: u8) -> usize {
+    (gpa >> shift(level)) as usize & (WORDS - 1)
+}
+
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum State {
     Free,
@@ -167,13 +172,17 @@ impl State {
     }
 }
 
+/// The value without the counter of a half accepted 2M page.
+pub(crate) fn without_counter(raw: u64, level: u8, s: State) -> u64 {
+    if s.is_acceptable() && level == 1 {
+        return raw & !ACCEPT_COUNTER;
+    }
+    raw
+}
+
 /// The value after RANGE.BLOCK.
 pub(crate) fn blocked(raw: u64, level: u8, s: State) -> u64 {
-    let mut v = raw & !(RWX | WRITE_BLOCKED) | BLOCKED;
-    if matches!(s, Pending | PendingBlockedW) && level == 1 {
-        v &= !ACCEPT_COUNTER;
-    }
-    v
+    without_counter(raw, level, s) & !(RWX | WRITE_BLOCKED) | BLOCKED
 }
 
 /// The value with a blocked state undone; other states are returned as they are.
@@ -205,7 +214,8 @@ impl<'m> EntryRef<'m> {
     pub(crate) fn load(&self) -> u64 {
         self.page.word(self.index).load(Ordering::Acquire)
     }
-    /// For a place that nobody else can reach, or PAGE.ADD, which excludes all others.
+    /// For the holder of the lock, a place that nobody else can reach, or PAGE.ADD, which
+    /// excludes all others.
     pub(crate) fn store(&self, v: u64) {
         self.page.word(self.index).store(v, Ordering::Release);
     }
@@ -254,19 +264,10 @@ impl<'m> EntryLock<'m> {
     pub(crate) fn raw(&self) -> u64 {
         self.0.load() & !(LOCK | HOST_PRIORITY)
     }
-    /// Stores `v`, still locked. A host-priority bit that another CPU leaves
-    /// meanwhile survives.
+    /// Stores `v`, still locked. Like the real module this writes the whole entry: the
+    /// priority of a host that failed to lock it meanwhile is lost.
     pub(crate) fn set(&self, v: u64) {
-        let w = self.0.page.word(self.0.index);
-        let mut old = w.load(Ordering::Relaxed);
-        while let Err(seen) = w.compare_exchange_weak(
-            old,
-            v & !HOST_PRIORITY | LOCK | old & HOST_PRIORITY,
-            Ordering::Release,
-            Ordering::Relaxed,
-        ) {
-            old = seen;
-        }
+        self.0.store(v & !HOST_PRIORITY | LOCK);
     }
     /// Leaves the entry locked; [`EntryRef::unlock`] or the end of its page ends that.
     pub(crate) fn forget(self) {
@@ -303,8 +304,7 @@ impl Root {
         let mut pa = self.pa;
         let mut at = self.level;
         loop {
-            let index = (gpa >> shift(at)) as usize & (WORDS - 1);
-            let entry = EntryRef::new(Page::at(p, pa)?, index, at);
+            let entry = EntryRef::new(Page::at(p, pa)?, index(gpa, at), at);
             let raw = entry.load();
             let hit = at == level;
             if hit || at == 0 || raw & RWX == 0 || raw & PS != 0 {
@@ -313,6 +313,17 @@ impl Root {
             pa = raw & HPA;
             at -= 1;
         }
+    }
+
+    /// Physical address of the table that holds the entry of `gpa` at `level`, if there
+    /// is one that the walk reaches.
+    pub(crate) fn table_of<P: Platform>(&self, p: &P, gpa: u64, level: u8) -> Option<u64> {
+        if level >= self.level {
+            return (level == self.level).then_some(self.pa);
+        }
+        let parent = self.walk(p, gpa, level.wrapping_add(1))?;
+        let mapped = parent.hit && parent.raw & RWX != 0 && parent.raw & PS == 0;
+        mapped.then_some(parent.raw & HPA)
     }
 
     /// Walks to the leaf that maps `gpa`, whatever its level: `hit` says that it is

@@ -3,7 +3,7 @@
 
 use core::sync::atomic::Ordering;
 
-use super::abi::{exit, op, op_state, st, Res};
+use super::abi::{exit, leaf, op, op_state, st, Res};
 use super::guestop::Next;
 use super::lock::Mode;
 use super::pamt::PamtLock;
@@ -13,9 +13,14 @@ use super::td::{tdcs_word, Tdcs, Tdr};
 use super::vp::{vcpu_state, word, Tdvps};
 use super::zerostep::Verdict;
 
-/// RCX of VP.ENTER: a hint after an asynchronous trap, which never happened here, and
-/// resumption of an L1 guest, of which there are no L2.
-const ENTER_FLAGS: u64 = (1 << 52) | (1 << 53);
+/// RCX of VP.ENTER: after an exit for HOST_PRIORITY_BUSY_TIMEOUT, whether the guest should
+/// try again; becomes bit 60 of its status.
+const RECOVERABLE: u64 = 1 << 52;
+/// RCX of VP.ENTER: resume L1 after an exit of an L2 VM, of which there are none.
+const RESUME_L1: u64 = 1 << 53;
+pub(crate) const ENTER_FLAGS: u64 = RECOVERABLE | RESUME_L1;
+/// In a completion status: the host thinks that trying again helps.
+const RECOVERABLE_HINT: u64 = 1 << 60;
 
 /// Registers that TDG.VP.VMCALL can pass, in the order of their numbers.
 pub(crate) fn host_reg(r: &mut Regs, number: usize) -> Option<&mut u64> {
@@ -86,7 +91,9 @@ impl<P: Platform> Machine<P> {
             return Err(st::VCPU_STATE_INCORRECT);
         }
         let new_here = associate(&v.tdvps, &v.tdcs, lp)?;
-        if r.rcx & ENTER_FLAGS != 0 {
+        let trapped = v.tdvps.get(word::TRAPPED) != 0;
+        let hint = r.rcx & RECOVERABLE != 0;
+        if hint && !trapped || r.rcx & RESUME_L1 != 0 {
             return Err(st::OPERAND_INVALID | op::RCX);
         }
         let epoch = v.tdcs.enter_epoch()?;
@@ -110,6 +117,7 @@ impl<P: Platform> Machine<P> {
         let tree_lock = match self.filter_steps(&e.tdvps, &e.tdcs)? {
             Verdict::Enter(lock) => lock,
             Verdict::Fault(gpa) => {
+                e.tdvps.set(word::TRAPPED, 0);
                 *r = Regs {
                     rcx: 2,
                     r8: gpa,
@@ -118,12 +126,22 @@ impl<P: Platform> Machine<P> {
                 return Ok(Enter::Emulated(exit::EPT_VIOLATION));
             }
         };
+        self.before_commit(leaf::VP_ENTER, e.vcpu.tdr);
+        if tree_lock.is_some() {
+            e.notify_of_steps(self);
+        }
         v.op_lock = None;
         if let Some(last) = self.sys.lp_last_vcpu.get(lp as usize) {
             e.entry.flush |= last.swap(pa, Ordering::Relaxed) != pa;
         }
         e.take_answer(r);
-        if e.tdvps.word(word::PEND_NMI).swap(0, Ordering::Relaxed) != 0 {
+        if trapped {
+            e.regs.gpr[0] &= !RECOVERABLE_HINT;
+            e.regs.gpr[0] |= if hint { RECOVERABLE_HINT } else { 0 };
+        }
+        // Behind a #VE the NMI waits for the next entry.
+        let free = e.entry.inject == Inject::None;
+        if free && e.tdvps.word(word::PEND_NMI).swap(0, Ordering::Relaxed) != 0 {
             e.entry.inject = Inject::Nmi;
         }
         drop(tree_lock);
@@ -176,6 +194,7 @@ impl Entered<'_> {
         r: &mut Regs,
     ) -> Option<u64> {
         self.tdvps.note_progress(self.regs.rip);
+        self.tdvps.set(word::FAULTED, 0);
         self.entry = Entry {
             inject: Inject::None,
             flush: false,
@@ -189,6 +208,8 @@ impl Entered<'_> {
                 None
             }
             Next::Exit(rax, out) => {
+                let trap = rax == st::HOST_PRIORITY_BUSY_TIMEOUT;
+                self.tdvps.set(word::TRAPPED, u64::from(trap));
                 *r = out;
                 Some(rax)
             }

@@ -3,7 +3,7 @@
 
 use core::sync::atomic::{AtomicU64, Ordering};
 
-use super::abi::{op, op_state, st, Res};
+use super::abi::{lc, leaf, op, op_state, st, Res};
 use super::lock::{Mode, ShareXHp};
 use super::mem::Page;
 use super::metadata::field;
@@ -41,6 +41,14 @@ pub(crate) mod word {
     pub(crate) const ZS_LEN: usize = 22;
     pub(crate) const SECONDARY: usize = 23;
     pub(crate) const NOTIFY_WINDOW: usize = 24;
+    /// The last exit was a trap: the instruction is complete, RAX may get a hint.
+    pub(crate) const TRAPPED: usize = 25;
+    /// The last exit was an EPT violation of a private page: 1, its exit qualification,
+    /// guest physical and linear address.
+    pub(crate) const FAULTED: usize = 26;
+    pub(crate) const FAULT_QUALIFICATION: usize = 27;
+    pub(crate) const FAULT_GPA: usize = 28;
+    pub(crate) const FAULT_GLA: usize = 29;
     pub(crate) const GPR: usize = 32;
     pub(crate) const RIP: usize = 48;
     pub(crate) const ZS_LIST: usize = 64;
@@ -55,6 +63,9 @@ pub(crate) mod vcpu_state {
 
 /// Set with the mask in `word::VMCALL`, which may be zero.
 pub(crate) const VMCALL_PENDING: u64 = 1 << 63;
+
+/// TDVPS pages at most: three more for each of three L2 VMs. They are taken, not used.
+const MAX_TDVPS_PAGES: u64 = TDVPS_PAGES as u64 + 9;
 
 const PENDING_NMI: u64 = 0x2000_0000_0000_000B;
 
@@ -75,7 +86,7 @@ impl<'m> Tdvps<'m> {
         self.page.word(w)
     }
     pub(crate) fn is_complete(&self) -> bool {
-        self.get(word::NUM_PAGES) == TDVPS_PAGES as u64
+        self.get(word::NUM_PAGES) >= TDVPS_PAGES as u64
     }
     /// Whether the vCPU belongs to `lp`.
     pub(crate) fn is_on(&self, lp: u32) -> bool {
@@ -164,11 +175,12 @@ impl<P: Platform> Machine<P> {
         let lock = self.lock_explicit(r.rcx, 0, pt::NDA, Mode::Exclusive, op::RCX)?;
         let page = Page::at(&self.p, r.rcx).ok_or(st::OPERAND_ADDR_RANGE_ERROR | op::RCX)?;
 
+        self.before_commit(leaf::VP_CREATE, td.tdr.pa);
         page.fill(0);
         page.set(word::NUM_PAGES, 1);
         page.set(word::PAGES, r.rcx);
         page.set(word::XCR0, 1);
-        lock.entry.assign_new(pt::TDVPR, td.tdr.pa);
+        lock.entry.assign(pt::TDVPR, td.tdr.pa);
         self.owner_changed(r.rcx, 1, true);
         td.tdr.add_children(1);
         Ok(())
@@ -182,17 +194,20 @@ impl<P: Platform> Machine<P> {
         if v.tdvps.get(word::STATE) != vcpu_state::UNINITIALIZED {
             return Err(st::VCPU_STATE_INCORRECT);
         }
-        if v.tdvps.is_complete() {
+        let n = v.tdvps.get(word::NUM_PAGES);
+        if n >= MAX_TDVPS_PAGES {
             return Err(st::TDCX_NUM_INCORRECT);
         }
         let lock = self.lock_explicit(r.rcx, 0, pt::NDA, Mode::Exclusive, op::RCX)?;
         let page = Page::at(&self.p, r.rcx).ok_or(st::OPERAND_ADDR_RANGE_ERROR | op::RCX)?;
 
+        self.before_commit(leaf::VP_ADDCX, v.tdr.pa);
         page.fill(0);
-        lock.entry.assign_new(pt::TDCX, v.tdr.pa);
+        lock.entry.assign(pt::TDCX, v.tdr.pa);
         self.owner_changed(r.rcx, 1, true);
-        let n = v.tdvps.get(word::NUM_PAGES);
-        v.tdvps.set(word::PAGES.wrapping_add(n as usize), r.rcx);
+        if n < TDVPS_PAGES as u64 {
+            v.tdvps.set(word::PAGES.wrapping_add(n as usize), r.rcx);
+        }
         v.tdvps.set(word::NUM_PAGES, n.wrapping_add(1));
         v.tdr.add_children(1);
         Ok(())
@@ -216,11 +231,11 @@ impl<P: Platform> Machine<P> {
         };
         let allowed = Some(op_state::BUILD);
         let v = self.lock_vcpu(r.rcx, op::RCX, Mode::Exclusive, tdr_mode, allowed)?;
-        if v.tdvps.get(word::STATE) != vcpu_state::UNINITIALIZED {
-            return Err(st::VCPU_STATE_INCORRECT);
-        }
         if !v.tdvps.is_complete() {
             return Err(st::TDCX_NUM_INCORRECT);
+        }
+        if v.tdvps.get(word::STATE) != vcpu_state::UNINITIALIZED {
+            return Err(st::VCPU_STATE_INCORRECT);
         }
         let max = v.tdcs.get(tdcs_word::MAX_VCPUS);
         let index = v
@@ -259,6 +274,7 @@ impl<P: Platform> Machine<P> {
                 .fetch_sub(1, Ordering::Relaxed);
             return Err(st::OPERAND_BUSY | op::TDVPR);
         }
+        self.before_commit(leaf::VP_INIT, v.tdr.pa);
         v.tdvps.store_regs(&init.regs);
         v.tdvps
             .set(word::ASSOC, u64::from(init.vcpu.lp).wrapping_add(1));
@@ -269,14 +285,33 @@ impl<P: Platform> Machine<P> {
         Ok(())
     }
 
-    /// TDH.VP.FLUSH up to the commit. RCX: TDVPR.
+    /// TDH.VP.FLUSH up to the commit. RCX: TDVPR. In any operation state, and without a
+    /// lock on it.
     #[inline(never)]
     pub(crate) fn vp_flush_begin(&self, lp: u32, r: &Regs) -> Res<LockedVcpu<'_>> {
-        let v = self.lock_vcpu(r.rcx, op::RCX, Mode::Exclusive, Mode::Shared, None)?;
-        if !v.tdvps.is_on(lp) {
+        let lock = self.lock_explicit(r.rcx, 0, pt::TDVPR, Mode::Exclusive, op::RCX)?;
+        let page = Page::at(&self.p, r.rcx).ok_or(st::OPERAND_ADDR_RANGE_ERROR | op::RCX)?;
+        let tdr = self.lock_owner(&lock.entry, Mode::Shared)?;
+        if tdr.lifecycle() != lc::KEYS_CONFIGURED {
+            return Err(st::TD_KEYS_NOT_CONFIGURED);
+        }
+        let tdcs = self.tdcs_of(&tdr).ok_or_else(|| self.fatal())?;
+        let tdvps = Tdvps { page };
+        if !tdvps.is_complete() {
+            return Err(st::TDCX_NUM_INCORRECT);
+        }
+        if !tdvps.is_on(lp) {
             return Err(st::VCPU_NOT_ASSOCIATED);
         }
-        Ok(v)
+
+        self.before_commit(leaf::VP_FLUSH, tdr.pa);
+        Ok(LockedVcpu {
+            op_lock: None,
+            tdcs,
+            tdr,
+            tdvps,
+            lock,
+        })
     }
 
     /// The vCPU leaves `lp`.

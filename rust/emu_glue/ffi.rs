@@ -20,12 +20,15 @@ extern "C" {
     fn emu_tsc() -> u64;
     fn emu_tsc_hz() -> u64;
     fn emu_interrupt_pending() -> bool;
+    fn emu_interrupts_on() -> bool;
+    fn emu_pause(us: u64);
     fn emu_cpuid(leaf: u32, subleaf: u32, out: *mut u32);
     fn emu_random(value: *mut u64) -> bool;
     fn emu_page(pa: u64) -> *mut c_void;
     fn emu_register() -> c_int;
     fn emu_rebooting() -> bool;
     fn emu_seq_value(m: *mut SeqFile, name: *const u8, len: usize, value: u64);
+    fn emu_seq_text(m: *mut SeqFile, text: *const u8, len: usize);
     fn emu_seq_td(m: *mut SeqFile, tdr: u64, hkid: u64, vcpus: u64, children: u64, mrtd: *const u8);
     fn emu_debugfs_init() -> c_int;
     fn emu_debugfs_exit();
@@ -61,6 +64,8 @@ readers! {
     tsc_hz => emu_tsc_hz() -> u64;
     /// Whether the local APIC holds an interrupt back.
     interrupt_pending => emu_interrupt_pending() -> bool;
+    /// Whether interrupts are on.
+    interrupts_on => emu_interrupts_on() -> bool;
     /// Whether the machine is going down.
     rebooting => emu_rebooting() -> bool;
 }
@@ -71,6 +76,12 @@ pub(super) fn cpuid(leaf: u32, subleaf: u32) -> [u32; 4] {
     // SAFETY: The pointer is to four writable values.
     unsafe { emu_cpuid(leaf, subleaf, out.as_mut_ptr()) };
     out
+}
+
+/// Keeps the CPU busy for `us` microseconds.
+pub(super) fn pause(us: u64) {
+    // SAFETY: Takes any value and only passes time.
+    unsafe { emu_pause(us) }
 }
 
 /// A random number of the CPU.
@@ -113,6 +124,16 @@ pub(super) fn debugfs_exit() {
 pub(super) unsafe fn seq_value(m: *mut SeqFile, name: &[u8], value: u64) {
     // SAFETY: The name is valid for its length; `m` by the contract.
     unsafe { emu_seq_value(m, name.as_ptr(), name.len(), value) }
+}
+
+/// Prints text into a seq_file.
+///
+/// # Safety
+///
+/// `m` must be the seq_file that the caller was given.
+pub(super) unsafe fn seq_text(m: *mut SeqFile, text: &str) {
+    // SAFETY: The text is valid for its length; `m` by the contract.
+    unsafe { emu_seq_text(m, text.as_ptr(), text.len()) }
 }
 
 /// Prints a line about a TD into a seq_file.

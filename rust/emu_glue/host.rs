@@ -86,6 +86,15 @@ unsafe impl Platform for Host {
         ffi::interrupt_pending()
     }
 
+    fn host_interrupt_pending(&self) -> bool {
+        // With interrupts off the host wants none now; the CPU takes NMIs by itself.
+        ffi::interrupts_on() && ffi::interrupt_pending()
+    }
+
+    fn pause(&self, us: u64) {
+        ffi::pause(us);
+    }
+
     fn cpuid(&self, leaf: u32, subleaf: u32) -> [u32; 4] {
         ffi::cpuid(leaf, subleaf)
     }

@@ -165,17 +165,79 @@ extern "C" fn tdx_emu_stats_reset() {
     MODULE.stats().reset();
 }
 
-/// Loads a script of failures to inject. 0 or a negative errno.
+/// Bytes of a C string in the making, cut to what fits before the closing NUL.
+struct CText<'a> {
+    bytes: &'a mut [u8],
+    len: usize,
+}
+
+impl Write for CText<'_> {
+    fn write_str(&mut self, s: &str) -> core::fmt::Result {
+        let room = self.bytes.len().saturating_sub(1);
+        for c in s.bytes() {
+            match self.bytes.get_mut(self.len) {
+                Some(to) if self.len < room => *to = c,
+                _ => return Err(core::fmt::Error),
+            }
+            self.len = self.len.saturating_add(1);
+        }
+        Ok(())
+    }
+}
+
+/// Loads a script of the fault injection. 0 or a negative errno; the reason of a refusal
+/// is written to `reason`, which is empty otherwise. Callers take turns.
 ///
 /// # Safety
 ///
-/// `script` must be valid for reads of `len` bytes.
+/// `script` must be valid for reads of `len` bytes, `reason` for writes of `size`.
 #[no_mangle]
-unsafe extern "C" fn tdx_emu_inject_load(script: *const u8, len: usize) -> core::ffi::c_int {
-    // SAFETY: By the contract.
-    let script = unsafe { core::slice::from_raw_parts(script, len) };
+unsafe extern "C" fn tdx_emu_inject_load(
+    script: *const u8,
+    len: usize,
+    reason: *mut u8,
+    size: usize,
+) -> core::ffi::c_int {
+    // SAFETY: By the contract; the caller's buffers do not overlap.
+    let (script, reason) = unsafe {
+        (
+            core::slice::from_raw_parts(script, len),
+            core::slice::from_raw_parts_mut(reason, size),
+        )
+    };
+    reason.fill(0);
     match MODULE.inject().load(script) {
         Ok(()) => 0,
-        Err(_) => EINVAL.to_errno(),
+        Err(error) => {
+            let mut text = CText {
+                bytes: reason,
+                len: 0,
+            };
+            // A reason that does not fit is cut, not an error.
+            let _ = write!(text, "{error}");
+            EINVAL.to_errno()
+        }
     }
+}
+
+/// Writes into a seq_file.
+struct SeqText(*mut ffi::SeqFile);
+
+impl Write for SeqText {
+    fn write_str(&mut self, s: &str) -> core::fmt::Result {
+        // SAFETY: By the contract of `tdx_emu_inject_show`, which made this value.
+        unsafe { ffi::seq_text(self.0, s) };
+        Ok(())
+    }
+}
+
+/// Prints the rules of the fault injection as a script, with what became of each.
+///
+/// # Safety
+///
+/// `m` must be a seq_file in its show callback.
+#[no_mangle]
+unsafe extern "C" fn tdx_emu_inject_show(m: *mut ffi::SeqFile) {
+    // A seq_file that is full is shown again with more room.
+    let _ = write!(SeqText(m), "{}", MODULE.inject());
 }

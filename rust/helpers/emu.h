@@ -92,12 +92,15 @@ u64 emu_keyid_partitioning(void);
 u64 emu_tsc(void);
 u64 emu_tsc_hz(void);
 bool emu_interrupt_pending(void);
+bool emu_interrupts_on(void);
+void emu_pause(u64 us);
 void emu_cpuid(u32 leaf, u32 subleaf, u32 out[4]);
 bool emu_random(u64 *value);
 void *emu_page(u64 pa);
 int emu_register(void);
 bool emu_rebooting(void);
 void emu_seq_value(struct seq_file *m, const u8 *name, size_t len, u64 value);
+void emu_seq_text(struct seq_file *m, const u8 *text, size_t len);
 void emu_seq_td(struct seq_file *m, u64 tdr, u64 hkid, u64 vcpus, u64 children,
 		const u8 *mrtd);
 int emu_debugfs_init(void);
@@ -108,7 +111,8 @@ u64 tdx_emu_seamcall(u64 fn, struct tdx_module_args *args);
 void tdx_emu_stats_show(struct seq_file *m);
 void tdx_emu_tds_show(struct seq_file *m);
 void tdx_emu_stats_reset(void);
-int tdx_emu_inject_load(const u8 *script, size_t len);
+int tdx_emu_inject_load(const u8 *script, size_t len, u8 *reason, size_t size);
+void tdx_emu_inject_show(struct seq_file *m);
 
 #endif /* !__ASSEMBLER__ */
 #endif /* _TDX_EMU_HELPERS_H */

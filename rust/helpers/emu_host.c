@@ -3,9 +3,12 @@
 #include <linux/cleanup.h>
 #include <linux/cpumask.h>
 #include <linux/debugfs.h>
+#include <linux/delay.h>
 #include <linux/err.h>
+#include <linux/irqflags.h>
 #include <linux/mm.h>
 #include <linux/module.h>
+#include <linux/mutex.h>
 #include <linux/seq_file.h>
 #include <linux/slab.h>
 #include <linux/topology.h>
@@ -81,6 +84,17 @@ bool emu_interrupt_pending(void)
 	return irr;
 }
 
+bool emu_interrupts_on(void)
+{
+	return !irqs_disabled();
+}
+
+void emu_pause(u64 us)
+{
+	mdelay(us / USEC_PER_MSEC);
+	udelay(us % USEC_PER_MSEC);
+}
+
 void emu_cpuid(u32 leaf, u32 subleaf, u32 out[4])
 {
 	cpuid_count(leaf, subleaf, &out[0], &out[1], &out[2], &out[3]);
@@ -124,6 +138,11 @@ void emu_seq_value(struct seq_file *m, const u8 *name, size_t len, u64 value)
 	seq_printf(m, "%.*s %llu\n", (int)len, name, value);
 }
 
+void emu_seq_text(struct seq_file *m, const u8 *text, size_t len)
+{
+	seq_printf(m, "%.*s", (int)len, text);
+}
+
 void emu_seq_td(struct seq_file *m, u64 tdr, u64 hkid, u64 vcpus, u64 children,
 		const u8 *mrtd)
 {
@@ -158,6 +177,23 @@ static const struct file_operations reset_fops = {
 	.write = reset_write,
 };
 
+/* Serialises scripts; guards the reason why the last one was refused. */
+static DEFINE_MUTEX(inject_lock);
+static u8 inject_reason[128];
+
+static int inject_show(struct seq_file *m, void *unused)
+{
+	guard(mutex)(&inject_lock);
+	tdx_emu_inject_show(m);
+
+	return 0;
+}
+
+static int inject_open(struct inode *inode, struct file *file)
+{
+	return single_open(file, inject_show, NULL);
+}
+
 static ssize_t inject_write(struct file *file, const char __user *buf, size_t len,
 			    loff_t *pos)
 {
@@ -173,16 +209,30 @@ static ssize_t inject_write(struct file *file, const char __user *buf, size_t le
 	if (copy_from_user(script, buf, len))
 		return -EFAULT;
 
-	ret = tdx_emu_inject_load(script, len);
+	guard(mutex)(&inject_lock);
+	ret = tdx_emu_inject_load(script, len, inject_reason,
+				  sizeof(inject_reason));
 
 	return ret ?: len;
 }
 
 static const struct file_operations inject_fops = {
 	.owner = THIS_MODULE,
-	.open = simple_open,
+	.open = inject_open,
+	.read = seq_read,
 	.write = inject_write,
+	.llseek = seq_lseek,
+	.release = single_release,
 };
+
+static int inject_error_show(struct seq_file *m, void *unused)
+{
+	guard(mutex)(&inject_lock);
+	seq_printf(m, "%s\n", inject_reason[0] ? (char *)inject_reason : "none");
+
+	return 0;
+}
+DEFINE_SHOW_ATTRIBUTE(inject_error);
 
 static struct dentry *emu_dir;
 
@@ -195,7 +245,9 @@ int emu_debugfs_init(void)
 	debugfs_create_file("stats", 0444, emu_dir, NULL, &stats_fops);
 	debugfs_create_file("tds", 0444, emu_dir, NULL, &tds_fops);
 	debugfs_create_file("reset", 0200, emu_dir, NULL, &reset_fops);
-	debugfs_create_file("inject", 0200, emu_dir, NULL, &inject_fops);
+	debugfs_create_file("inject", 0600, emu_dir, NULL, &inject_fops);
+	debugfs_create_file("inject_error", 0400, emu_dir, NULL,
+			    &inject_error_fops);
 
 	return 0;
 }

@@ -128,6 +128,12 @@ unsafe impl Platform for Host {
             }
         }
     }
+    fn host_interrupt_pending(&self) -> bool {
+        self.interrupt_pending()
+    }
+    fn pause(&self, us: u64) {
+        std::thread::sleep(std::time::Duration::from_micros(us));
+    }
     fn cpuid(&self, leaf: u32, subleaf: u32) -> [u32; 4] {
         // Everything there is, so that what a TD sees is the module's doing.
         let name = |s: &[u8; 4]| u32::from_le_bytes(*s);

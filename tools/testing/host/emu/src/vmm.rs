@@ -169,7 +169,11 @@ impl<G: GuestRun<Host>> Vmm<G> {
             }
         }
         self.ok(19, regs(td.tdr, 0, 0, 0));
-        self.ok(40, regs(0, 0, 0, 0));
+        // An interrupt stops the write-back; it is gone on with, as often as it takes.
+        let mut wb = 0;
+        while self.call(40, regs(wb, 0, 0, 0)).0 == 0x8000_0003_0000_0000 {
+            wb = 1;
+        }
         self.ok(20, regs(td.tdr, 0, 0, 0));
         let sept = td.sept.into_inner().unwrap();
         let pages = td.vcpus.into_iter().flatten().chain(sept).chain(td.tdcx);

@@ -21,7 +21,7 @@ fn the_dispatcher_refuses() {
         6 | (1 << 63),
         6 | (1 << 16),
         12,
-        13,
+        14,
         32,
         71,
         0xFFFF,
@@ -225,7 +225,7 @@ fn injection_hits_the_named_calls() {
         .unwrap();
     let (rax, out) = v.call(29, regs(0x1000, td.tdr, 7, 8));
     assert_eq!((rax, out), (0xC000_0B0D_0000_0001, regs(0, 0, 7, 8)));
-    v.module.inject().load(b"clear").unwrap();
+    v.module.inject().load(b"").unwrap();
     assert!((0..9).all(|_| track() == 0));
 }
 
@@ -242,7 +242,7 @@ fn bad_scripts_are_refused_whole() {
         ("fail", "line 1: leaf is missing"),
         ("fail 6", "line 1: number of the call is missing"),
         ("fail 6 0 1", "line 1: calls are counted from 1"),
-        ("fail 6 x 1", "line 1: number of the call is not a number"),
+        ("fail 6 x 1", "line 1: count is not a number"),
         ("fail 6 every", "line 1: period is missing after every"),
         ("fail 6 every 0 1", "line 1: calls are counted from 1"),
         ("fail 6 1", "line 1: status is missing"),
@@ -254,17 +254,20 @@ fn bad_scripts_are_refused_whole() {
         ),
         (
             "\n\nstop",
-            "line 3: unknown command: fail or clear expected",
+            "line 3: unknown command: fail, delay, interrupt, hold or clear expected",
         ),
         ("clear all", "line 1: words after the end of the command"),
     ] {
         assert_eq!(load(script).unwrap_err(), error, "{script}");
     }
-    // None of them left anything behind.
+    // None of them left anything behind, and a script replaces the one before.
+    assert_eq!(v.module.inject().to_string(), "");
     let full = "fail 6 1 1\n".repeat(MAX_RULES);
     load(&full).unwrap();
-    assert!(load("fail 6 1 1").unwrap_err().contains("more than 16"));
-    load(&format!("clear\n{full}")).unwrap();
+    load(&full).unwrap();
+    assert!(load(&format!("{full}fail 6 1 1"))
+        .unwrap_err()
+        .contains("more than 32"));
     assert!(v.module.inject().load(&[0xFF, 0xFE]).is_err());
     assert!(load("clear\nfail 6 99999999999999999999 1").is_err());
     assert!(load("clear\nfail 6 1 10000000000000000").is_err());
