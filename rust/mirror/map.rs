@@ -10,7 +10,7 @@ use super::frozen::{FrozenError, FrozenSpte};
 use super::level::{Level, Position};
 use super::lock::Shared;
 use super::mmu::{Mirror, Vm};
-use super::spte::{Spte, SpteKind, Transition};
+use super::spte::{IllegalTransition, Spte, SpteKind, Transition};
 use super::table::{self, OwnedTable, PageSupplier, Table};
 
 /// Why a map stops: with an outcome or with an error.
@@ -153,13 +153,9 @@ impl<E: ExternalPt, V: Vm> Mirror<E, V> {
                 Ok(MapOutcome::Spurious)
             }
             SpteKind::Frozen => Err(Stop::Retry(RetryReason::Frozen)),
-            // The GFN's page may still be the TDX module's: no other page may be put there.
-            SpteKind::Quarantined(_) => Err(Stop::Fail(MapError::Bugged)),
-            SpteKind::Leaf(_) => {
-                let new = Spte::leaf(pfn, at.level());
-                Err(self.illegal(at, seen, new))
-            }
-            _ => Err(self.fail(Bug::Unexpected { at, found: seen })),
+            // Another page: a bug, and which one the classification says.  A quarantined entry
+            // refuses even the page that it had, which may still be the TDX module's.
+            _ => Err(self.illegal(at, seen, Spte::leaf(pfn, at.level()))),
         }
     }
 
@@ -183,11 +179,12 @@ impl<E: ExternalPt, V: Vm> Mirror<E, V> {
         }
     }
 
+    /// A map to a leaf, where something else than nothing is mapped.
     fn illegal(&self, at: Position, old: Spte, new: Spte) -> Stop {
-        match Transition::classify(old, new, at.level()) {
-            Err(why) => self.fail(Bug::Transition { at, old, new, why }),
-            Ok(_) => self.fail(Bug::Unexpected { at, found: old }),
-        }
+        let why = Transition::classify(old, new, at.level())
+            .err()
+            .unwrap_or(IllegalTransition::OverPresent);
+        self.fail(Bug::Transition { at, old, new, why })
     }
 
     fn fail(&self, bug: Bug) -> Stop {

@@ -216,6 +216,7 @@ impl Transition {
             (NonPresent, _) => Err(Bad::NothingMapped),
 
             (Leaf(a), Leaf(b)) if a != b => Err(Bad::PfnChanged),
+            (Leaf(_), Leaf(_)) if !new.is_rwx() => Err(Bad::NotRwx),
             (Leaf(p), Leaf(_)) => Ok(Self::TouchLeaf(p)),
             (Leaf(a), Blocked(b) | Quarantined(b)) if a != b => Err(Bad::PfnChanged),
             (Leaf(p), Blocked(_)) => Ok(Self::BlockLeaf(p)),

@@ -12,6 +12,7 @@ use tdx_mirror_host::mirror::frozen::{FrozenError, FrozenSpte};
 use tdx_mirror_host::mirror::level::{Level, Position};
 use tdx_mirror_host::mirror::lock::Shared;
 use tdx_mirror_host::mirror::spte::{IllegalTransition, Spte, SpteKind};
+use tdx_mirror_host::mirror::table::OwnedTable;
 use tdx_mirror_host::mock::{status, Call, Mock};
 use tdx_mirror_host::sept::{Sept, BUILD_TRIES, FAULT_TRIES, ZERO_STEP_THRESHOLD};
 use tdx_mirror_host::tdx::status::{OperandId, TdxStatus};
@@ -336,6 +337,84 @@ fn r30_frozen_spte_refuses_a_leaf_over_a_leaf() {
         Err(FrozenError::Illegal(_, IllegalTransition::OverPresent))
     ));
     assert!(sept.backend().log().is_empty(), "no hook");
+}
+
+#[test]
+fn r30_frozen_spte_refuses_a_table_over_what_is_present() {
+    let td = Td::built();
+    let sept = Sept::new(Mock::new(Level::L512G));
+    let at = Position::covering(Gfn::new(512).unwrap(), Level::L2M);
+    let page = Pfn::new(0x200).unwrap();
+    for (old, why) in [
+        (Spte::leaf(page, Level::L2M), IllegalTransition::OverPresent),
+        (Spte::table(page), IllegalTransition::OverPresent),
+        (Spte::blocked(page), IllegalTransition::FromBlocked),
+        (Spte::quarantined(page), IllegalTransition::FromQuarantined),
+        (Spte::from_raw(0), IllegalTransition::Malformed),
+    ] {
+        let cell = SpteCell::new(old);
+        // SAFETY: the cell is this function's alone.
+        let l = unsafe { Shared::assume_held() };
+        let owned = OwnedTable::take(&mut td.caches(), td.host()).unwrap();
+        let (mirror, external) = (owned.page(), owned.external_page());
+        let frozen = FrozenSpte::freeze(&l, &cell, at, old).unwrap();
+        let (error, owned) = frozen.link_table(&l, &sept, td.host(), owned).unwrap_err();
+        assert!(
+            matches!(error, FrozenError::Illegal(_, w) if w == why),
+            "{error:?}"
+        );
+        assert_eq!(cell.load(), old, "rolled back");
+        assert!(sept.backend().log().is_empty(), "no hook");
+        // Both pages come back, and neither knows the other.
+        assert_eq!((owned.page(), owned.external_page()), (mirror, external));
+        owned.put(td.host());
+        assert_eq!(td.host().used_external(), 0);
+    }
+}
+
+#[test]
+fn r29_r51_a_map_meets_what_cannot_be() {
+    let page = Pfn::new(99).unwrap();
+    for (found, why) in [
+        (Spte::blocked(page), IllegalTransition::FromBlocked),
+        (Spte::quarantined(page), IllegalTransition::FromQuarantined),
+        (Spte::leaf(page, Level::L4K), IllegalTransition::PfnChanged),
+        (Spte::from_raw(0), IllegalTransition::Malformed),
+    ] {
+        let td = Td::built();
+        assert_eq!(td.map(0, 100), FIXED);
+        let at = td.poke(5, found);
+        td.mock().clear_log();
+        assert_eq!(td.map(5, 7), Err(MapError::Bugged));
+        assert!(td.mock().log().is_empty(), "no hook");
+        let bugs = td.host().bugs();
+        assert!(
+            matches!(bugs[..], [Bug::Transition { at: a, old, why: w, .. }]
+            if a == at && old == found && w == why),
+            "{bugs:?}"
+        );
+        assert_eq!(td.walk(5), Some((at, found)), "not written over");
+        // Of a dead VM nothing more is said.
+        assert_eq!(td.map(5, 99), Err(MapError::Bugged));
+        assert_eq!(td.host().bugs().len(), 1);
+    }
+    // Above the leaf there is a link or nothing.
+    for found in [
+        Spte::leaf(Pfn::new(0x200).unwrap(), Level::L2M),
+        Spte::blocked(page),
+        Spte::quarantined(page),
+        Spte::from_raw(0),
+    ] {
+        let td = Td::built();
+        assert_eq!(td.map(0, 100), FIXED);
+        let at = td.poke(512, found);
+        assert_eq!(at.level(), Level::L2M);
+        td.mock().clear_log();
+        assert_eq!(td.map(513, 7), Err(MapError::Bugged));
+        assert!(td.mock().log().is_empty(), "no hook");
+        let bugs = td.host().bugs();
+        assert!(matches!(bugs[..], [Bug::Unexpected { at: a, found: f }] if a == at && f == found));
+    }
 }
 
 #[test]

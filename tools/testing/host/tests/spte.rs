@@ -126,6 +126,115 @@ fn r27_one_class_maps_a_leaf() {
     }
 }
 
+/// Every pair of kinds and what its change means, written down instead of computed.
+///
+/// Columns are new values in the order of the rows: non-present, frozen, blocked and quarantined
+/// with the PFNs a and b, leaf a, leaf b, leaf a with other bits, leaf a without write, table a,
+/// table b, malformed.  Capitals are legal: Freeze, Map, linK, Touch, Block, Remove, Quarantine,
+/// Unlink, and = for no change.
+const CHANGES: [(&str, &str); 13] = [
+    ("non-present", "=FnnnnMMMxKKm"),
+    ("frozen", "f=ffffffffffm"),
+    ("blocked a", "Rz=bQbbbbbbbm"),
+    ("blocked b", "Rzb=bQbbbbbbm"),
+    ("quarantined a", "qqqq=qqqqqqqm"),
+    ("quarantined b", "qqqqq=qqqqqqm"),
+    ("leaf a", "RzBpQp=pTxoom"),
+    ("leaf b", "RzpBpQp=ppoom"),
+    ("leaf a, other bits", "RzBpQpTp=xoom"),
+    ("leaf a, read-only", "RzBpQpTpT=oom"),
+    ("table a", "Uzoooooooo=om"),
+    ("table b", "Uzooooooooo=m"),
+    ("malformed", "mmmmmmmmmmmmm"),
+];
+
+fn letter(class: Result<Transition, Bad>) -> char {
+    match class {
+        Ok(Transition::Same) => '=',
+        Ok(Transition::Freeze) => 'F',
+        Ok(Transition::MapLeaf(_)) => 'M',
+        Ok(Transition::LinkTable(_)) => 'K',
+        Ok(Transition::TouchLeaf(_)) => 'T',
+        Ok(Transition::BlockLeaf(_)) => 'B',
+        Ok(Transition::RemoveLeaf(_)) => 'R',
+        Ok(Transition::Quarantine(_)) => 'Q',
+        Ok(Transition::UnlinkTable(_)) => 'U',
+        Err(Bad::PfnChanged) => 'p',
+        Err(Bad::NotRwx) => 'x',
+        Err(Bad::OverPresent) => 'o',
+        Err(Bad::FromFrozen) => 'f',
+        Err(Bad::FreezeOfPresent) => 'z',
+        Err(Bad::FromBlocked) => 'b',
+        Err(Bad::FromQuarantined) => 'q',
+        Err(Bad::Malformed) => 'm',
+        Err(Bad::NothingMapped) => 'n',
+    }
+}
+
+/// The PFN that a legal change is about.
+fn subject(class: Transition) -> Option<Pfn> {
+    match class {
+        Transition::Same | Transition::Freeze => None,
+        Transition::MapLeaf(p)
+        | Transition::LinkTable(p)
+        | Transition::TouchLeaf(p)
+        | Transition::BlockLeaf(p)
+        | Transition::RemoveLeaf(p)
+        | Transition::Quarantine(p)
+        | Transition::UnlinkTable(p) => Some(p),
+    }
+}
+
+#[test]
+fn r27_r29_r30_r32_r35_every_change_has_its_class() {
+    let (a, b) = (pfn(0x4_0000), pfn(0x8_0000));
+    for level in LEVELS {
+        let leaf = |p| Spte::leaf(p, level);
+        let values = [
+            Spte::NON_PRESENT,
+            Spte::FROZEN,
+            Spte::blocked(a),
+            Spte::blocked(b),
+            Spte::quarantined(a),
+            Spte::quarantined(b),
+            leaf(a),
+            leaf(b),
+            Spte::from_raw(leaf(a).raw() | 3 << 8),
+            Spte::from_raw(leaf(a).raw() & !2),
+            Spte::table(a),
+            Spte::table(b),
+            Spte::from_raw(0),
+        ];
+        // No leaf is that large, no table that low.
+        let exists = |i: usize| match i {
+            6..=9 => level <= Level::L1G,
+            10 | 11 => level > Level::L4K,
+            _ => true,
+        };
+        let pfns = [None, None, Some(a), Some(b), Some(a), Some(b)];
+        let pfn_of = |i: usize| match i {
+            6 | 8..=10 => Some(a),
+            7 | 11 => Some(b),
+            _ => pfns.get(i).copied().flatten(),
+        };
+        for (i, old) in values.into_iter().enumerate().filter(|(i, _)| exists(*i)) {
+            for (j, new) in values.into_iter().enumerate().filter(|(j, _)| exists(*j)) {
+                let (name, row) = CHANGES[i];
+                let class = Transition::classify(old, new, level);
+                assert_eq!(
+                    letter(class),
+                    row.chars().nth(j).unwrap(),
+                    "{name} to {} at {level:?}",
+                    CHANGES[j].0
+                );
+                if let Some(p) = class.ok().and_then(subject) {
+                    assert_eq!(Some(p), pfn_of(i).or(pfn_of(j)), "{name} at {level:?}");
+                }
+            }
+        }
+    }
+}
+
 #[test]
 fn r28_b30_bits_of_a_present_leaf() {
     for level in [Level::L4K, Level::L2M, Level::L1G] {
