@@ -6,6 +6,7 @@
 # make selftests   the kselftests on the emulated host, in both modes
 # make contract    the C contract's test module, on an emulated PC
 # make testdev    the test device: mirror and software TDX module without KVM
+# make kunit       the unit tests of the mirror inside a kernel
 # make host-test   the tests that run on this machine (cargo)
 # make loom        the mirror's source under every interleaving, to 2 preemptions
 # make replay      recorded calls of the TDX module against rust/emu; TRACES='a.jsonl.gz ...'
@@ -18,7 +19,7 @@
 # make clean       remove build/ (the cache stays)
 
 .DEFAULT_GOAL := help
-.PHONY: help run test selftests contract testdev host-test loom replay mutants requirements check modules vm setup clean
+.PHONY: help run test selftests contract testdev kunit host-test loom replay mutants requirements check modules vm setup clean
 
 SESSION := scripts/session
 
@@ -42,6 +43,9 @@ contract:
 
 testdev:
 	@$(SESSION) scripts/testdev
+
+kunit:
+	@$(SESSION) scripts/kunit
 
 host-test:
 	@$(SESSION) scripts/host-test

@@ -36,12 +36,13 @@ ARROWS = {
     "emu_vmx": ["emu_vmx", "emu", "tdx", "mirror::addr", "kernel", "bindings"],
     "emu_glue": ["emu_glue", "emu_vmx", "emu", "tdx", "mirror::addr", "kernel", "bindings"],
     "test_glue": ["test_glue", "emu", "tdx", "mirror::addr", "kernel", "bindings"],
+    "kunit": ["kunit", "mirror", "tdx", "sept"],
     "bindings": ["kernel"],
-    "main": ["glue", "emu", "emu_vmx", "emu_glue", "test_glue", "kernel", "bindings"],
+    "main": ["glue", "emu", "emu_vmx", "emu_glue", "test_glue", "kunit", "kernel", "bindings"],
 }
 
 # Layers that build unchanged in the kernel and on a host.
-PURE = ("mirror", "tdx", "sept", "emu")
+PURE = ("mirror", "tdx", "sept", "emu", "kunit")
 
 # Crates that a path can begin with; everything else is a name of this crate.
 CRATES = {"core", "alloc", "std", "kernel", "loom", "pin_init", "macros", "ffi", "libc", "zerocopy"}

@@ -24,7 +24,8 @@ ALLOWED = {
     "tdx_mirror_main.rs": "the exported getter",
     "tdx_emu_main.rs": "registration of the hook",
     "tdx_mirror_test_main.rs": "the device node of the test module",
-    "tdx_mirror_kunit_main.rs": "evidence tokens made for a test",
+    "kunit/td.rs": "a TD of one thread for tests: its pages, and evidence for its locks",
+    "tdx_mirror_kunit_main.rs": "that zeroed memory is such a TD",
     "bindings": "generated declarations, no code",
 }
 

@@ -6,6 +6,7 @@ usage: report.py run LOG         table of both modes, last line `tdx-mirror: run
        report.py selftests LOG   checks per program, counts for the closing line
        report.py contract LOG    the same for the test module of the C contract
        report.py testdev LOG     the same for the test device
+       report.py kunit LOG       the same for the KUnit suites
 
 The exit status is 1 if a program failed, something leaked, the kernel warned,
 or the two sides (mirror and software TDX module) or the two modes differ.
@@ -260,14 +261,57 @@ def testdev(path):
     return 1 if failed else 0
 
 
+def kunit(path):
+    """The log of tdx_mirror_kunit.ko, whose suites print KTAP into the kernel log."""
+    with open(path, encoding="utf-8", errors="replace") as file:
+        lines = [re.sub(r"^\[[ .\d]+\] ", "", line.rstrip("\r")) for line in file.read().split("\n")]
+    passed = failed = 0
+    problems, suites, suite = [line for line in lines if ALARM.search(line)], {}, None
+    for line in lines:
+        subtest = re.match(r" +# Subtest: (tdx_mirror_\w+)$", line)
+        plan = re.match(r" +1\.\.(\d+)$", line)
+        case = re.match(r" +(not )?ok \d+ (\w+)(.*)", line)
+        end = re.match(r"(not )?ok \d+ (tdx_mirror_\w+)", line)
+        if subtest:
+            suite = suites[subtest.group(1)] = {"plan": None, "cases": {}, "ended": False}
+        elif plan and suite:
+            suite["plan"] = int(plan.group(1))
+        elif case and suite:
+            good = not case.group(1) and "SKIP" not in case.group(3)
+            suite["cases"][case.group(2)] = good
+            if not good:
+                print(f"# failed: {case.group(2)}")
+        elif end and end.group(2) in suites:
+            suites[end.group(2)]["ended"] = True
+            suite = None
+        elif suite and re.search(r"expected|Expected|FAILED", line):
+            print(f"# {line.strip()}")
+    for name, seen in suites.items():
+        passed += sum(seen["cases"].values())
+        failed += len(seen["cases"]) - sum(seen["cases"].values())
+        if not seen["ended"] or seen["plan"] != len(seen["cases"]):
+            problems.append(f"suite {name} did not come to its end")
+    if not suites:
+        problems.append("no suite ran")
+    if "vm: exit 0" not in lines:
+        problems.append("the machine did not end well")
+    for what in problems:
+        print(f"tdx-mirror: problem: {what}")
+    failed = max(failed, 1) if problems else failed
+    print(f"kunit: {passed} passed, {failed} failed")
+    return 1 if failed else 0
+
+
 def main(argv):
-    if len(argv) != 2 or argv[0] not in ("run", "selftests", "contract", "testdev"):
+    if len(argv) != 2 or argv[0] not in ("run", "selftests", "contract", "testdev", "kunit"):
         print(__doc__.strip(), file=sys.stderr)
         return 2
     if argv[0] == "contract":
         return contract(argv[1])
     if argv[0] == "testdev":
         return testdev(argv[1])
+    if argv[0] == "kunit":
+        return kunit(argv[1])
     runs, alarms, ended = parse(argv[1])
     problems = [f"kernel log: {line}" for line in alarms]
     if not ended:

@@ -134,6 +134,23 @@ class Contract(unittest.TestCase):
             self.assertRegex(out, r"contract: \d+ passed, [1-9]\d* failed\n$")
 
 
+class Kunit(unittest.TestCase):
+    GOOD = ("[    1.0] KTAP version 1\r\n[    1.0] 1..1\r\n[    1.0]     KTAP version 1\r\n"
+            "[    1.0]     # Subtest: tdx_mirror_spte\r\n[    1.0]     1..2\r\n[    1.0]     ok 1 one\r\n"
+            "[    1.0]     ok 2 two\r\n[    1.0] ok 1 tdx_mirror_spte\r\nvm: exit 0\r\n")
+
+    def test_good(self):
+        self.assertEqual(run_report("kunit", self.GOOD), (0, "kunit: 2 passed, 0 failed\n"))
+
+    def test_bad(self):
+        for text in (self.GOOD.replace("    ok 2", "    not ok 2"), self.GOOD.replace("1..2", "1..3"),
+                     self.GOOD.replace("ok 2 two", "ok 2 two # SKIP why"), self.GOOD.replace("exit 0", "exit 1"),
+                     self.GOOD.replace("] ok 1 tdx", "] tdx"), self.GOOD + "WARNING: elsewhere\n", ""):
+            status, out = run_report("kunit", text)
+            self.assertEqual(status, 1, out)
+            self.assertRegex(out, r"kunit: \d+ passed, [1-9]\d* failed\n$")
+
+
 class TestDevice(unittest.TestCase):
     GOOD = "TAP version 13\n1..1\nok 1 testdev.parallel\r\nvm: exit 0\n"
 

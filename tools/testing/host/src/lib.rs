@@ -11,5 +11,10 @@ pub mod tdx;
 #[path = "../../../../rust/sept/mod.rs"]
 pub mod sept;
 
+#[cfg(not(loom))]
+#[macro_use]
+#[path = "../../../../rust/kunit/mod.rs"]
+pub mod kunit;
+
 pub mod mock;
 pub mod vm;

@@ -1,0 +1,155 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Budgets, decoding of busy operands, debts, progress of vCPUs.
+
+use super::td::{self, Call, Td, BUSY_ENTRY, BUSY_EPOCH, BUSY_TDR, BUSY_TREE};
+use super::Outcome;
+use crate::mirror::error::{MapError, MapOutcome, RetryReason};
+use crate::mirror::external::Operand;
+use crate::sept::progress::{Action, Conditions, Notes, Policy, Progress};
+use crate::sept::{
+    FAULT_TRIES, HOLD_ROUNDS, LOCAL_ROUNDS, MAX_ENTERS, PAY_TRIES, ZAP_TRIES, ZERO_STEP_THRESHOLD,
+};
+use crate::tdx::status::TdxStatus;
+
+const CONTENDED: MapOutcome = MapOutcome::Retry(RetryReason::Contended(Operand::SeptEntry));
+
+/// No number of tries lets a vCPU reach the zero-step threshold.
+pub fn r5_budgets(_: &Td) -> Outcome {
+    ensure!(ZERO_STEP_THRESHOLD == 6);
+    ensure!(FAULT_TRIES < ZERO_STEP_THRESHOLD && MAX_ENTERS < ZERO_STEP_THRESHOLD);
+    ensure!(ZAP_TRIES == 2 && HOLD_ROUNDS > LOCAL_ROUNDS);
+    Ok(())
+}
+
+/// An operand that somebody may hold is retried, any other is a bug.
+pub fn r14_operands(td: &Td) -> Outcome {
+    for (status, retried) in [(BUSY_TREE, true), (BUSY_ENTRY, true), (BUSY_EPOCH, false)] {
+        let mirror = need!(td.mirror(false, 512));
+        let before = td.calls(Call::Map);
+        td.fail(Call::Map, 0, 1, status);
+        let outcome = td::map(td, &mirror, 0);
+        ensure!((outcome == Ok(MapOutcome::Fixed)) == retried);
+        ensure!(retried || outcome == Err(MapError::Bugged));
+        ensure!(td.calls(Call::Map).saturating_sub(before) == if retried { 2 } else { 1 });
+        td.no_fail();
+        td::zap(&mirror, 0, 1);
+    }
+    let mirror = need!(td.mirror(false, 512));
+    td.fail(Call::Map, 0, 1, BUSY_TDR);
+    ensure!(td::map(td, &mirror, 0) == Err(MapError::Bugged));
+    ensure!(td.bugs.get() == 2);
+    Ok(())
+}
+
+/// A mark that a fault leaves is cleared by it, or owed until somebody clears it.
+pub fn r15_debt_is_paid(td: &Td) -> Outcome {
+    let mirror = need!(td.mirror(false, 512));
+    let sept = mirror.external();
+    td.fail(Call::Map, 0, FAULT_TRIES, BUSY_ENTRY);
+    ensure!(td::map(td, &mirror, 0) == Ok(CONTENDED));
+    ensure!(td.calls(Call::Read) == 1 && !sept.owes(td::gfn(0)));
+
+    td.fail(Call::Map, 0, FAULT_TRIES, BUSY_ENTRY);
+    td.fail(Call::Read, 0, PAY_TRIES, BUSY_ENTRY);
+    ensure!(td::map(td, &mirror, 1) == Ok(CONTENDED));
+    ensure!(sept.owes(td::gfn(1)) && !sept.owes(td::gfn(2)));
+    ensure!(sept.stats().debts.get() == 2 && sept.stats().debts_paid.get() == 1);
+    ensure!(td::zap(&mirror, 5, 6) == 0);
+    ensure!(!sept.owes(td::gfn(1)));
+    ensure!(sept.stats().debts_paid.get() == 2 && sept.stats().debts_lost.get() == 0);
+    ensure!(!mirror.is_bugged() && td.broken.get() == 0);
+    Ok(())
+}
+
+/// Asks again and again; answers how often that was granted, and the last answer.
+fn rounds(progress: &Progress, notes: &mut Notes, now: Conditions) -> (u32, Action) {
+    let mut granted = 0u32;
+    loop {
+        match progress.fault_retry(notes, 7, now, false) {
+            Action::Again if granted < 10_000 => granted = granted.saturating_add(1),
+            last => return (granted, last),
+        }
+    }
+}
+
+/// A fault is retried locally a bounded number of times.
+pub fn r13_b32_local_rounds(_: &Td) -> Outcome {
+    let progress = Progress::new(Policy::Warn);
+    let mut notes = Notes::default();
+    ensure!(rounds(&progress, &mut notes, Conditions::NONE) == (LOCAL_ROUNDS, Action::Enter));
+    ensure!(rounds(&progress, &mut notes, Conditions::PREFAULT) == (LOCAL_ROUNDS, Action::Exit));
+    ensure!(rounds(&progress, &mut notes, Conditions::VM_DEAD) == (0, Action::Kill));
+    ensure!(progress.stats().local_giveups.get() == 3);
+    Ok(())
+}
+
+/// A vCPU near the threshold is held until its fault is served.
+pub fn r8_r16_hold(_: &Td) -> Outcome {
+    let progress = Progress::new(Policy::Warn);
+    let mut notes = Notes {
+        faults: MAX_ENTERS,
+        ..Notes::default()
+    };
+    ensure!(rounds(&progress, &mut notes, Conditions::NONE) == (HOLD_ROUNDS, Action::Exit));
+    ensure!(notes.held && progress.stats().held.get() == 1);
+    progress.fault_done(&mut notes, 8);
+    ensure!(notes.held);
+    progress.fault_done(&mut notes, 7);
+    ensure!(!notes.held && notes.rounds == 0);
+    Ok(())
+}
+
+/// A signal, a memslot that goes and an obsolete root end the local retry at once.
+pub fn b3_b5_leave_at_once(_: &Td) -> Outcome {
+    let progress = Progress::new(Policy::Kill);
+    for now in [
+        Conditions::SIGNAL,
+        Conditions::SLOT_GONE,
+        Conditions::ROOT_GONE,
+    ] {
+        let mut notes = Notes::default();
+        ensure!(rounds(&progress, &mut notes, now) == (0, Action::Enter));
+        let prefault = now.with(Conditions::PREFAULT);
+        ensure!(rounds(&progress, &mut notes, prefault) == (0, Action::Exit));
+        notes.faults = MAX_ENTERS;
+        ensure!(rounds(&progress, &mut notes, now) == (0, Action::Exit));
+        ensure!(notes.held);
+    }
+    ensure!(progress.stats().killed.get() == 0);
+    Ok(())
+}
+
+/// The S-EPT busy for a VP.ENTER is counted, and reported once if the policy says so.
+pub fn r6_b31_busy_vp_enter(_: &Td) -> Outcome {
+    for (policy, reports) in [(Policy::Count, 0u32), (Policy::Warn, 1)] {
+        let progress = Progress::new(policy);
+        let mut reported = 0u32;
+        for _ in 0..3 {
+            let busy = progress.vp_enter_busy(TdxStatus::new(BUSY_TREE));
+            ensure!(busy.action == Action::Enter);
+            reported = reported.saturating_add(u32::from(busy.report));
+        }
+        let other = progress.vp_enter_busy(TdxStatus::new(BUSY_EPOCH));
+        ensure!(other.action == Action::Enter && !other.report);
+        ensure!(reported == reports);
+        ensure!(progress.stats().vp_enter_busy.get() == 3);
+        ensure!(progress.stats().vp_enter_busy_other.get() == 1);
+    }
+    Ok(())
+}
+
+/// The policy that ends the VM does so for either sign of a vCPU without progress.
+pub fn r7_kill(_: &Td) -> Outcome {
+    let progress = Progress::new(need!(Policy::from_name("kill")));
+    let busy = progress.vp_enter_busy(TdxStatus::new(BUSY_TREE));
+    ensure!(busy.action == Action::Kill && busy.report);
+    let mut notes = Notes {
+        faults: MAX_ENTERS,
+        ..Notes::default()
+    };
+    ensure!(rounds(&progress, &mut notes, Conditions::NONE) == (HOLD_ROUNDS, Action::Kill));
+    ensure!(progress.stats().killed.get() == 1);
+    ensure!(Policy::from_name("panic").is_none());
+    Ok(())
+}
