@@ -93,6 +93,7 @@ pub struct Mock {
     finalized: std::sync::atomic::AtomicBool,
     hkid: std::sync::atomic::AtomicBool,
     observer: Option<Observer>,
+    after_map: Option<Observer>,
     root: Level,
 }
 
@@ -129,6 +130,7 @@ impl Mock {
             finalized: true.into(),
             hkid: true.into(),
             observer: None,
+            after_map: None,
             root,
         }
     }
@@ -136,6 +138,15 @@ impl Mock {
     /// Called before each SEAMCALL, outside the mock's lock.
     pub fn observe(mut self, f: impl Fn(Call, Option<Position>) + Send + Sync + 'static) -> Self {
         self.observer = Some(Box::new(f));
+        self
+    }
+
+    /// Called when a page was to be mapped, before the caller has the answer.
+    pub fn observe_mapped(
+        mut self,
+        f: impl Fn(Call, Option<Position>) + Send + Sync + 'static,
+    ) -> Self {
+        self.after_map = Some(Box::new(f));
         self
     }
 
@@ -273,6 +284,23 @@ impl Mock {
         Err(SeamOut::of(status))
     }
 
+    fn page_map(&self, at: Position, pfn: Pfn) -> SeamOut {
+        let mut s = self.lock();
+        if let Err(out) = self.walk(&s, at).and_then(|()| s.lock_entry(at)) {
+            return out;
+        }
+        if let Some(e) = s.entries.get(&key(at)) {
+            return state_incorrect(*e, at);
+        }
+        if !s.data.insert(pfn.as_u64()) {
+            return SeamOut::of(status::METADATA);
+        }
+        let pfn = pfn.as_u64();
+        s.entries
+            .insert(key(at), Entry::Leaf { pfn, blocked: None });
+        done()
+    }
+
     fn walk(&self, s: &State, at: Position) -> Result<(), SeamOut> {
         let mut level = self.root;
         while level > at.level() {
@@ -329,20 +357,11 @@ impl Seamcall for Mock {
         if let Err(out) = self.begin(Call::PageMap, Some(at)) {
             return out;
         }
-        let mut s = self.lock();
-        if let Err(out) = self.walk(&s, at).and_then(|()| s.lock_entry(at)) {
-            return out;
+        let out = self.page_map(at, pfn);
+        if let Some(f) = &self.after_map {
+            f(Call::PageMap, Some(at));
         }
-        if let Some(e) = s.entries.get(&key(at)) {
-            return state_incorrect(*e, at);
-        }
-        if !s.data.insert(pfn.as_u64()) {
-            return SeamOut::of(status::METADATA);
-        }
-        let pfn = pfn.as_u64();
-        s.entries
-            .insert(key(at), Entry::Leaf { pfn, blocked: None });
-        done()
+        out
     }
 
     fn mem_range_block(&self, at: Position) -> SeamOut {

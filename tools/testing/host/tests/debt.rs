@@ -3,12 +3,13 @@
 //! Host-priority marks: who gives up on an entry's lock owes the guest one more locking of it.
 
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering::SeqCst};
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::thread;
-use tdx_mirror_host::mirror::addr::Gfn;
+use tdx_mirror_host::mirror::addr::{Gfn, Pfn};
 use tdx_mirror_host::mirror::error::{Bug, MapError, MapOutcome, RetryReason};
 use tdx_mirror_host::mirror::external::Operand;
 use tdx_mirror_host::mirror::level::Level;
+use tdx_mirror_host::mirror::lock::Shared;
 use tdx_mirror_host::mock::{status, Call, Mock};
 use tdx_mirror_host::sept::{DEBT_SLOTS, FAULT_TRIES, PAY_TRIES, ZAP_TRIES};
 use tdx_mirror_host::tdx::status::TdxStatus;
@@ -352,7 +353,6 @@ fn r15_zap_of_the_entry_itself_pays() {
         td.mock().accept_end(Level::L4K, 5);
         td.mock().set_finalized(built);
         // Mapped behind the mirror's back, so that the book is not asked.
-        use tdx_mirror_host::mirror::addr::Pfn;
         use tdx_mirror_host::mirror::spte::Spte;
         use tdx_mirror_host::tdx::seamcall::Seamcall;
         let page = Pfn::new(1005).unwrap();
@@ -514,6 +514,48 @@ fn r15_r36_marks_and_book_under_threads() {
         starved.load(SeqCst)
     );
     assert!(left > 0, "the threads never met");
+}
+
+/// Between the SEAMCALL that clears a mark and the end of its operation another vCPU may leave a new
+/// one: that one is not what the operation has paid.
+#[test]
+fn r15_a_mark_left_behind_a_map_is_not_forgotten() {
+    let td: Arc<OnceLock<Td>> = Arc::default();
+    let inner = td.clone();
+    let once = AtomicBool::new(false);
+    let mock = Mock::new(Level::L512G).observe_mapped(move |_, at| {
+        if at.is_none_or(|at| at.gfn().as_u64() != 5) || once.swap(true, SeqCst) {
+            return;
+        }
+        // GFN 5 is mapped, which cleared its mark; the guest begins to accept it, and a third vCPU
+        // maps another page and pays what it finds in the book.
+        let td = inner.get().unwrap();
+        td.mock().accept_begin(Level::L4K, 5).unwrap();
+        // SAFETY: the map that called holds the lock for read, as any number of vCPUs may.
+        let l = unsafe { Shared::assume_held() };
+        let (gfn, pfn) = (Gfn::new(6).unwrap(), Pfn::new(1006).unwrap());
+        let got = td.mirror().map(&l, &mut td.caches(), gfn, pfn, Level::L4K);
+        assert_eq!(got, FIXED);
+    });
+    td.set(Td::new(Level::L512G, mock)).unwrap();
+    let td = td.get().unwrap();
+    assert_eq!(td.map(0, 1000), FIXED);
+    td.mock()
+        .fail(Call::PageMap, 0, FAULT_TRIES, status::ENTRY_BUSY);
+    td.mock()
+        .fail(Call::Read, 0, PAY_TRIES + 1, status::ENTRY_BUSY);
+    assert_eq!(td.map(5, 1005), ENTRY);
+    assert_eq!(debts(td), (1, 0, 0, 1));
+    // Its own payment is busy once more, so that the map itself is what clears the mark.
+    assert_eq!(td.map(5, 1005), FIXED);
+    assert!(
+        td.mock().marks() as u64 <= debts(td).3,
+        "nobody knows of it"
+    );
+    td.mock().accept_end(Level::L4K, 5);
+    assert_eq!(td.map(0, 1000), Ok(MapOutcome::Spurious));
+    assert_eq!(td.mock().marks(), 0);
+    assert_eq!(td.mock().accept_begin(Level::L4K, 5), Ok(()));
 }
 
 /// What the book is for: a guest that waits for a page gets it, though the fault was given up and
