@@ -33,6 +33,7 @@ import json
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -127,7 +128,7 @@ def crate_root(left_out):
             lines.append(line)
     tests = sorted(n[:-3] for n in os.listdir(os.path.join(TOP, HOST, "tests")) if n.endswith(".rs"))
     for name in left_out:
-        if name not in tests:
+        if name.split("::")[0] not in tests:
             raise Wrong(f"{LISTED}: left_out names {name}, and there is no {HOST}/tests/{name}.rs")
     for name in tests:
         if name not in left_out:
@@ -164,7 +165,7 @@ def assemble(tree, left_out):
     done = subprocess.run(["cargo", "fetch"], cwd=tree, capture_output=True, text=True, check=False)
     if done.returncode:
         raise Wrong(f"cargo fetch: {done.stderr.strip()[-2000:]}")
-    digest = hashlib.sha256(json.dumps([ENVIRONMENT, TEST_SECONDS]).encode())
+    digest = hashlib.sha256(json.dumps([ENVIRONMENT, TEST_SECONDS, left_out]).encode())
     for folder, folders, names in os.walk(tree):
         folders[:] = sorted(f for f in folders if f != "target")
         for name in sorted(names):
@@ -240,7 +241,7 @@ def progress(folder, total, before, started):
     say(f"{before + done}/{total}, {counts[MISSED]} missed, {counts[TIMEOUT]} without an end{eta}")
 
 
-def run(tree, files, names, results, jobs):
+def run(tree, files, names, results, jobs, skipped):
     """Runs what has no result yet."""
     folder = os.path.join(OUT, "mutants.out")
     shutil.rmtree(folder, ignore_errors=True)
@@ -265,7 +266,8 @@ def run(tree, files, names, results, jobs):
         raise Wrong(f"the tests do not build: {done.stderr.strip()[-4000:]}")
     # Each job gets a copy of that, so that it builds this crate only.
     argv = command("-o", OUT, "--cap-lints", "true", "--copy-target", "true", "--no-shuffle", "--timeout", str(TEST_SECONDS), "-j", str(jobs),
-                   *(["--iterate"] if known else []), *files)
+                   *(["--iterate"] if known else []), *files,
+                   *([] if not skipped else ["--", "--"] + [a for test in skipped for a in ("--skip", test)]))
     log = os.path.join(OUT, "run.log")
     # The lists of the run before are gone once the baseline is built.
     started, begun, last = time.monotonic(), None, 0.0
@@ -390,7 +392,8 @@ def main():
         for entry in config.get(kind, []):
             if lacks := [k for k in needed.split() if not entry.get(k)]:
                 raise Wrong(f"{LISTED}: an entry of [[{kind}]] lacks {lacks[0]}: {entry}")
-    key = assemble(args.tree, [entry["test"] for entry in config.get("left_out", [])])
+    left_out = [entry["test"] for entry in config.get("left_out", [])]
+    key = assemble(args.tree, left_out)
     files = chosen(args.tree, args.files)
     names = listed(args.tree, files)
     if args.list:
@@ -398,13 +401,15 @@ def main():
         return 0
     os.makedirs(OUT, exist_ok=True)
     results = Results(os.path.join(OUT, f"{key}.json"), args.again)
-    run(args.tree, files, names, results, args.jobs)
+    run(args.tree, files, names, results, args.jobs, [test for test in left_out if "::" in test])
     if lacking := [n for n in names if results.outcome(n) is None]:
         raise Wrong(f"{len(lacking)} mutants have no result, the first: {lacking[0]}")
     return report(args.tree, config, names, results, not args.files)
 
 
 if __name__ == "__main__":
+    # As Ctrl-C: what runs is ended and what was found is kept.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         sys.exit(main())
     except Wrong as wrong:

@@ -33,7 +33,7 @@ struct Page {
 /// seen instead of being undefined.
 #[derive(Default, Debug)]
 struct Pages {
-    all: Vec<usize>,
+    all: HashSet<usize>,
     used: HashSet<usize>,
     deferred: Vec<usize>,
     external: HashSet<usize>,
@@ -103,7 +103,7 @@ impl Host {
         });
         let ptr = Box::into_raw(page);
         let mut pages = self.pages.lock().unwrap();
-        pages.all.push(ptr as usize);
+        pages.all.insert(ptr as usize);
         pages.used.insert(ptr as usize);
         PagePtr::new(ptr.cast()).unwrap()
     }

@@ -2,10 +2,14 @@
 
 //! What the mirror does at its edges: frames without memory, walks, figures.
 
+use std::sync::{Arc, Mutex, OnceLock};
+use tdx_mirror_host::mirror::addr::{Gfn, Pfn};
 use tdx_mirror_host::mirror::error::{Leak, MapOutcome};
+use tdx_mirror_host::mirror::level::Level;
+use tdx_mirror_host::mirror::lock::Shared;
 use tdx_mirror_host::mirror::spte::SpteKind;
-use tdx_mirror_host::mock::{status, Call};
-use tdx_mirror_host::vm::Td;
+use tdx_mirror_host::mock::{status, Call, Mock};
+use tdx_mirror_host::vm::{Outcome, Td};
 
 /// Frames at the end of what a PFN can be, far beyond any memory of the machine that runs this:
 /// whoever followed one as an address would fault.
@@ -41,4 +45,51 @@ fn r44_frames_without_memory_live_and_die() {
         matches!(td.host().leaks()[..], [Leak::Data { pfn, .. }] if pfn.as_u64() == NO_MEMORY[2])
     );
     assert_eq!(td.host().accounted_external(), 0);
+}
+
+/// Maps under mmu_lock that the caller holds for read already.
+fn map_inside(td: &Td, gfn: u64, pfn: u64) -> Outcome {
+    // SAFETY: the map whose hook calls this holds the lock until the hook returns.
+    let l = unsafe { Shared::assume_held() };
+    let (gfn, pfn) = (Gfn::new(gfn).unwrap(), Pfn::new(pfn).unwrap());
+    td.mirror().map(&l, &mut td.caches(), gfn, pfn, Level::L4K)
+}
+
+#[test]
+fn r36_what_races_can_find_is_no_bug() {
+    // While vCPU 0 links or maps, vCPU 1 faults on the same GFN, then on a neighbour under the
+    // same missing tables.
+    let td: Arc<OnceLock<Td>> = Arc::default();
+    let seen = Arc::new(Mutex::new(Vec::new()));
+    let (inner, log) = (td.clone(), seen.clone());
+    let mock = Mock::new(Level::L512G).observe(move |call, at| {
+        let (Some(td), Some(at)) = (inner.get(), at) else {
+            return;
+        };
+        // Only for vCPU 0's, and only in a map.
+        if at.gfn().as_u64() <= 5 && matches!(call, Call::SeptAdd | Call::PageMap) {
+            log.lock().unwrap().push(map_inside(td, 5, 7));
+            if call == Call::PageMap {
+                log.lock().unwrap().push(map_inside(td, 6, 8));
+            }
+        }
+    });
+    td.set(Td::new(Level::L512G, mock)).unwrap();
+    let td = td.get().unwrap();
+    assert_eq!(td.map(5, 7), Ok(MapOutcome::Fixed));
+    let outcomes = std::mem::take(&mut *seen.lock().unwrap());
+    let (last, early) = outcomes.split_last().unwrap();
+    assert_eq!(early.len(), 4);
+    assert!(early.iter().all(|o| matches!(o, Ok(MapOutcome::Retry(_)))));
+    assert_eq!(*last, Ok(MapOutcome::Fixed));
+    // What was a fault when vCPU 1 took its exit is mapped when it gets the lock.
+    assert_eq!(td.map(5, 7), Ok(MapOutcome::Spurious));
+    assert_eq!(td.map(6, 8), Ok(MapOutcome::Spurious));
+    // And what was mapped is zapped, so that it faults once more.
+    assert_eq!(td.zap(0, 512), 2);
+    assert_eq!(td.zap(0, 512), 0);
+    assert_eq!(td.map(6, 9), Ok(MapOutcome::Fixed));
+    assert!(td.host().bugs().is_empty(), "{:?}", td.host().bugs());
+    assert!(!td.mirror().is_bugged());
+    td.check_same(&[5, 6]);
 }
