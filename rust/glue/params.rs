@@ -46,7 +46,7 @@ fn policy_name() -> &'static str {
     let name = unsafe { bindings::tdx_mirror_vp_enter_policy(&mut len) };
     // SAFETY: There are `len` bytes at `name`, which do not change after load and stay until the
     // module is unloaded.
-    let bytes = unsafe { core::slice::from_raw_parts(name.cast::<u8>(), len as usize) };
+    let bytes = unsafe { core::slice::from_raw_parts(name.cast::<u8>(), len) };
     core::str::from_utf8(bytes).unwrap_or("")
 }
 

@@ -182,7 +182,7 @@ pub fn r9_failed_reclaim(td: &Td) -> Outcome {
     mirror.teardown(&td::exclusive());
     ensure!(td.calls(Call::Reclaim) == 3);
     ensure!(mirror.stats().leaked.get() == 1 && td.leaks.get() == 1);
-    drop(mirror.destroy());
+    let _ = mirror.destroy();
     // The one that the TDX module keeps.
     ensure!(td.pages_in_use() == 1 && td.broken.get() == 0);
     Ok(())
@@ -219,7 +219,7 @@ fn finish(td: &Td, mirror: td::TdMirror<'_>) -> Outcome {
     td.hkid_released.set(true);
     mirror.teardown(&td::exclusive());
     ensure!(mirror.stats().leaked.get() == 0);
-    drop(mirror.destroy());
+    let _ = mirror.destroy();
     td.hkid_released.set(false);
     ensure!(td.pages_in_use() == 0);
     ensure!(td.tables.get() == 0 && td.external_tables.get() == 0);
