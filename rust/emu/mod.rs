@@ -7,6 +7,8 @@
 //! A leaf checks everything first and then commits, which cannot fail.
 
 pub(crate) mod abi;
+pub(crate) mod audit;
+pub(crate) mod check;
 pub(crate) mod cpuid;
 pub(crate) mod epoch;
 pub(crate) mod guestop;
@@ -40,9 +42,10 @@ use core::sync::atomic::Ordering;
 
 use abi::{leaf, op, st, Res};
 use sys::{sys_state, Machine, Sys};
-use vcpu::Enter;
+use vcpu::{Enter, Entered};
 
 pub use abi::LEAF_NAMES;
+pub use check::{CheckLevel, Violation};
 pub use inject::{Injection, ScriptError, MAX_RULES};
 pub use platform::*;
 pub use stats::{StatName, Stats};
@@ -63,6 +66,7 @@ impl<P: Platform, G: GuestRun<P>> Module<P, G> {
             sys: Sys::new(),
             stats: Stats::new(),
             inject: inject::Table::new(),
+            watch: check::Watch::new(),
         };
         Module { m, guest }
     }
@@ -88,13 +92,31 @@ impl<P: Platform, G: GuestRun<P>> Module<P, G> {
     /// RAX in, RAX out, other registers in `r`.
     pub fn seamcall(&self, lp: u32, rax: u64, r: &mut Regs) -> u64 {
         let number = rax as u16;
+        let watched = self.m.check_begin(number, r);
         let status = if self.m.inject.in_use().is_empty() {
             self.call(lp, rax, r, None)
         } else {
             self.disturbed_call(lp, rax, r)
         };
         self.m.stats.leaf_done(number, status);
+        if let Some(before) = watched {
+            self.m.check_end(before, status, r);
+        }
         status
+    }
+
+    /// How much is checked after each call; at first what calls touch if the program has
+    /// debug assertions, else nothing. To be called before the first SEAMCALL.
+    pub fn set_checks(&self, level: CheckLevel) {
+        self.m.watch.set_level(level);
+    }
+    /// The first invariant that did not hold; the counter `invariant_errors` has all.
+    pub fn first_violation(&self) -> Option<Violation> {
+        self.m.watch.first()
+    }
+    /// Checks all TDs now. `None`: a call came in between, so there is no answer.
+    pub fn audit(&self) -> Option<Result<(), Violation>> {
+        self.m.audit()
     }
 
     /// A call while the fault injection has rules.
@@ -182,7 +204,12 @@ impl<P: Platform, G: GuestRun<P>> Module<P, G> {
         };
         loop {
             self.m.stats.add(stats::Count::GuestEntries);
-            let why = self.guest.run(&self.m.p, &e.vcpu, e.entry, &mut e.regs);
+            let why = self.m.watch.outside(|| {
+                let Entered {
+                    vcpu, entry, regs, ..
+                } = &mut e;
+                self.guest.run(&self.m.p, vcpu, *entry, regs)
+            });
             if let Some(rax) = e.event(&self.m, why, r) {
                 return Ok(rax);
             }

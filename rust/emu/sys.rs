@@ -4,12 +4,13 @@
 use core::sync::atomic::{AtomicU64, Ordering};
 
 use super::abi::{op, st, Res};
+use super::check::{Watch, Wrong};
 use super::inject::Table;
 use super::lock::{Mode, ShareX};
 use super::mem::Page;
 use super::pamt::{pt, PamtEntry};
 use super::platform::{Platform, Regs, PAGE_SIZE};
-use super::stats::{Count, Stats};
+use super::stats::Stats;
 
 pub(crate) const MAX_TDMRS: usize = 64;
 pub(crate) const MAX_RESERVED: usize = 16;
@@ -77,6 +78,11 @@ impl Tdmr {
     }
     fn end(&self) -> u64 {
         self.base().wrapping_add(self.size.load(Ordering::Relaxed))
+    }
+
+    /// Where its PAMT entries are initialised: from, to.
+    pub(crate) fn initialised(&self) -> (u64, u64) {
+        (self.base(), self.done.load(Ordering::Acquire))
     }
 
     /// Physical address of the PAMT entry of `pa` at `size`.
@@ -254,6 +260,7 @@ pub(crate) struct Machine<P> {
     pub(crate) sys: Sys,
     pub(crate) stats: Stats,
     pub(crate) inject: Table,
+    pub(crate) watch: Watch,
 }
 
 // Leaves are not inlined into the dispatcher: their locals would add up on its stack.
@@ -261,7 +268,7 @@ impl<P: Platform> Machine<P> {
     /// A state that cannot be: the real module stops the whole machine. Here it
     /// answers SYS_SHUTDOWN for ever, and counts.
     pub(crate) fn fatal(&self) -> u64 {
-        self.stats.add(Count::InvariantErrors);
+        self.violation(Wrong::Fatal, 0xFFFF, 0, 0);
         self.sys.state.store(sys_state::SHUTDOWN, Ordering::Relaxed);
         st::SYS_SHUTDOWN
     }

@@ -27,6 +27,7 @@ extern "C" {
     fn emu_page(pa: u64) -> *mut c_void;
     fn emu_register() -> c_int;
     fn emu_rebooting() -> bool;
+    fn emu_check_level() -> u32;
     fn emu_seq_value(m: *mut SeqFile, name: *const u8, len: usize, value: u64);
     fn emu_seq_text(m: *mut SeqFile, text: *const u8, len: usize);
     fn emu_seq_td(m: *mut SeqFile, tdr: u64, hkid: u64, vcpus: u64, children: u64, mrtd: *const u8);
@@ -68,6 +69,8 @@ readers! {
     interrupts_on => emu_interrupts_on() -> bool;
     /// Whether the machine is going down.
     rebooting => emu_rebooting() -> bool;
+    /// Module parameter `check`.
+    check_level => emu_check_level() -> u32;
 }
 
 /// CPUID as EAX, EBX, ECX, EDX.

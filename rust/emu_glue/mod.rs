@@ -7,9 +7,9 @@ mod host;
 mod processor;
 
 use core::fmt::Write;
-use core::sync::atomic::{AtomicU64, Ordering};
+use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
-use crate::emu::{Module, Regs};
+use crate::emu::{CheckLevel, Module, Regs};
 use host::Host;
 use kernel::error::to_result;
 use kernel::prelude::*;
@@ -28,8 +28,20 @@ static MODULE: Module<Host, Processor> = Module::new(Host::new(), Processor::new
 /// TDRs by HKID, for a look at the TDs. One that is gone is told by its page.
 static TDRS: [AtomicU64; 64] = [const { AtomicU64::new(0) }; 64];
 
+/// The first violation of an invariant has been reported.
+static REPORTED: AtomicBool = AtomicBool::new(false);
+
 /// Attaches the software TDX module to the kernel, which brings TDX up on it.
 pub(crate) fn start() -> Result {
+    MODULE.set_checks(match ffi::check_level() {
+        0 => CheckLevel::Off,
+        1 => CheckLevel::Touched,
+        2 => CheckLevel::Everything,
+        _ => {
+            pr_err!("check is 0, 1 or 2\n");
+            return Err(EINVAL);
+        }
+    });
     MODULE.platform().probe();
     let vmx = MODULE.guest().probe();
     let config = crate::emu::Platform::config(MODULE.platform());
@@ -88,10 +100,29 @@ unsafe extern "C" fn tdx_emu_seamcall(leaf: u64, args: *mut Regs) -> u64 {
         if MODULE.guest().is_gone() && ffi::rebooting() {
             return SEAMCALL_UD;
         }
-    } else if let Some((reason, detail)) = MODULE.guest().take_failure() {
-        pr_warn!("a vCPU died: VMX exit reason {reason:#x}, detail {detail:#x}\n");
+    } else {
+        report();
     }
     status
+}
+
+/// Tells what went wrong since the last call. Not for TDH.VP.ENTER, where printing would
+/// take long with interrupts off.
+fn report() {
+    if let Some((reason, detail)) = MODULE.guest().take_failure() {
+        pr_warn!("a vCPU died: VMX exit reason {reason:#x}, detail {detail:#x}\n");
+    }
+    if let Some(violation) = MODULE.first_violation() {
+        if !REPORTED.swap(true, Ordering::Relaxed) {
+            pr_err!(
+                "invariant broken: {}: at {:#x} of TD {:#x} after leaf {}\n",
+                violation.text(),
+                violation.at,
+                violation.tdr,
+                violation.leaf,
+            );
+        }
+    }
 }
 
 /// The name of a counter, formatted.
@@ -240,4 +271,24 @@ impl Write for SeqText {
 unsafe extern "C" fn tdx_emu_inject_show(m: *mut ffi::SeqFile) {
     // A seq_file that is full is shown again with more room.
     let _ = write!(SeqText(m), "{}", MODULE.inject());
+}
+
+/// Checks all TDs and prints what is wrong, also what was wrong first.
+///
+/// # Safety
+///
+/// `m` must be a seq_file in its show callback.
+#[no_mangle]
+unsafe extern "C" fn tdx_emu_invariants_show(m: *mut ffi::SeqFile) {
+    let mut out = SeqText(m);
+    // A seq_file that is full is shown again with more room.
+    let _ = match MODULE.audit() {
+        None => writeln!(out, "now: a SEAMCALL came in between"),
+        Some(Ok(())) => writeln!(out, "now: all hold"),
+        Some(Err(violation)) => writeln!(out, "now: {violation}"),
+    };
+    let _ = match MODULE.first_violation() {
+        None => writeln!(out, "first: none"),
+        Some(violation) => writeln!(out, "first: {violation}"),
+    };
 }

@@ -99,6 +99,7 @@ bool emu_random(u64 *value);
 void *emu_page(u64 pa);
 int emu_register(void);
 bool emu_rebooting(void);
+u32 emu_check_level(void);
 void emu_seq_value(struct seq_file *m, const u8 *name, size_t len, u64 value);
 void emu_seq_text(struct seq_file *m, const u8 *text, size_t len);
 void emu_seq_td(struct seq_file *m, u64 tdr, u64 hkid, u64 vcpus, u64 children,
@@ -113,6 +114,7 @@ void tdx_emu_tds_show(struct seq_file *m);
 void tdx_emu_stats_reset(void);
 int tdx_emu_inject_load(const u8 *script, size_t len, u8 *reason, size_t size);
 void tdx_emu_inject_show(struct seq_file *m);
+void tdx_emu_invariants_show(struct seq_file *m);
 
 #endif /* !__ASSEMBLER__ */
 #endif /* _TDX_EMU_HELPERS_H */

@@ -24,6 +24,15 @@
 
 #include "emu.h"
 
+static uint check;
+module_param(check, uint, 0444);
+MODULE_PARM_DESC(check, "Invariants checked after calls: 0 none, 1 what a call touched, 2 everything");
+
+u32 emu_check_level(void)
+{
+	return check;
+}
+
 u32 emu_this_cpu(void)
 {
 	return raw_smp_processor_id();
@@ -164,6 +173,13 @@ static int stats_show(struct seq_file *m, void *unused)
 }
 DEFINE_SHOW_ATTRIBUTE(stats);
 
+static int invariants_show(struct seq_file *m, void *unused)
+{
+	tdx_emu_invariants_show(m);
+	return 0;
+}
+DEFINE_SHOW_ATTRIBUTE(invariants);
+
 static ssize_t reset_write(struct file *file, const char __user *buf, size_t len,
 			   loff_t *pos)
 {
@@ -244,6 +260,8 @@ int emu_debugfs_init(void)
 
 	debugfs_create_file("stats", 0444, emu_dir, NULL, &stats_fops);
 	debugfs_create_file("tds", 0444, emu_dir, NULL, &tds_fops);
+	debugfs_create_file("invariants", 0400, emu_dir, NULL,
+			    &invariants_fops);
 	debugfs_create_file("reset", 0200, emu_dir, NULL, &reset_fops);
 	debugfs_create_file("inject", 0600, emu_dir, NULL, &inject_fops);
 	debugfs_create_file("inject_error", 0400, emu_dir, NULL,

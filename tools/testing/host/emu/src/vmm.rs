@@ -3,7 +3,7 @@
 
 use std::sync::Mutex;
 
-use crate::emu::{GuestRun, Module, Regs};
+use crate::emu::{CheckLevel, GuestRun, Module, Regs};
 use crate::host::{bring_up, layout, td_params, Host, TdmrSpec};
 
 pub const TDMR: u64 = 0x4000_0000;
@@ -43,7 +43,15 @@ impl<G: GuestRun<Host>> Vmm<G> {
     /// A machine with the module ready. The first 64 MiB of the TDMR are for
     /// [`Vmm::page`].
     pub fn new(guest: G) -> Vmm<G> {
+        Vmm::checked(guest, None)
+    }
+
+    /// The same with invariants checked as `level` says, `None`: as the module does by itself.
+    pub fn checked(guest: G, level: Option<CheckLevel>) -> Vmm<G> {
         let module = Module::new(Host::new(Host::default_config()), guest);
+        if let Some(level) = level {
+            module.set_checks(level);
+        }
         let tdmr = TdmrSpec {
             base: TDMR,
             size: TDMR_SIZE,
