@@ -12,6 +12,7 @@
 # make replay      recorded calls of the TDX module against rust/emu; TRACES='a.jsonl.gz ...'
 # make mutants     does a test fail for each small change of the mirror's code; FILES='rust/sept/mod.rs ...'
 # make requirements  each requirement with its tests; fails when one has none
+# make soak        10^7 random operations, mirror against S-EPT and oracle
 # make check       formatting, lints, layers, unsafe, panics, patches
 # make modules     the modules; KDIR=<built kernel tree> for your own kernel
 # make vm          a boot of the emulated host: CMD='shell commands'
@@ -19,7 +20,7 @@
 # make clean       remove build/ (the cache stays)
 
 .DEFAULT_GOAL := help
-.PHONY: help run test selftests contract testdev kunit host-test loom replay mutants requirements check modules vm setup clean
+.PHONY: help run test selftests contract testdev kunit host-test loom soak replay mutants requirements check modules vm setup clean
 
 SESSION := scripts/session
 
@@ -63,6 +64,9 @@ mutants:
 requirements:
 	@if command -v python3 >/dev/null; then scripts/check --requirements; \
 	else $(SESSION) scripts/run-check --requirements; fi
+
+soak:
+	@$(SESSION) scripts/soak
 
 check:
 	@$(SESSION) scripts/run-check $(CHECKS)

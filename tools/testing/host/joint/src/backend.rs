@@ -1,0 +1,377 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! The hooks of kvm_intel: each is one call of the software TDX module.  Calls can be made to fail,
+//! S-EPT entries can be locked as a guest's ACCEPT locks them, and a vCPU can stay in the guest.
+
+use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering::SeqCst};
+use std::sync::{Arc, Condvar, Mutex};
+
+use tdx_emu_host::emu::interp::Interpreter;
+use tdx_emu_host::emu::{
+    Entry, GuestExit, GuestRegs, GuestRun, Inject, Regs, Unavailable, Vcpu, VcpuInit,
+};
+use tdx_emu_host::host::{layout, Host as Memory};
+use tdx_emu_host::vmm::{self, regs};
+use tdx_mirror_host::mirror::addr::{PagePtr, Pfn};
+use tdx_mirror_host::mirror::level::Position;
+use tdx_mirror_host::mock::Call;
+use tdx_mirror_host::sept::SeptBackend;
+use tdx_mirror_host::tdx::seamcall::{SeamOut, Seamcall};
+use tdx_mirror_host::tdx::status::TdxStatus;
+
+use crate::td::Machine;
+
+/// What the S-EPT has in a free entry.
+pub const FREE: u64 = 0x80e0_0000_0000_0000;
+/// The lock of an S-EPT entry, and the host-priority mark.
+pub const LOCK: u64 = 1 << 11;
+pub const PRIORITY: u64 = 1 << 52;
+pub const ADDRESS: u64 = 0x000f_ffff_ffff_f000;
+
+/// The processor of the guests: the interpreter, and a vCPU that stays inside until it is kicked.
+#[derive(Default)]
+pub struct Guest {
+    stay: Mutex<Stay>,
+    changed: Condvar,
+}
+
+#[derive(Default)]
+struct Stay {
+    /// The next vCPU that enters stays.
+    wanted: bool,
+    inside: bool,
+}
+
+impl Guest {
+    fn wait_while(&self, f: impl Fn(&Stay) -> bool) -> std::sync::MutexGuard<'_, Stay> {
+        let stay = self.stay.lock().unwrap_or_else(|e| e.into_inner());
+        self.changed
+            .wait_while(stay, |s| f(s))
+            .unwrap_or_else(|e| e.into_inner())
+    }
+
+    /// Has the next vCPU that enters stay inside.
+    pub fn want(&self) {
+        self.wait_while(|_| false).wanted = true;
+    }
+
+    /// Waits until a vCPU is inside to stay, or nobody wants it any more.
+    pub fn wait_inside(&self) {
+        drop(self.wait_while(|s| s.wanted && !s.inside));
+    }
+
+    /// Ends the stay.
+    pub fn kick(&self) {
+        self.wait_while(|_| false).wanted = false;
+        self.changed.notify_all();
+    }
+
+    pub fn is_inside(&self) -> bool {
+        self.wait_while(|_| false).inside
+    }
+
+    fn stay(&self) -> bool {
+        let mut s = self.wait_while(|_| false);
+        if !s.wanted {
+            return false;
+        }
+        s.inside = true;
+        self.changed.notify_all();
+        drop(s);
+        self.wait_while(|s| s.wanted).inside = false;
+        true
+    }
+}
+
+impl GuestRun<Memory> for Guest {
+    fn init(&self, p: &Memory, init: &VcpuInit) -> Result<(), Unavailable> {
+        Interpreter.init(p, init)
+    }
+
+    fn flush(&self, p: &Memory, vcpu: &Vcpu) {
+        Interpreter.flush(p, vcpu);
+    }
+
+    fn run(&self, p: &Memory, vcpu: &Vcpu, entry: Entry, regs: &mut GuestRegs) -> GuestExit {
+        if entry.first && entry.inject == Inject::None && self.stay() {
+            return GuestExit::Interrupt { info: 0 };
+        }
+        Interpreter.run(p, vcpu, entry, regs)
+    }
+}
+
+/// Answers to give instead of making the call.
+#[derive(Clone, Copy, Debug)]
+pub struct Fail {
+    pub call: Call,
+    /// Calls of that kind to let through first.
+    pub skip: u32,
+    /// How many calls to fail then.
+    pub times: u32,
+    pub status: TdxStatus,
+}
+
+/// The lock of an S-EPT entry that somebody else holds.
+#[derive(Debug)]
+struct HeldEntry {
+    at: Position,
+    word: u64,
+    /// Calls on that entry that find it held.
+    left: u32,
+}
+
+type Observer = Box<dyn Fn(Call) + Send + Sync>;
+
+/// One TD of the software TDX module.
+pub struct Backend {
+    pub machine: Arc<Machine>,
+    pub td: vmm::Td,
+    finalized: AtomicBool,
+    keyed: AtomicBool,
+    /// Whether anything is to fail; else the two below are not looked at.
+    faulty: AtomicBool,
+    fail: Mutex<Option<Fail>>,
+    held: Mutex<Option<HeldEntry>>,
+    holds: AtomicI64,
+    counts: [AtomicU64; 16],
+    /// Called at each SEAMCALL, before it.
+    observer: Option<Observer>,
+    /// Makes all vCPUs leave the guest.
+    kicker: Option<Box<dyn Fn() + Send + Sync>>,
+}
+
+impl std::fmt::Debug for Backend {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Backend")
+    }
+}
+
+const fn number(call: Call) -> usize {
+    call as usize
+}
+
+/// GPA and level, as RCX has them.
+fn place(at: Position) -> u64 {
+    at.gfn().gpa() | at.level().as_sept()
+}
+
+impl Backend {
+    pub fn new(machine: Arc<Machine>, td: vmm::Td) -> Self {
+        Self {
+            machine,
+            td,
+            finalized: AtomicBool::new(false),
+            keyed: AtomicBool::new(true),
+            faulty: AtomicBool::new(false),
+            fail: Mutex::new(None),
+            held: Mutex::new(None),
+            holds: AtomicI64::new(0),
+            counts: [const { AtomicU64::new(0) }; 16],
+            observer: None,
+            kicker: None,
+        }
+    }
+
+    /// Has `f` called at each SEAMCALL, before it.
+    pub fn observe(mut self, f: impl Fn(Call) + Send + Sync + 'static) -> Self {
+        self.observer = Some(Box::new(f));
+        self
+    }
+
+    /// Has `f` called for a kick, instead of ending the stay of one vCPU.
+    pub fn kick_with(mut self, f: impl Fn() + Send + Sync + 'static) -> Self {
+        self.kicker = Some(Box::new(f));
+        self
+    }
+
+    /// Physical address of the root of the S-EPT.
+    pub fn root(&self) -> u64 {
+        self.td.tdcx[3]
+    }
+
+    pub fn set_finalized(&self) {
+        self.finalized.store(true, SeqCst);
+    }
+
+    pub fn key_released(&self) {
+        self.keyed.store(false, SeqCst);
+    }
+
+    pub fn count(&self, call: Call) -> u64 {
+        self.counts[number(call)].load(SeqCst)
+    }
+
+    /// Whether vCPUs are held out of the guest.
+    pub fn is_holding(&self) -> bool {
+        self.holds.load(SeqCst) != 0
+    }
+
+    pub fn fail(&self, fail: Fail) {
+        *self.fail.lock().unwrap() = Some(fail);
+        self.faulty.store(true, SeqCst);
+    }
+
+    /// Locks the S-EPT entry `at`, whose word is at the physical address `word`, for `calls`
+    /// calls on it.
+    pub fn hold_entry(&self, at: Position, word: u64, calls: u32) {
+        let memory = self.machine.vmm.host();
+        memory.write(word, memory.read(word) | LOCK);
+        *self.held.lock().unwrap() = Some(HeldEntry {
+            at,
+            word,
+            left: calls,
+        });
+        self.faulty.store(true, SeqCst);
+    }
+
+    /// Ends what `fail()` and `hold_entry()` began.
+    pub fn heal(&self) {
+        *self.fail.lock().unwrap() = None;
+        self.let_go(&mut self.held.lock().unwrap());
+        self.faulty.store(false, SeqCst);
+    }
+
+    fn let_go(&self, held: &mut Option<HeldEntry>) {
+        if let Some(h) = held.take() {
+            let memory = self.machine.vmm.host();
+            memory.write(h.word, memory.read(h.word) & !LOCK);
+        }
+    }
+
+    fn begin(&self, call: Call, at: Option<Position>) -> Result<(), SeamOut> {
+        self.counts[number(call)].fetch_add(1, SeqCst);
+        if let Some(f) = &self.observer {
+            f(call);
+        }
+        if !self.faulty.load(SeqCst) {
+            return Ok(());
+        }
+        let mut held = self.held.lock().unwrap();
+        if let Some(h) = held.as_mut().filter(|h| at == Some(h.at)) {
+            match h.left.checked_sub(1) {
+                Some(left) => h.left = left,
+                None => self.let_go(&mut held),
+            }
+        }
+        drop(held);
+        let mut fail = self.fail.lock().unwrap();
+        let Some(f) = fail.as_mut().filter(|f| f.call == call) else {
+            return Ok(());
+        };
+        if f.skip > 0 {
+            f.skip -= 1;
+            return Ok(());
+        }
+        let status = f.status;
+        f.times -= 1;
+        if f.times == 0 {
+            *fail = None;
+        }
+        Err(SeamOut::of(status))
+    }
+
+    fn seamcall(&self, call: Call, at: Option<Position>, leaf: u64, r: Regs) -> SeamOut {
+        if let Err(out) = self.begin(call, at) {
+            return out;
+        }
+        let (rax, out) = self.machine.vmm.call(leaf, r);
+        SeamOut {
+            status: TdxStatus::new(rax),
+            ext1: out.rcx,
+            ext2: out.rdx,
+            ext3: out.r8,
+        }
+    }
+
+    /// The page that PAGE.ADD copies to `at`.
+    fn source(at: Position) -> u64 {
+        layout::SOURCE
+            + match at.gfn().gpa() {
+                crate::td::CODE => 0x1000,
+                crate::td::RESET => 0x2000,
+                _ => 0,
+            }
+    }
+}
+
+impl Seamcall for Backend {
+    fn mem_sept_add(&self, at: Position, page: PagePtr) -> SeamOut {
+        let r = regs(place(at), self.td.tdr, page.as_ptr() as u64, 0);
+        self.seamcall(Call::SeptAdd, Some(at), 3, r)
+    }
+
+    fn mem_page_map(&self, at: Position, pfn: Pfn) -> SeamOut {
+        if self.is_finalized() {
+            let r = regs(place(at), self.td.tdr, pfn.pa(), 0);
+            return self.seamcall(Call::PageMap, Some(at), 6, r);
+        }
+        let r = regs(at.gfn().gpa(), self.td.tdr, pfn.pa(), Self::source(at));
+        self.seamcall(Call::PageMap, Some(at), 2, r)
+    }
+
+    fn mem_range_block(&self, at: Position) -> SeamOut {
+        self.seamcall(Call::Block, Some(at), 7, regs(place(at), self.td.tdr, 0, 0))
+    }
+
+    fn mem_track(&self) -> SeamOut {
+        self.seamcall(Call::Track, None, 38, regs(self.td.tdr, 0, 0, 0))
+    }
+
+    fn mem_page_remove(&self, at: Position) -> SeamOut {
+        self.seamcall(
+            Call::Remove,
+            Some(at),
+            29,
+            regs(place(at), self.td.tdr, 0, 0),
+        )
+    }
+
+    fn phymem_page_wbinvd(&self, _at: Position, pfn: Pfn) -> SeamOut {
+        let pa = pfn.pa() | (self.td.hkid << 46);
+        self.seamcall(Call::Wbinvd, None, 41, regs(pa, 0, 0, 0))
+    }
+
+    fn mem_sept_rd(&self, at: Position) -> SeamOut {
+        self.seamcall(Call::Read, Some(at), 25, regs(place(at), self.td.tdr, 0, 0))
+    }
+
+    fn phymem_page_reclaim(&self, page: PagePtr) -> SeamOut {
+        let r = regs(page.as_ptr() as u64, 0, 0, 0);
+        self.seamcall(Call::Reclaim, None, 28, r)
+    }
+
+    fn phymem_data_reclaim(&self, _at: Position, pfn: Pfn) -> SeamOut {
+        self.seamcall(Call::DataReclaim, None, 28, regs(pfn.pa(), 0, 0, 0))
+    }
+}
+
+impl SeptBackend for Backend {
+    fn kick_vcpus(&self) {
+        self.counts[number(Call::Kick)].fetch_add(1, SeqCst);
+        match &self.kicker {
+            Some(f) => f(),
+            None => {
+                let guest = self.machine.vmm.module.guest();
+                guest.kick();
+                // Not before the VM exit is complete.
+                self.machine.vcpu.wait_out();
+            }
+        }
+        // The entry's lock was a vCPU's.
+        if self.faulty.load(SeqCst) {
+            self.let_go(&mut self.held.lock().unwrap());
+        }
+    }
+
+    fn hold_vcpus(&self, hold: bool) {
+        self.holds.fetch_add(if hold { 1 } else { -1 }, SeqCst);
+    }
+
+    fn is_finalized(&self) -> bool {
+        self.finalized.load(SeqCst)
+    }
+
+    fn is_hkid_assigned(&self) -> bool {
+        self.keyed.load(SeqCst)
+    }
+}
