@@ -174,13 +174,14 @@ enum tdx_mirror_map_result {
 
 /**
  * struct tdx_mirror_vcpu - the notes on one vCPU that KVM and the module share
- * @faults: written by KVM: EPT violations of private GPAs, those of
- *	TDG.MEM.PAGE.ACCEPT not included, since the last exit that shows that
- *	the guest's RIP moved.  Interrupts, NMIs, SMIs, EPT violations of shared
- *	GPAs and VP.ENTERs that found an operand busy show nothing and leave it
- *	as it is; every other exit zeroes it.  The guest's RIP is hidden from
- *	the host, so this is the host's upper bound of what the TDX module
- *	counts for its zero-step mitigation.
+ * @faults: written by KVM: EPT violations of private GPAs since the last exit that
+ *	shows that the guest's RIP moved, the last one included.  Interrupts,
+ *	NMIs, SMIs, EPT violations of shared GPAs and VP.ENTERs that found an
+ *	operand busy show nothing and leave it as it is.  An EPT violation of
+ *	TDG.MEM.PAGE.ACCEPT for another GFN than the one before is the first
+ *	again; every other exit zeroes it.  The guest's RIP is hidden from the
+ *	host, so this is the host's upper bound of what the TDX module counts
+ *	for its zero-step mitigation.
  * @rounds: written by the module: local retries of the fault under way
  * @gfn: written by the module: the GFN of the fault under way
  * @held: written by the module: @gfn is to be served before the next VP.ENTER,
