@@ -210,6 +210,10 @@ pub trait ExternalPt {
     /// An entry whose lock is held though nobody is left who could hold it.
     fn pay_debts(&self, x: &Exclusive<'_>) -> Result<(), (Position, ExtFailure)>;
 
+    /// Ends a batch of operations under mmu_lock held for write, whatever became of them: vCPUs
+    /// that one of these held out of the guest may enter again.
+    fn end_batch(&self, x: &Exclusive<'_>);
+
     /// Whether a leaf must be blocked and tracked before it is removed.
     fn needs_tracking(&self, x: &Exclusive<'_>) -> bool;
 

@@ -20,12 +20,21 @@ use super::spte::{Spte, SpteKind, Transition};
 /// as often whether to yield as one of a full range.
 const ZAP_EMPTY: u32 = ZAP_BATCH;
 
-/// What the first pass over a batch did.
+/// A batch under way.  Its end is seen by the external table on every way out.
+struct InBatch<'b, E: ExternalPt>(&'b E, &'b Exclusive<'b>);
+
+impl<E: ExternalPt> Drop for InBatch<'_, E> {
+    fn drop(&mut self) {
+        self.0.end_batch(self.1);
+    }
+}
+
+/// What became of a batch.
 #[derive(Default)]
 struct Batch {
     /// Leaves that were met.
     leaves: u32,
-    /// Leaves that are removed, while the TD is built.
+    /// Leaves that are removed; while the TD is built, the first pass does that.
     removed: u64,
     /// The first leaf that is blocked.
     blocked: Option<Position>,
@@ -42,25 +51,12 @@ impl<E: ExternalPt, V: Vm> Mirror<E, V> {
         let Some(range) = range.below(self.config.limit()) else {
             return 0;
         };
-        if let Err((at, failure)) = self.ext.pay_debts(x) {
-            self.bugged(Bug::External { at, failure });
-        }
+        self.pay_debts(x);
         let mut cursor = Cursor::new(range);
         let mut zapped = 0u64;
         loop {
-            let track = self.ext.needs_tracking(x);
-            let start = cursor.position();
-            let batch = self.first_pass(x, &mut cursor, range, track);
+            let batch = self.zap_batch(x, &mut cursor, range);
             zapped = zapped.saturating_add(batch.removed);
-            if let Some(first) = batch.blocked {
-                let end = cursor.position().min(range.end());
-                if let Some(covered) = GfnRange::new(start, end) {
-                    zapped = zapped.saturating_add(self.second_pass(x, covered, first));
-                }
-            }
-            if batch.leaves > 0 {
-                self.stats.zap_batches.inc();
-            }
             if batch.last {
                 return zapped;
             }
@@ -70,8 +66,35 @@ impl<E: ExternalPt, V: Vm> Mirror<E, V> {
         }
     }
 
+    /// Pays all that is owed to the guest: nobody is left who could stand in the way.
+    fn pay_debts(&self, x: &Exclusive<'_>) {
+        let _batch = InBatch(&self.ext, x);
+        if let Err((at, failure)) = self.ext.pay_debts(x) {
+            self.bugged(Bug::External { at, failure });
+        }
+    }
+
+    /// Zaps one batch: both passes, with nothing half done afterwards.
+    fn zap_batch(&self, x: &Exclusive<'_>, cursor: &mut Cursor, range: GfnRange) -> Batch {
+        let _batch = InBatch(&self.ext, x);
+        let track = self.ext.needs_tracking(x);
+        let start = cursor.position();
+        let mut batch = self.first_pass(x, cursor, range, track);
+        if let Some(first) = batch.blocked {
+            let end = cursor.position().min(range.end());
+            if let Some(covered) = GfnRange::new(start, end) {
+                batch.removed = self.second_pass(x, covered, first);
+            }
+        }
+        if batch.leaves > 0 {
+            self.stats.zap_batches.inc();
+        }
+        batch
+    }
+
     /// Changes an entry under mmu_lock held for write: the external entry first, if the change is
-    /// one that it follows, then the mirror's.  It needs no page and no freeze.
+    /// one that it follows, then the mirror's.  It needs no page and no freeze, and is part of a
+    /// batch that the caller ends.
     ///
     /// # Errors
     ///

@@ -35,6 +35,7 @@ use crate::mirror::external::{
 };
 use crate::mirror::level::Position;
 use crate::mirror::lock::{Exclusive, Shared};
+use crate::mirror::sys::{AtomicBool, Ordering};
 use crate::tdx::seamcall::{SeamOut, Seamcall};
 use crate::tdx::status::TdxStatus;
 
@@ -93,6 +94,8 @@ pub struct SeptStats {
 pub struct Sept<B: SeptBackend> {
     backend: B,
     fault_tries: u32,
+    /// vCPUs are held out of the guest.  Changed with mmu_lock held for write only.
+    holding: AtomicBool,
     book: Book,
     stats: SeptStats,
 }
@@ -112,22 +115,6 @@ impl Stop {
     }
 }
 
-/// vCPUs are held out of the guest for as long as this lives, whatever way its scope is left.
-struct Hold<'b, B: SeptBackend>(&'b B);
-
-impl<'b, B: SeptBackend> Hold<'b, B> {
-    fn new(backend: &'b B) -> Self {
-        backend.hold_vcpus(true);
-        Self(backend)
-    }
-}
-
-impl<B: SeptBackend> Drop for Hold<'_, B> {
-    fn drop(&mut self) {
-        self.0.hold_vcpus(false);
-    }
-}
-
 impl<B: SeptBackend> Sept<B> {
     /// The S-EPT that `backend` reaches.
     pub fn new(backend: B) -> Self {
@@ -140,6 +127,7 @@ impl<B: SeptBackend> Sept<B> {
         Self {
             backend,
             fault_tries: tries.clamp(BUILD_TRIES, FAULT_TRIES),
+            holding: AtomicBool::new(false),
             book: Book::new(),
             stats: SeptStats::default(),
         }
@@ -236,17 +224,20 @@ impl<B: SeptBackend> Sept<B> {
     /// A call in a zap: one try, then all vCPUs out and held out, and one more.
     ///
     /// Other mappers are kept out by mmu_lock, so that only vCPUs contend; with them out too, the
-    /// second try cannot find a lock held.
+    /// second try cannot find a lock held.  They stay out until the batch ends, because a guest
+    /// that accepts pages all the time would have to be kicked for each of its leaves otherwise,
+    /// with mmu_lock held as long.
     fn exclusive_call(
         &self,
         op: Op,
         calls: &Counter,
         call: impl Fn(&B) -> SeamOut,
     ) -> Result<(), Stop> {
-        let mut hold = None;
         self.tries(op, ZAP_TRIES, calls, call, |_| {
             // Held before the kick: a vCPU that is kicked must not enter again before the retry.
-            hold = Some(Hold::new(&self.backend));
+            if !self.holding.swap(true, Ordering::Relaxed) {
+                self.backend.hold_vcpus(true);
+            }
             self.kick();
         })
     }
@@ -382,6 +373,12 @@ impl<B: SeptBackend> ExternalPt for Sept<B> {
         result
     }
 
+    fn end_batch(&self, _x: &Exclusive<'_>) {
+        if self.holding.swap(false, Ordering::Relaxed) {
+            self.backend.hold_vcpus(false);
+        }
+    }
+
     fn needs_tracking(&self, _x: &Exclusive<'_>) -> bool {
         self.backend.is_finalized()
     }
@@ -395,10 +392,10 @@ impl<B: SeptBackend> ExternalPt for Sept<B> {
     fn track(&self, _x: &Exclusive<'_>) -> Result<(), ExtFailure> {
         self.exclusive_call(Op::Track, &self.stats.track_calls, |b| b.mem_track())
             .map_err(|stop| stop.failure(Op::Track))?;
-        // Whoever is inside since before the TRACK holds up the removal, and the next TRACK.  That
-        // is so as well if TRACK itself needed a kick: the vCPUs were let in again when it was
-        // done, and that none of them counts in the old epoch rests on the hold alone, while all
-        // removals of the batch rest on it.
+        // Whoever is inside since before the TRACK holds up the removal, and the next TRACK.  The
+        // kick is not left out if there was one for contention before: that none entered in
+        // between rests on the hold alone, all removals of the batch rest on none being inside,
+        // and a kick of vCPUs that are out costs next to nothing.
         self.kick();
         Ok(())
     }

@@ -284,9 +284,9 @@ fn r15_a_zap_pays_with_certainty() {
             Call::Hold,
             Call::Kick,
             Call::Read,
-            Call::Release,
             Call::Read,
-            Call::Read
+            Call::Read,
+            Call::Release
         ]
     );
     for gfn in [5, 6, 7] {

@@ -439,8 +439,39 @@ fn r26_all_seamcalls_of_a_batch_busy_once() {
     let stats = td.mirror().external().stats();
     assert_eq!(stats.busy.get(), 17);
     assert_eq!(stats.kicks.get(), 18);
+    assert_eq!(td.mock().count(Call::Hold), 1, "from the first to the end");
+    assert_eq!(td.mock().count(Call::Release), 1);
+    assert_eq!(td.mock().log().last().map(|(c, _)| *c), Some(Call::Release));
     assert!(td.host().bugs().is_empty());
     td.check_same(&(0..8).collect::<Vec<_>>());
+}
+
+/// A guest that accepts all the time, in the way of each SEAMCALL, costs one kick more.
+#[test]
+fn r26_one_kick_and_the_batch_is_undisturbed() {
+    let td: Arc<OnceLock<Td>> = Arc::default();
+    let inner = td.clone();
+    let mock = Mock::new(Level::L512G).observe(move |call, at| {
+        let (Some(td), Some(at)) = (inner.get(), at) else {
+            return;
+        };
+        // A vCPU that is held out accepts nothing.
+        if matches!(call, Call::Block | Call::Remove) && !td.mock().holding() {
+            let _ = td.mock().accept_begin(at.level(), at.gfn().as_u64());
+        }
+    });
+    td.set(Td::with_zap_batch(Level::L512G, mock, 64)).unwrap();
+    let td = td.get().unwrap();
+    map_all(td, 0..512);
+    assert_eq!(td.zap(0, 512), 512);
+    assert!(td.host().bugs().is_empty());
+    let stats = td.mirror().external().stats();
+    assert_eq!(stats.track_calls.get(), 8);
+    assert_eq!(stats.busy.get(), 8, "one for each batch");
+    assert_eq!(stats.kicks.get(), 16);
+    assert_eq!(td.mock().count(Call::Release), 8);
+    assert!(!td.mock().holding());
+    td.check_same(&(0..512).collect::<Vec<_>>());
 }
 
 #[test]
