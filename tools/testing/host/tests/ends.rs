@@ -1,0 +1,272 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! What cannot be and what is left at the end: entries that something overwrote, changes that are
+//! none, quarantined pages at the teardown, both accounts.
+
+use std::sync::atomic::Ordering::SeqCst;
+use tdx_mirror_host::mirror::addr::{Gfn, Pfn};
+use tdx_mirror_host::mirror::error::{Bug, MapError, MapOutcome};
+use tdx_mirror_host::mirror::level::{Level, Position};
+use tdx_mirror_host::mirror::spte::{IllegalTransition, Spte, SpteKind};
+use tdx_mirror_host::mock::{status, Call, Entry, Mock};
+use tdx_mirror_host::tdx::status::{OperandId, TdxStatus};
+use tdx_mirror_host::vm::Td;
+
+const FIXED: Result<MapOutcome, MapError> = Ok(MapOutcome::Fixed);
+
+/// Maps GFN n to PFN n + 10000.
+fn map_all(td: &Td, gfns: impl IntoIterator<Item = u64>) {
+    for gfn in gfns {
+        assert_eq!(td.map(gfn, gfn + 10_000), FIXED);
+    }
+    td.mock().clear_log();
+}
+
+fn pfn(n: u64) -> Pfn {
+    Pfn::new(n).unwrap()
+}
+
+#[test]
+fn r19_a_zap_that_meets_what_cannot_be() {
+    for found in [
+        Spte::FROZEN,
+        Spte::blocked(pfn(99)),
+        Spte::from_raw(0),
+        Spte::from_raw(u64::MAX >> 1),
+    ] {
+        let td = Td::built();
+        map_all(&td, 0..3);
+        let at = td.poke(1, found);
+        assert_eq!(td.zap(0, 3), 2, "the others go");
+        let bugs = td.host().bugs();
+        assert!(
+            matches!(bugs[..], [Bug::Unexpected { at: where_, found: value }] if where_ == at && value == found),
+            "{bugs:?}"
+        );
+        assert_eq!(td.mock().count(Call::Block), 2);
+        assert_eq!(td.mock().count(Call::Remove), 2);
+        // A blocked leaf is in doubt; nothing else is written over.
+        let blocked = found == Spte::blocked(pfn(99));
+        assert_eq!(td.host().holds(99), blocked);
+        if blocked {
+            assert_eq!(td.kind(1), SpteKind::Quarantined(pfn(99)));
+        } else {
+            assert_eq!(td.walk(1), Some((at, found)));
+        }
+    }
+}
+
+#[test]
+fn r19_frozen_entry_at_a_batch_of_one_and_in_build() {
+    for built in [true, false] {
+        let td = Td::with_zap_batch(Level::L512G, Mock::new(Level::L512G), 1);
+        td.mock().set_finalized(built);
+        map_all(&td, 0..3);
+        td.poke(1, Spte::FROZEN);
+        assert_eq!(td.zap(0, 3), 2);
+        assert!(matches!(td.host().bugs()[..], [Bug::Unexpected { .. }]));
+    }
+}
+
+#[test]
+fn r28_r35_b30_no_bit_of_a_present_leaf_reaches_a_hook() {
+    let td = Td::built();
+    map_all(&td, [5]);
+    let gfn = Gfn::new(5).unwrap();
+    let old = td.walk(5).unwrap().1;
+    for bit in 0..64 {
+        let new = Spte::from_raw(old.raw() ^ (1 << bit));
+        let changed = td.exclusive(|x| {
+            let slot = td.mirror().slot(x, gfn).unwrap();
+            td.mirror().change(x, &slot, new)
+        });
+        assert!(td.mock().log().is_empty(), "bit {bit}: a hook was called");
+        // Of the 64 bits, 40 are the PFN's, and without one of two it is no leaf at all.
+        let kind = new.kind(Level::L4K);
+        match changed {
+            Ok(_) => {
+                assert_eq!(kind, SpteKind::Leaf(pfn(10_005)), "bit {bit}");
+                assert!(!(bit < 3 || (12..52).contains(&bit)), "bit {bit}");
+            }
+            Err(Bug::Transition { why, .. }) if matches!(kind, SpteKind::Leaf(_)) => {
+                // No permission is taken away, since none travels.
+                let wanted = if bit < 3 {
+                    IllegalTransition::NotRwx
+                } else {
+                    IllegalTransition::PfnChanged
+                };
+                assert!(bit < 3 || (12..52).contains(&bit), "bit {bit}");
+                assert_eq!(why, wanted, "bit {bit}");
+            }
+            Err(Bug::Transition { why, .. }) => {
+                assert!(matches!(bit, 11 | 63), "bit {bit}");
+                assert_eq!(why, IllegalTransition::Malformed);
+            }
+            Err(other) => panic!("bit {bit}: {other:?}"),
+        }
+        td.poke(5, old);
+    }
+    // A leaf with accessed and dirty set is what it was to a fault and to a zap.
+    td.poke(5, Spte::from_raw(old.raw() | 3 << 8));
+    assert_eq!(td.map(5, 10_005), Ok(MapOutcome::Spurious));
+    assert!(td.mock().log().is_empty());
+    assert_eq!(td.zap(5, 6), 1);
+    assert!(!td.mirror().is_bugged());
+    td.check_same(&[5]);
+}
+
+#[test]
+fn r29_r35_change_refuses_what_is_a_mappers() {
+    let td = Td::built();
+    map_all(&td, [5]);
+    let old = td.walk(5).unwrap().1;
+    let change = |gfn, new| {
+        td.exclusive(|x| {
+            let slot = td.mirror().slot(x, Gfn::new(gfn).unwrap()).unwrap();
+            td.mirror().change(x, &slot, new)
+        })
+    };
+    let leaf = |n| Spte::leaf(pfn(n), Level::L4K);
+    // Nothing is mapped and nothing frozen under the write lock.
+    for new in [leaf(7), Spte::FROZEN] {
+        assert!(matches!(change(6, new), Err(Bug::Unexpected { .. })));
+        assert_eq!(td.kind(6), SpteKind::NonPresent);
+    }
+    // No table is linked there, none unlinked.
+    assert!(matches!(
+        change(1 << 30, Spte::table(pfn(7))),
+        Err(Bug::Unexpected { .. })
+    ));
+    for new in [leaf(7), Spte::blocked(pfn(7)), Spte::quarantined(pfn(7))] {
+        assert!(
+            matches!(change(5, new), Err(Bug::Transition { why, old: o, new: n, .. })
+            if why == IllegalTransition::PfnChanged && o == old && n == new)
+        );
+    }
+    assert!(change(5, old).is_ok());
+    assert!(td.mock().log().is_empty());
+    assert_eq!(td.walk(5).unwrap().1, old);
+    assert!(!td.mirror().is_bugged(), "the caller reports");
+}
+
+#[test]
+fn r30_a_table_without_its_external_page_is_a_bug() {
+    let td = Td::built();
+    map_all(&td, [5]);
+    assert_eq!(td.zap(5, 6), 1);
+    let at = Position::covering(Gfn::new(5).unwrap(), Level::L2M);
+    let Some(Entry::Table(page)) = td.mock().entry(at.level(), 5) else {
+        panic!("no table");
+    };
+    td.host().lose_companion(page);
+    td.teardown();
+    let bugs = td.host().bugs();
+    assert!(matches!(bugs[..], [Bug::NoEntry { at: where_ }] if where_ == at));
+    assert_eq!(td.host().used_external(), 1, "nobody knows it any more");
+    assert_eq!(td.host().deferred_pages(), 3);
+    assert_eq!(td.host().accounted.load(SeqCst), 0);
+}
+
+#[test]
+fn r41_teardown_meets_what_cannot_be() {
+    for found in [Spte::FROZEN, Spte::from_raw(0), Spte::blocked(pfn(10_005))] {
+        let td = Td::built();
+        map_all(&td, [5]);
+        let at = td.poke(5, found);
+        td.teardown();
+        let bugs = td.host().bugs();
+        assert!(
+            matches!(bugs[..], [Bug::Unexpected { at: where_, found: value }] if where_ == at && value == found)
+        );
+        let blocked = found != Spte::FROZEN && found != Spte::from_raw(0);
+        assert_eq!(td.mock().count(Call::DataReclaim), usize::from(blocked));
+        assert_eq!(td.mirror().stats().resolved.get(), u64::from(blocked));
+        assert_eq!(td.host().used_external(), 0, "the tables go all the same");
+    }
+}
+
+#[test]
+fn b33_quarantined_pages_wait_for_the_hkid() {
+    let td = Td::built();
+    map_all(&td, 0..8);
+    td.mock().fail(Call::Remove, 0, 8, TdxStatus::TD_FATAL);
+    assert_eq!(td.zap(0, 8), 0);
+    td.mock().clear_log();
+    // Too early: no call, all is leaked and none let go of.
+    td.exclusive(|x| td.mirror().teardown(x));
+    assert_eq!(td.mock().count(Call::DataReclaim), 0);
+    assert_eq!(td.mirror().stats().leaked.get(), 8 + 3);
+    assert_eq!(td.host().held_pages().len(), 8);
+    let failed = TdxStatus::LIFECYCLE_STATE_INCORRECT.raw();
+    for leak in td.host().leaks() {
+        use tdx_mirror_host::mirror::error::Leak;
+        let (Leak::Data { failure, .. } | Leak::SeptTable { failure, .. }) = leak;
+        assert_eq!(failure.status, failed);
+        assert_eq!(failure.op, "TDH.PHYMEM.PAGE.RECLAIM");
+    }
+}
+
+#[test]
+fn r9_r11_b14_each_quarantined_page_is_tried_once() {
+    for bad in [
+        TdxStatus::OPERAND_BUSY.with_operand(OperandId::TDR),
+        TdxStatus::OPERAND_BUSY.with_operand(OperandId::RCX),
+        TdxStatus::PAGE_METADATA_INCORRECT.with_operand(OperandId::RCX),
+    ] {
+        let td = Td::built();
+        map_all(&td, 0..8);
+        td.mock().fail(Call::Remove, 2, 3, TdxStatus::TD_FATAL);
+        assert_eq!(td.zap(0, 8), 5);
+        td.mock().clear_log();
+        td.mock().fail(Call::DataReclaim, 1, 1, bad);
+        td.teardown();
+        assert_eq!(td.mock().count(Call::DataReclaim), 3, "{bad:?}");
+        let stats = td.mirror().stats();
+        assert_eq!((stats.quarantined.get(), stats.resolved.get()), (3, 2));
+        assert_eq!(stats.leaked.get(), 1);
+        assert_eq!(td.host().held_pages(), [10_003]);
+        let calls = td.mirror().external().stats();
+        assert_eq!(calls.data_reclaim_calls.get(), 3);
+        assert_eq!(calls.reclaim_calls.get(), 3);
+        let text = format!("{:?}", td.host().leaks()[0]);
+        let wanted = format!(
+            "pfn 0x2713 of gfn 0x3 at L4K, TDH.PHYMEM.PAGE.RECLAIM answered {:#018x}: \
+             page type 0x0, owner 0x0, size 0",
+            bad.raw()
+        );
+        assert_eq!(text, wanted);
+    }
+}
+
+#[test]
+fn r21_both_accounts_after_each_step() {
+    let td = Td::built();
+    let both = |tables: u64| {
+        let stats = td.mirror().stats();
+        assert_eq!(stats.tables.get(), tables + 1);
+        assert_eq!(stats.external_tables.get(), tables);
+        assert_eq!(td.host().accounted.load(SeqCst), tables as i64 + 1);
+        assert_eq!(td.host().accounted_external() as u64, tables);
+    };
+    both(0);
+    assert_eq!(td.map(0, 1), FIXED);
+    both(3);
+    // A link that fails changes neither.
+    td.mock().fail(Call::SeptAdd, 0, 5, status::TREE_BUSY);
+    assert!(td.map(1 << 27, 2).is_ok());
+    both(3);
+    td.mock().clear_fails();
+    assert_eq!(td.map(1 << 27, 2), FIXED);
+    both(6);
+    assert_eq!(td.zap(0, 1 << 36), 2);
+    both(6);
+    // What is lost leaves both accounts as well.
+    td.mock().fail(Call::Reclaim, 2, 2, status::METADATA);
+    td.teardown();
+    let stats = td.mirror().stats();
+    assert_eq!((stats.tables.get(), stats.external_tables.get()), (0, 0));
+    assert_eq!(td.host().accounted.load(SeqCst), 0);
+    assert_eq!(td.host().accounted_external(), 0);
+    assert_eq!(td.host().used_external(), 2);
+    assert_eq!(stats.leaked.get(), 2);
+}
