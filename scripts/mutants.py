@@ -51,7 +51,7 @@ MEMORY_KIB = 6 << 20
 NOT_BUILT = ("rust/mirror/sys/kernel.rs", "rust/mirror/sys/loom.rs")
 ENVIRONMENT = {
     "CARGO_NET_OFFLINE": "true",
-    "RUSTFLAGS": "-Clink-arg=-fuse-ld=lld",
+    "RUSTFLAGS": "-Clink-arg=-fuse-ld=lld --cap-lints=allow",
     "RUST_TEST_THREADS": "1",
     "RUST_BACKTRACE": "0",
     # Whether a test fails, not the smallest input on which it does.
@@ -74,6 +74,11 @@ debug-assertions = true
 
 [profile.dev.package."*"]
 opt-level = 1
+"""
+# Runs a test program, the long tests only if no short one has failed.
+RUNNER = """#!/bin/sh
+"$@" {skip} || exit
+[ -z "{last}" ] || exec "$@" {last}
 """
 KILLED, MISSED, TIMEOUT, UNVIABLE = "killed", "missed", "timeout", "unviable"
 FILES_OF = {"caught.txt": KILLED, "missed.txt": MISSED, "timeout.txt": TIMEOUT, "unviable.txt": UNVIABLE}
@@ -132,11 +137,11 @@ def crate_root(left_out):
             raise Wrong(f"{LISTED}: left_out names {name}, and there is no {HOST}/tests/{name}.rs")
     for name in tests:
         if name not in left_out:
-            lines += ["#[cfg(test)]", f'#[path = "{HOST}/tests/{name}.rs"]', f"mod {name};"]
+            lines += ["#[cfg(test)]", f'#[path = "{HOST}/tests/{name}.rs"]', f"mod test_{name};"]
     return "\n".join(lines) + "\n"
 
 
-def assemble(tree, left_out):
+def assemble(tree, left_out, last):
     """Makes the tree in which the mutants are built; answers a key over its content."""
     # What was built of other crates stays.
     for name in os.listdir(tree) if os.path.isdir(tree) else []:
@@ -161,6 +166,9 @@ def assemble(tree, left_out):
     keep = ("[package]", "[features]", "[dependencies]", "[dev-dependencies]", "[lints.rust]")
     write(os.path.join(tree, "Cargo.toml"), "".join(parts.get(k, "").rstrip() + "\n\n" for k in keep) + PROFILE)
     write(os.path.join(tree, "lib.rs"), crate_root(left_out))
+    runner = os.path.join(tree, "runner")
+    write(runner, RUNNER.format(skip=" ".join(f"--skip {t}" for t in last), last=" ".join(last)))
+    write(os.path.join(tree, ".cargo", "config.toml"), f"[target.'cfg(unix)']\nrunner = [\"sh\", \"{runner}\"]\n")
     # Here, so that no mutant waits for a network; this also writes Cargo.lock.
     done = subprocess.run(["cargo", "fetch"], cwd=tree, capture_output=True, text=True, check=False)
     if done.returncode:
@@ -265,7 +273,7 @@ def run(tree, files, names, results, jobs, skipped):
     if done.returncode:
         raise Wrong(f"the tests do not build: {done.stderr.strip()[-4000:]}")
     # Each job gets a copy of that, so that it builds this crate only.
-    argv = command("-o", OUT, "--cap-lints", "true", "--copy-target", "true", "--no-shuffle", "--timeout", str(TEST_SECONDS), "-j", str(jobs),
+    argv = command("-o", OUT, "--copy-target", "true", "--no-shuffle", "--timeout", str(TEST_SECONDS), "-j", str(jobs),
                    *(["--iterate"] if known else []), *files,
                    *([] if not skipped else ["--", "--"] + [a for test in skipped for a in ("--skip", test)]))
     log = os.path.join(OUT, "run.log")
@@ -388,12 +396,12 @@ def main():
         return 0
     config = tomllib.loads(read(os.path.join(TOP, LISTED)))
     for kind, needed in (("equivalent", "file mutant reason"), ("guard", "requirement file mutant"),
-                         ("left_out", "test reason")):
+                         ("left_out", "test reason"), ("last", "test")):
         for entry in config.get(kind, []):
             if lacks := [k for k in needed.split() if not entry.get(k)]:
                 raise Wrong(f"{LISTED}: an entry of [[{kind}]] lacks {lacks[0]}: {entry}")
     left_out = [entry["test"] for entry in config.get("left_out", [])]
-    key = assemble(args.tree, left_out)
+    key = assemble(args.tree, left_out, [entry["test"] for entry in config.get("last", [])])
     files = chosen(args.tree, args.files)
     names = listed(args.tree, files)
     if args.list:

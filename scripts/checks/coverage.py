@@ -122,6 +122,7 @@ IN_C = {
 
 NUMBERS = r"(?:[rb]\d+_)+"
 RUST_TEST = re.compile(rf"#\[test\]\s*(?:(?:#\[[^\]]*\]|///?[^\n]*)\s*)*(?:pub\s+)?fn\s+({NUMBERS}\w+)\s*\(")
+KUNIT_TEST = re.compile(rf"^pub fn ({NUMBERS}\w+)\([^)]*\) -> Outcome", re.M)
 C_TEST = re.compile(r"^TEST(?:_F|_F_TIMEOUT)?\(\s*(?:\w+\s*,\s*)?(\w+)\s*[,)]|^static void (test_\w+)\(void\)$", re.M)
 PYTHON_TEST = re.compile(rf"^\s+def test_({NUMBERS}\w+)\(self", re.M)
 A_CHECK = re.compile(r'^    \("([\w-]+)", "', re.M)
@@ -169,6 +170,9 @@ def shown_by():
     for name in lib.files("tools/testing/*.rs", "rust/*.rs"):
         for test in RUST_TEST.findall(lib.read(name)):
             add(numbers_of(test), f"{rust_program(name)}::{test}")
+    for name in lib.files("rust/kunit/*.rs"):
+        for test in KUNIT_TEST.findall(lib.read(name)):
+            add(numbers_of(test), f"kunit::{test}")
     for name in lib.files("tools/testing/*.py", "scripts/*.py"):
         for test in PYTHON_TEST.findall(lib.read(name)):
             add(numbers_of(test), f"{os.path.basename(name)}: test_{test}")
