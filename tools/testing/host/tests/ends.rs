@@ -228,6 +228,7 @@ fn r9_r11_b14_each_quarantined_page_is_tried_once() {
         let calls = td.mirror().external().stats();
         assert_eq!(calls.data_reclaim_calls.get(), 3);
         assert_eq!(calls.reclaim_calls.get(), 3);
+        assert_eq!((calls.busy.get(), calls.giveups.get()), (0, 0));
         let text = format!("{:?}", td.host().leaks()[0]);
         let wanted = format!(
             "pfn 0x2713 of gfn 0x3 at L4K, TDH.PHYMEM.PAGE.RECLAIM answered {:#018x}: \

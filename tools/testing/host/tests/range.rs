@@ -253,6 +253,54 @@ fn r12_a_zap_without_leave_never_yields() {
     assert_eq!(td.host().resched.load(SeqCst), u32::MAX, "nor asks");
 }
 
+#[test]
+fn r49_512_empty_entries_end_a_batch() {
+    // Between the two leaves lie 511 empty entries, or one more.
+    for (other, batches) in [(512, 1), (513, 2)] {
+        let td = Td::built();
+        map_all(&td, [0, other]);
+        assert_eq!(td.zap(0, other + 1), 2);
+        assert_eq!(td.mirror().stats().zap_batches.get(), batches);
+        assert_eq!(td.mock().count(Call::Track) as u64, batches);
+        // What follows the last leaf is a batch without a leaf: no TRACK, and it is none.
+        let td = Td::built();
+        map_all(&td, [0]);
+        assert_eq!(td.zap(0, 1 << 36), 1);
+        assert_eq!(td.mirror().stats().zap_batches.get(), 1);
+    }
+}
+
+#[test]
+fn r14_each_leaf_of_a_zap_has_its_own_operands() {
+    for (call, not_its) in [
+        (Call::Block, status::EPOCH_BUSY),
+        (Call::Block, TdxStatus::PREVIOUS_TLB_EPOCH_BUSY),
+        (Call::Remove, status::EPOCH_BUSY),
+        (Call::Remove, TdxStatus::PREVIOUS_TLB_EPOCH_BUSY),
+        (Call::Track, status::TREE_BUSY),
+        (Call::Track, status::ENTRY_BUSY),
+        (Call::Track, status::TDR_BUSY),
+        (Call::Wbinvd, status::TREE_BUSY),
+        (Call::Wbinvd, status::ENTRY_BUSY),
+    ] {
+        for built in [true, false] {
+            if !built && matches!(call, Call::Block | Call::Track) {
+                continue;
+            }
+            let td = td(1);
+            td.mock().set_finalized(built);
+            map_all(&td, 0..2);
+            td.mock().fail(call, 0, 1, not_its);
+            assert_eq!(td.zap(0, 2), 1, "{call:?} {not_its:?}");
+            assert_eq!(td.mock().count(call), 2, "no retry");
+            assert!(td.mirror().is_bugged());
+            let stats = td.mirror().external().stats();
+            assert_eq!((stats.busy.get(), stats.giveups.get()), (0, 0));
+            assert_eq!(td.mock().count(Call::Hold), 0);
+        }
+    }
+}
+
 /// Statuses that no leaf may answer for contention.
 fn fatal() -> [TdxStatus; 4] {
     [

@@ -363,6 +363,15 @@ fn r9_r11_b22_failed_reclaim_leaks_without_retry() {
         };
         assert_eq!(failure.status, bad.raw());
         assert_eq!(at.level(), Level::L1G);
+        let calls = td.mirror().external().stats();
+        assert_eq!((calls.busy.get(), calls.giveups.get()), (0, 0));
+        let text = format!("{:?}", leaks[0]);
+        let wanted = format!(
+            "page of the S-EPT table at gfn 0x0 at L1G, TDH.PHYMEM.PAGE.RECLAIM answered {:#018x}: \
+             page type 0x0, owner 0x0, size 0",
+            bad.raw()
+        );
+        assert_eq!(text, wanted);
     }
 }
 
