@@ -62,7 +62,7 @@ impl Mirror {
     unsafe fn create(backend: *const tdx_mirror_backend) -> Result<Arc<Self>> {
         // SAFETY: By the safety requirements.
         let hooks = unsafe { Hooks::new(backend) }.map_err(|refusal| {
-            pr_err!("mirror refused: {refusal}\n");
+            pr_err!("mirror refused: {refusal}; build kvm_intel and this module from the same sources\n");
             EINVAL
         })?;
         let config = hooks.config().with_zap_batch(params::zap_batch());
@@ -212,7 +212,7 @@ impl PinnedDrop for Mirror {
         };
         if quarantined != 0 || leaked != 0 {
             pr_warn!(
-                "a TD ended with {quarantined} pages quarantined, {resolved} of them given back, {leaked} leaked\n"
+                "a TD ended with {quarantined} pages quarantined, {resolved} of them given back, {leaked} leaked; the first lines on it say why\n"
             );
         }
         let (_, mut vm) = inner.destroy();

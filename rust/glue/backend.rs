@@ -188,7 +188,7 @@ impl Vm for KernelVm {
 
     fn leaked(&self, leak: &Leak) {
         if self.may_report() {
-            pr_err!("page leaked, unusable until the next boot: {leak:?}\n");
+            pr_err!("page leaked, unusable until the next boot, report this line: {leak:?}\n");
         }
         let (Leak::SeptTable { failure, .. } | Leak::Data { failure, .. }) = leak;
         if TdxStatus::new(failure.status).is_operand_busy() {

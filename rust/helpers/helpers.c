@@ -109,14 +109,14 @@ static bool tdx_mirror_check_kvm(void)
 			pr_info("kvm_intel has the mirror hooks, ABI %u\n",
 				version);
 		else
-			pr_warn("kvm_intel has the mirror hooks of ABI %u, this module those of ABI %u: TDs cannot use it\n",
+			pr_warn("kvm_intel has the mirror hooks of ABI %u, this module those of ABI %u: TDs cannot use it, build both from the same sources\n",
 				version, TDX_MIRROR_ABI_VERSION);
 		return true;
 	}
 
 	if (symbol_get(kvm_put_kvm)) {
 		symbol_put(kvm_put_kvm);
-		pr_notice("kvm_intel lacks the mirror hooks: TDs use KVM's own mirror, nothing will call this module\n");
+		pr_notice("kvm_intel lacks the mirror hooks: TDs use KVM's own mirror, nothing will call this module; its use needs a kernel with patches/kvm\n");
 		return true;
 	}
 

@@ -2,6 +2,7 @@
 /* The life of a TD of the test device, in KVM's order. */
 #define pr_fmt(fmt) KBUILD_MODNAME ": " fmt
 
+#include <linux/bug.h>
 #include <linux/idr.h>
 #include <linux/mm.h>
 #include <linux/preempt.h>
@@ -191,7 +192,8 @@ void tdt_destroy(struct tdt_td *td)
 	write_unlock(&td->mmu_lock);
 	tdt_ops->stats(td->mirror, &stats);
 	tdt_ops->destroy(td->mirror);
-	if (stats.quarantined) {
+	WARN_ON_ONCE(atomic_read(&td->spts) || atomic_read(&td->ext_spts));
+	if (stats.quarantined != stats.resolved) {
 		/* Some of them are the TDX module's, so none is used again. */
 		atomic_add(td->nr_pages + 1, &tdt_lost);
 		memset(td->ram, 0, (td->nr_pages + 1) * sizeof(td->ram[0]));
@@ -312,6 +314,9 @@ void tdt_stats(struct tdt_td *td, struct tdx_test_stats *stats)
 			tdt_audit(td, gfn, stats);
 		tdt_audit(td, TDX_TEST_RESET_GFN, stats);
 		tdt_ops->stats(td->mirror, &m);
+		/* No table comes or goes without mmu_lock. */
+		stats->audit += m.tables != atomic_read(&td->spts);
+		stats->audit += m.external_tables != atomic_read(&td->ext_spts);
 		stats->set_ok = atomic64_read(&td->set_ok);
 		stats->yields = atomic64_read(&td->yields);
 		write_unlock(&td->mmu_lock);

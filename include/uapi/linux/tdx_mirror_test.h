@@ -101,7 +101,8 @@ struct tdx_test_run {
  * @leaked: mirror: pages never given back
  * @set_ok: successful calls of set_external_spte
  * @yields: how often a zap let go of the lock
- * @audit: GFNs of the TD at which mirror and S-EPT differ
+ * @audit: GFNs of the TD at which mirror and S-EPT differ, and accounts of table
+ *	pages that differ from the mirror's
  * @present: leaves that are mapped
  * @emu_present: TDX module, all TDs ever: leaves that became present
  * @emu_removed: the same: leaves removed
