@@ -87,6 +87,8 @@ pub(crate) mod op {
     pub(crate) const MAX_VCPUS: u64 = 68;
     pub(crate) const CPUID_CONFIG: u64 = 69;
     pub(crate) const TSC_FREQUENCY: u64 = 70;
+    pub(crate) const NUM_L2_VMS: u64 = 71;
+    pub(crate) const ARCH_CAPABILITIES: u64 = 72;
     pub(crate) const TDMR_INFO_PA: u64 = 96;
     pub(crate) const TDR: u64 = 128;
     pub(crate) const TDVPR: u64 = 130;

@@ -19,6 +19,11 @@ struct TdParams {
     attributes: u64,
     xfam: u64,
     max_vcpus: u64,
+    num_l2_vms: u64,
+    /// Reserved bits, which must be 0, and the request for a configured
+    /// IA32_ARCH_CAPABILITIES.
+    reserved: u64,
+    msr_config: u64,
     eptp_controls: u64,
     config_flags: u64,
     tsc_frequency: u64,
@@ -52,10 +57,13 @@ impl TdParams {
         TdParams {
             attributes: at(0),
             xfam: at(1),
-            max_vcpus: at(2),
+            max_vcpus: at(2) & 0xFFFF,
+            num_l2_vms: (at(2) >> 16) & 0xFF,
+            msr_config: (at(2) >> 24) & 0xFF,
+            reserved: at(2) >> 32 | at(5) >> 16 | at(6) | at(7) | at(8) | at(9),
             eptp_controls: at(3),
             config_flags: at(4),
-            tsc_frequency: at(5),
+            tsc_frequency: at(5) & 0xFFFF,
             owner: core::array::from_fn(|i| at(i.wrapping_add(10))),
             cpuid: core::array::from_fn(|i| {
                 let (lo, hi) = (at(i.wrapping_mul(2) + 32), at(i.wrapping_mul(2) + 33));
@@ -82,7 +90,10 @@ impl TdParams {
             op::ATTRIBUTES,
         )?;
         ok(fixed(self.xfam, md::XFAM_FIXED0, md::XFAM_FIXED1), op::XFAM)?;
+        ok(self.reserved == 0, op::RDX)?;
         ok((1..=md::MAX_VCPUS).contains(&self.max_vcpus), op::MAX_VCPUS)?;
+        ok(self.num_l2_vms == 0, op::NUM_L2_VMS)?;
+        ok(self.msr_config == 0, op::ARCH_CAPABILITIES)?;
         ok(self.config_flags & !CONFIG_FLAGS == 0, op::EXEC_CONTROLS)?;
         let level = self.root_level();
         let wide = self.config_flags & GPAW != 0;
