@@ -120,7 +120,7 @@ struct HeldEntry {
     left: u32,
 }
 
-type Observer = Box<dyn Fn(Call) + Send + Sync>;
+type Observer = Box<dyn Fn(Call, Option<Position>) + Send + Sync>;
 
 /// One TD of the software TDX module.
 pub struct Backend {
@@ -133,11 +133,15 @@ pub struct Backend {
     fail: Mutex<Option<Fail>>,
     held: Mutex<Option<HeldEntry>>,
     holds: AtomicI64,
+    /// Calls that failed because they were made to.
+    failed: AtomicU64,
     counts: [AtomicU64; 16],
     /// Called at each SEAMCALL, before it.
     observer: Option<Observer>,
     /// Makes all vCPUs leave the guest.
     kicker: Option<Box<dyn Fn() + Send + Sync>>,
+    /// Keeps them out.
+    holder: Option<Box<dyn Fn(bool) + Send + Sync>>,
 }
 
 impl std::fmt::Debug for Backend {
@@ -166,14 +170,16 @@ impl Backend {
             fail: Mutex::new(None),
             held: Mutex::new(None),
             holds: AtomicI64::new(0),
+            failed: AtomicU64::new(0),
             counts: [const { AtomicU64::new(0) }; 16],
             observer: None,
             kicker: None,
+            holder: None,
         }
     }
 
     /// Has `f` called at each SEAMCALL, before it.
-    pub fn observe(mut self, f: impl Fn(Call) + Send + Sync + 'static) -> Self {
+    pub fn observe(mut self, f: impl Fn(Call, Option<Position>) + Send + Sync + 'static) -> Self {
         self.observer = Some(Box::new(f));
         self
     }
@@ -181,6 +187,12 @@ impl Backend {
     /// Has `f` called for a kick, instead of ending the stay of one vCPU.
     pub fn kick_with(mut self, f: impl Fn() + Send + Sync + 'static) -> Self {
         self.kicker = Some(Box::new(f));
+        self
+    }
+
+    /// Has `f` called to keep vCPUs out of the guest and to let them in again.
+    pub fn hold_with(mut self, f: impl Fn(bool) + Send + Sync + 'static) -> Self {
+        self.holder = Some(Box::new(f));
         self
     }
 
@@ -204,6 +216,11 @@ impl Backend {
     /// Whether vCPUs are held out of the guest.
     pub fn is_holding(&self) -> bool {
         self.holds.load(SeqCst) != 0
+    }
+
+    /// Calls that failed because they were made to.
+    pub fn failed(&self) -> u64 {
+        self.failed.load(SeqCst)
     }
 
     pub fn fail(&self, fail: Fail) {
@@ -241,7 +258,7 @@ impl Backend {
     fn begin(&self, call: Call, at: Option<Position>) -> Result<(), SeamOut> {
         self.counts[number(call)].fetch_add(1, SeqCst);
         if let Some(f) = &self.observer {
-            f(call);
+            f(call, at);
         }
         if !self.faulty.load(SeqCst) {
             return Ok(());
@@ -262,6 +279,7 @@ impl Backend {
             f.skip -= 1;
             return Ok(());
         }
+        self.failed.fetch_add(1, SeqCst);
         let status = f.status;
         f.times -= 1;
         if f.times == 0 {
@@ -365,6 +383,9 @@ impl SeptBackend for Backend {
 
     fn hold_vcpus(&self, hold: bool) {
         self.holds.fetch_add(if hold { 1 } else { -1 }, SeqCst);
+        if let Some(f) = &self.holder {
+            f(hold);
+        }
     }
 
     fn is_finalized(&self) -> bool {

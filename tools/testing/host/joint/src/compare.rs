@@ -86,7 +86,7 @@ fn entry(at: Position, mirror: u64, sept: u64) -> Result<(SpteKind, Sept), Strin
 /// Compares the two entries that end the walk for `gfn`, and those above.
 pub fn at_gfn(td: &Td, gfn: u64) -> Result<(SpteKind, Sept), String> {
     let memory = td.machine.vmm.host();
-    let (mut table, mut sept) = (td.root, td.backend().root());
+    let (mut table, mut sept) = (root(td), td.backend().root());
     let mut level = Level::L512G;
     loop {
         let at = Position::covering(Gfn::new(gfn).expect("a GFN"), level);
@@ -100,6 +100,11 @@ pub fn at_gfn(td: &Td, gfn: u64) -> Result<(SpteKind, Sept), String> {
         table = follow(&td.machine, pfn, pa, at)?;
         (sept, level) = (pa, below);
     }
+}
+
+/// The mirror's root.
+fn root(td: &Td) -> PagePtr {
+    td.machine.arena.page(td.root.as_u64())
 }
 
 /// The mirror table `pfn`, which must stand beside the S-EPT page `pa`.
@@ -134,7 +139,7 @@ pub fn word_of(td: &Td, gfn: u64, level: Level) -> Option<u64> {
 /// Compares all entries of a TD at which nobody is at work.
 pub fn whole(td: &Td) -> Result<Census, String> {
     let mut census = Census::default();
-    let root = (td.root, td.backend().root());
+    let root = (root(td), td.backend().root());
     table(&td.machine, root, Level::L512G, 0, &mut census)?;
     Ok(census)
 }

@@ -11,6 +11,7 @@ pub mod arena;
 pub mod backend;
 pub mod compare;
 pub mod drive;
+pub mod guests;
 pub mod lock;
 pub mod model;
 pub mod ops;

@@ -10,6 +10,8 @@ struct State {
     writer: bool,
     /// Writers that wait; no new reader comes before them.
     waiting: u32,
+    /// Readers that wait.
+    blocked: u32,
 }
 
 /// A read-write lock without guards, because a zap lets go of it in the middle.
@@ -28,7 +30,10 @@ impl MmuLock {
     }
 
     pub fn lock_read(&self) {
-        self.wait_while(|s| s.writer || s.waiting > 0).readers += 1;
+        self.wait_while(|_| false).blocked += 1;
+        let mut s = self.wait_while(|s| s.writer || s.waiting > 0);
+        s.blocked -= 1;
+        s.readers += 1;
     }
 
     pub fn unlock_read(&self) {
@@ -51,8 +56,9 @@ impl MmuLock {
         self.changed.notify_all();
     }
 
-    /// Whether somebody waits for the lock to be written.
+    /// Whether somebody waits for the lock.
     pub fn is_wanted(&self) -> bool {
-        self.wait_while(|_| false).waiting > 0
+        let s = self.wait_while(|_| false);
+        s.waiting > 0 || s.blocked > 0
     }
 }

@@ -343,6 +343,7 @@ impl Model {
     fn zap(&mut self, start: u64, end: u64, may_yield: bool, fault: Option<Fault>) {
         let was_bugged = self.bugged;
         let reads = self.td.backend().count(Call::Read);
+        let failed = self.td.backend().failed();
         self.td.host().resched.store(2, SeqCst);
         let zapped = self.td.zap(start, end, may_yield);
         self.td.host().resched.store(0, SeqCst);
@@ -373,6 +374,16 @@ impl Model {
                 "lost without a cause: {fault:?}"
             );
             assert!(lost > 0 || self.td.backend().count(Call::Read) > reads);
+        }
+        let read = matches!(
+            fault,
+            Some(Fault::Answer {
+                call: Call::Read,
+                ..
+            })
+        );
+        if self.fails(fault) && !read && self.td.backend().failed() > failed {
+            assert!(lost > 0, "what failed is taken for done: {fault:?}");
         }
         assert!(self.bugged || lost == 0, "a page is lost, the VM lives");
         assert!(!self.td.backend().is_holding(), "vCPUs are still held");
@@ -487,6 +498,7 @@ impl Model {
             this.begin(fault);
         }
         let td = this.td;
+        let failed = td.backend().failed();
         td.teardown();
         td.backend().heal();
         let stats = td.mirror.stats();
@@ -496,8 +508,20 @@ impl Model {
         assert_eq!(leaks.len() as u64, stats.leaked.get());
         assert_eq!(stats.quarantined.get(), stats.resolved.get() + data);
         assert_eq!(td.host().held.lock().unwrap().len() as u64, data);
-        if !reclaim {
-            assert_eq!(leaks.len() as u64, data, "a table is lost without a cause");
+        let tables = leaks.len() as u64 - data;
+        let failed = td.backend().failed() - failed;
+        // Each table that could not be reclaimed, and no other; one try each.
+        if matches!(
+            fault,
+            Some(Fault::Answer {
+                call: Call::Reclaim,
+                ..
+            })
+        ) {
+            assert_eq!(tables, failed, "tables leaked");
+        } else {
+            assert_eq!(tables, 0, "a table is lost without a cause");
+            assert!(data >= failed, "a page is lost and not counted");
         }
         let leaked = td.destroy();
         assert_eq!(leaked, leaks.len() as u64);

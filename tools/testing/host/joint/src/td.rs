@@ -10,13 +10,13 @@ use tdx_emu_host::asm::{Asm, R12, R13, RAX, RCX};
 use tdx_emu_host::emu::{Regs, StatName};
 use tdx_emu_host::host::layout;
 use tdx_emu_host::vmm::{regs, Vmm, GLOBAL_HKID, TDMR};
-use tdx_mirror_host::mirror::addr::{Gfn, GfnRange, PagePtr, Pfn};
+use tdx_mirror_host::mirror::addr::{Gfn, GfnRange, Pfn};
 use tdx_mirror_host::mirror::error::{MapError, MapOutcome};
 use tdx_mirror_host::mirror::level::{Level, Position};
 use tdx_mirror_host::mirror::lock::{Exclusive, RcuRead, Shared};
 use tdx_mirror_host::mirror::mmu::{Config, Mirror};
 use tdx_mirror_host::mirror::spte::{Spte, SpteKind};
-use tdx_mirror_host::mirror::table::Root;
+use tdx_mirror_host::mirror::table::{PageMap, Root};
 use tdx_mirror_host::sept::Sept;
 
 use crate::arena::{Arena, Caches, Host};
@@ -41,9 +41,9 @@ pub fn data_pfn(n: u64) -> u64 {
 }
 
 /// What the guest asked for.
-const ASK: u64 = 1;
+pub const ASK: u64 = 1;
 /// The answer to its ACCEPT.
-const TELL: u64 = 2;
+pub const TELL: u64 = 2;
 
 /// The TDX module's status for the guest's ACCEPT of a page that it has accepted before.
 pub const ALREADY_ACCEPTED: u64 = 0x0b0a_0000_0000;
@@ -172,7 +172,8 @@ pub struct Td {
     pub machine: Arc<Machine>,
     pub mmu_lock: Arc<MmuLock>,
     pub mirror: Mirror<Sept<Backend>, Host>,
-    pub root: PagePtr,
+    /// Frame number of the mirror's root.
+    pub root: Pfn,
 }
 
 pub type Outcome = Result<MapOutcome, MapError>;
@@ -197,6 +198,7 @@ impl Td {
         let backend = set_up(Backend::new(machine.clone(), td));
         // SAFETY: the page is the arena's and given to nobody else.
         let root_table = unsafe { Root::new(root) };
+        let root = host.pfn_of(root);
         Self {
             machine: machine.clone(),
             mmu_lock,
@@ -248,9 +250,13 @@ impl Td {
         f(&mut unsafe { Exclusive::assume_held() })
     }
 
-    pub fn map(&self, gfn: u64, pfn: u64) -> Outcome {
+    pub fn map_with(&self, l: &Shared<'_>, gfn: u64, pfn: u64) -> Outcome {
         let (gfn, pfn) = (Gfn::new(gfn).unwrap(), Pfn::new(pfn).unwrap());
-        self.shared(|l| self.mirror.map(l, &mut self.caches(), gfn, pfn, Level::L4K))
+        self.mirror.map(l, &mut self.caches(), gfn, pfn, Level::L4K)
+    }
+
+    pub fn map(&self, gfn: u64, pfn: u64) -> Outcome {
+        self.shared(|l| self.map_with(l, gfn, pfn))
     }
 
     pub fn zap(&self, start: u64, end: u64, may_yield: bool) -> u64 {
