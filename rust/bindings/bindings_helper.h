@@ -7,7 +7,6 @@
 
 typedef unsigned int u32;
 typedef unsigned long long u64;
-typedef unsigned long size_t;
 #define bool _Bool
 
 #include "../../include/linux/tdx_mirror.h"

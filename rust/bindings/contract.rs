@@ -486,7 +486,7 @@ unsafe extern "C" {
     pub fn tdx_mirror_warn_reclaim_busy();
 }
 unsafe extern "C" {
-    pub fn tdx_mirror_vp_enter_policy(len: *mut usize) -> *const ffi::c_char;
+    pub fn tdx_mirror_vp_enter_policy(len: *mut ffi::c_uint) -> *const ffi::c_char;
 }
 unsafe extern "C" {
     pub fn tdx_mirror_watch_kvm() -> ffi::c_int;

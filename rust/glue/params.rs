@@ -41,12 +41,12 @@ pub(crate) fn set(fault_tries: u32, zap_batch: u32) -> Result {
 
 /// What `vp_enter_policy` was set to; empty if that is no text.
 fn policy_name() -> &'static str {
-    let mut len = 0;
+    let mut len = 0u32;
     // SAFETY: `len` may be written.
     let name = unsafe { bindings::tdx_mirror_vp_enter_policy(&mut len) };
     // SAFETY: There are `len` bytes at `name`, which do not change after load and stay until the
     // module is unloaded.
-    let bytes = unsafe { core::slice::from_raw_parts(name.cast::<u8>(), len) };
+    let bytes = unsafe { core::slice::from_raw_parts(name.cast::<u8>(), len as usize) };
     core::str::from_utf8(bytes).unwrap_or("")
 }
 

@@ -23,7 +23,7 @@ void tdx_mirror_warn_parameter(void);
 void tdx_mirror_warn_vp_enter(u64 status);
 void tdx_mirror_warn_reclaim_busy(void);
 
-const char *tdx_mirror_vp_enter_policy(size_t *len);
+const char *tdx_mirror_vp_enter_policy(unsigned int *len);
 
 int tdx_mirror_watch_kvm(void);
 void tdx_mirror_unwatch_kvm(void);

@@ -12,7 +12,7 @@ MODULE_PARM_DESC(vp_enter_policy,
 		 "What a vCPU without progress or a VP.ENTER with the S-EPT busy leads to: count, warn, kill (default warn)");
 
 /* The value given at load and its length. */
-const char *tdx_mirror_vp_enter_policy(size_t *len)
+const char *tdx_mirror_vp_enter_policy(unsigned int *len)
 {
 	*len = strlen(vp_enter_policy);
 	return vp_enter_policy;
