@@ -23,6 +23,14 @@ ALARM = re.compile(
     r"inconsistent lock|held lock freed|bad unlock balance|lock held when returning|"
     r"Invalid wait context|sleeping function called|scheduling while atomic|list_(add|del) corruption|"
     r"Bad page|invariant")
+# What a WARN consists of. A test that provokes one says so in the kernel log, see
+# td_klog_begin() of the selftests; nothing else is tolerated meanwhile.
+WARN = re.compile(r"WARNING: |Call Trace")
+EXPECTED, UNEXPECTED = "tdx-mirror-test: warnings expected", "tdx-mirror-test: no more warnings expected"
+# A line of the kernel may come in the middle of one of a program.
+SPLIT = re.compile(r"^(?P<head>[^\[]+)(?P<kernel>\[ *\d+\.\d{6}\] .*)$")
+KERNEL = re.compile(r"^\[ *\d+\.\d{6}\] |^\*\* replaying previous printk")
+ON_PURPOSE = re.compile(r"# on purpose: ((?:\w+ \d+ ?)+)$")
 # Calls of the software TDX module that both modes must make equally often:
 # what is built, measured, mapped and taken apart, not how often it was retried.
 SAME_CALLS = re.compile(r"leaf_\d+_tdh_(mem_page_add|mem_page_aug|mem_page_remove|mem_sept_add|mr_extend|"
@@ -35,7 +43,14 @@ class Run:
     def __init__(self, number, mode, program):
         self.number, self.mode, self.program = number, mode, program
         self.lines, self.stats, self.tsc, self.status = [], {"tdx_emu": {}, "tdx_mirror": {}}, None, None
-        self.phases = {}
+        self.phases, self.purpose = {}, {}
+
+        # Pages that earlier programs left to the TDX module, on purpose.
+        self.left = 0
+
+    def wanted(self, name):
+        """What a test of the run left on purpose, see td_on_purpose()."""
+        return self.purpose.get(name, 0)
 
     def get(self, part, name):
         return self.stats[part].get(name, 0)
@@ -53,37 +68,77 @@ class Run:
                 failed += 1
         return passed, failed, skipped
 
+    def plan(self):
+        """How many test cases the program announced."""
+        for line in self.lines:
+            found = re.fullmatch(r"1\.\.(\d+)", line)
+            if found:
+                return int(found.group(1))
+        return None
+
+    def skips(self):
+        """(test case, reason) of the skipped ones."""
+        found = [re.match(r"ok \d+ (.*?)\s*# *SKIP\s*(.*)", line) for line in self.lines]
+        return [(match.group(1), match.group(2)) for match in found if match]
+
     def where(self):
         return f"{self.program} (tdx_mirror={self.mode}, round {self.number})"
 
 
+def whole_lines(text):
+    """The lines of a console, those of programs put together again."""
+    head = ""
+    for raw in text.split("\n"):
+        line = raw.rstrip("\r")
+        if head and not KERNEL.match(line):
+            line, head = head + line, ""
+        split = SPLIT.match(line)
+        if split:
+            head, line = split.group("head"), split.group("kernel")
+        yield line
+    if head:
+        yield head
+
+
 def parse(path):
     """(runs, alarms, exit line seen) of a serial log."""
-    runs, alarms, current, ended = [], [], None, False
+    runs, alarms, current, ended, tolerant = [], [], None, False, False
     with open(path, encoding="utf-8", errors="replace", newline="\n") as file:
-        text = file.read().split("\n")
-    for raw in text:
-        line = raw.rstrip("\r")
-        if ALARM.search(line) and not line.startswith("@"):
+        text = file.read()
+    for line in whole_lines(text):
+        if EXPECTED in line:
+            tolerant = True
+        elif UNEXPECTED in line:
+            tolerant = False
+        if ALARM.search(line) and not line.startswith("@") and not (tolerant and WARN.search(line)):
             alarms.append(line)
         words = line.split()
-        if line.startswith("@begin ") and len(words) == 4:
-            current = Run(int(words[1]), words[2], words[3])
+        if line.startswith("@begin ") and len(words) >= 4:
+            current = Run(int(words[1]), words[2], " ".join(words[3:]))
             runs.append(current)
+            current.left = sum(run.wanted("owned") for run in runs)
         elif line.startswith("@reset-failed"):
             alarms.append(line)
         elif line.startswith("@stat ") and current and len(words) == 7 and words[6].isdigit():
             current.stats[words[4]][words[5]] = int(words[6])
         elif line.startswith("@tsc ") and current and len(words) == 2:
             current.tsc = int(words[1])
-        elif line.startswith("@end ") and current and len(words) == 5:
-            current.status = int(words[4])
+        elif line.startswith("@end ") and current and len(words) >= 5:
+            current.status = int(words[-1])
             current = None
-        elif current:
+            if tolerant:
+                alarms.append(f"{line}: a test did not say where its expected warnings end")
+                tolerant = False
+        elif current and not KERNEL.match(line):
             current.lines.append(line)
             phase = re.fullmatch(r"(?:# *)?phase (\S+) (\d+)", line)
             if phase:
                 current.phases[phase.group(1)] = int(phase.group(2))
+            purpose = ON_PURPOSE.match(line)
+            if purpose:
+                pairs = purpose.group(1).split()
+                for name, value in zip(pairs[::2], pairs[1::2]):
+                    current.purpose[name] = current.wanted(name) + int(value)
         if line.startswith("vm: exit "):
             ended = True
     return runs, alarms, ended
@@ -100,24 +155,27 @@ def judge(run):
         found.append(f"failed: status {run.status}, {failed} test cases not ok")
     if run.status in (0, 4) and not passed + skipped:
         found.append("reported no test case")
+    elif run.plan() not in (None, passed + failed + skipped):
+        found.append(f"announced {run.plan()} test cases and reported {passed + failed + skipped}")
     if not emu.get("counters"):
         found.append("no counters of the software TDX module")
-    if emu.get("pamt_pages_owned"):
-        found.append(f"{emu['pamt_pages_owned']} pages still belong to the TDX module")
+    owned = emu.get("pamt_pages_owned", 0) - run.left - run.wanted("owned")
+    if owned:
+        found.append(f"{owned} pages still belong to the TDX module")
     if emu.get("invariant_errors"):
         found.append(f"{emu['invariant_errors']} invariant errors in the TDX module")
     if mirror.get("tds_live"):
         found.append(f"{mirror['tds_live']} TDs still live in the mirror")
     for name in ("leaked", "quarantined"):
-        if mirror.get(name):
-            found.append(f"{mirror[name]} pages {name}")
+        if mirror.get(name, 0) != run.wanted(name):
+            found.append(f"{mirror.get(name, 0)} pages {name}, {run.wanted(name)} of them on purpose")
     if run.mode == "on":
         if not mirror.get("counters"):
             found.append("no counters of the mirror")
         theirs, ours = emu.get("leaf_present_transitions", 0), mirror.get("leaf_transitions", 0)
         if theirs != ours:
             found.append(f"TDX module saw {theirs} leaf transitions to present, the mirror {ours}")
-        if run.get("tdx_mirror", "mapped") != run.get("tdx_mirror", "zapped"):
+        if run.get("tdx_mirror", "mapped") != run.get("tdx_mirror", "zapped") + run.wanted("not_zapped"):
             found.append(f"{run.get('tdx_mirror', 'mapped')} leaves mapped, {run.get('tdx_mirror', 'zapped')} zapped")
         if emu.get("leaf_present_transitions") and not mirror.get("tds_created"):
             found.append("the TD did not use the mirror")
@@ -200,6 +258,15 @@ REFUSED = {
     "zap_batch=513": "zap_batch=513 is not in 1..512",
     "vp_enter_policy=panic": "vp_enter_policy=panic is none of count, warn, kill",
 }
+
+
+def skip_reasons(runs):
+    """Reason -> the test cases that were skipped for it, with the mode."""
+    found = {}
+    for run in runs:
+        for case, reason in run.skips():
+            found.setdefault(reason or "no reason given", []).append(f"{case} ({run.mode})")
+    return found
 
 
 def contract(path):
@@ -320,6 +387,9 @@ def main(argv):
         problems.append("no test program ran")
     for run in runs:
         problems += [f"{run.where()}: {what}" for what in judge(run)]
+    for reason, cases in skip_reasons(runs).items():
+        if reason == "no reason given":
+            problems.append(f"skipped without a reason: {', '.join(cases)}")
     modes = {run.mode for run in runs}
     if runs and not {"on", "off"} <= modes:
         problems.append(f"ran only with tdx_mirror={', '.join(sorted(modes))}")
@@ -347,6 +417,8 @@ def main(argv):
         print(f"# {run.where()}: {ok} ok, {bad} not ok, {skip} skipped; leaf transitions: TDX module "
               f"{run.get('tdx_emu', 'leaf_present_transitions')}"
               + (f", mirror {run.get('tdx_mirror', 'leaf_transitions')}" if run.mode == "on" else ""))
+    for reason, cases in skip_reasons(runs).items():
+        print(f"# skipped: {len(cases)}: {reason}: {', '.join(cases)}")
     for what in problems:
         print(f"tdx-mirror: problem: {what}")
     # A problem that no test case reported is a failure of its own.

@@ -109,6 +109,38 @@ class Report(unittest.TestCase):
     def test_skip_is_not_pass(self):
         _, out = run_report("selftests", log(tap="ok 1 maps # SKIP no firmware\n"))
         self.assertIn("0 passed, 0 failed, 2 skipped", out)
+        self.assertIn("# skipped: 2: no firmware: maps (on), maps (off)\n", out)
+        self.fails(log(tap="ok 1 maps # SKIP\n"), "without a reason", ["selftests"])
+
+    def test_plan(self):
+        self.fails(log(tap="1..2\nok 1 maps\n"), "announced 2 test cases and reported 1")
+        status, out = run_report("selftests", log(tap="1..2\nok 1 maps\nok 2 zaps\n"))
+        self.assertEqual(status, 0, out)
+
+    def test_line_of_the_kernel_in_the_middle(self):
+        status, out = run_report("selftests", log(tap="1..1\nok 1 ma[    1.000001] kvm: said\n[    1.000002] more\nps\n"))
+        self.assertEqual(status, 0, out)
+
+    BEGIN = "[    1.000001] tdx-mirror-test: warnings expected: it breaks\n"
+    END = "[    1.000009] tdx-mirror-test: no more warnings expected\n"
+    WARN = "[    1.000002] WARNING: kvm.c:7 at x\n[    1.000003] Call Trace:\n"
+
+    def test_expected_warning(self):
+        status, out = run_report("selftests", log(kernel=self.BEGIN + self.WARN + self.END))
+        self.assertEqual(status, 0, out)
+        self.fails(log(kernel=self.BEGIN + self.END + self.WARN), "WARNING: kvm.c:7")
+        self.fails(log(kernel=self.BEGIN + self.WARN), "where its expected warnings end")
+        self.fails(log(kernel=self.BEGIN + "[    1.000002] BUG: sleeping function called\n" + self.END), "BUG: sleeping")
+
+    def test_left_on_purpose(self):
+        said = "# on purpose: not_removed 1 not_zapped 1 quarantined 1 leaked 1 owned 2\n"
+        left = {"leaked": 1, "quarantined": 1, "zapped": 3}
+        text = log(on={**left, "pamt_pages_owned": 2}, off={"pamt_pages_owned": 2})
+        on, off = text.split("@begin 1 off")
+        status, out = run_report("selftests", on.replace("ok 1", said + "ok 1") + "@begin 1 off" + off)
+        self.assertEqual(status, 0, out)
+        self.fails(text, "1 pages leaked, 0 of them on purpose", ["selftests"])
+        self.fails(log(tap=said + "ok 1 maps\n"), "0 pages leaked, 1 of them on purpose", ["selftests"])
 
 
 class Contract(unittest.TestCase):

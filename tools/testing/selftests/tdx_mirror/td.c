@@ -280,6 +280,13 @@ static void drop_slot(struct td_slot *slot)
 
 int td_add_slot(struct td *td, __u32 id, __u64 gpa, __u64 size, bool private)
 {
+	int ret = td_add_plain_slot(td, id, gpa, size, private);
+
+	return ret || !private ? ret : td_set_private(td, gpa, size, true);
+}
+
+int td_add_plain_slot(struct td *td, __u32 id, __u64 gpa, __u64 size, bool gmem)
+{
 	struct td_slot *slot = &td->slot[id];
 	int ret;
 
@@ -290,7 +297,7 @@ int td_add_slot(struct td *td, __u32 id, __u64 gpa, __u64 size, bool private)
 		slot->shared = NULL;
 		return fail(td, -errno, "memory of slot %u", id);
 	}
-	if (private) {
+	if (gmem) {
 		struct kvm_create_guest_memfd create = { .size = size };
 
 		slot->gmem = td_ioctl(td->vm_fd, KVM_CREATE_GUEST_MEMFD, &create);
@@ -302,7 +309,7 @@ int td_add_slot(struct td *td, __u32 id, __u64 gpa, __u64 size, bool private)
 		drop_slot(slot);
 		return fail(td, ret, "KVM_SET_USER_MEMORY_REGION2 of slot %u", id);
 	}
-	return private ? td_set_private(td, gpa, size, true) : 0;
+	return 0;
 }
 
 int td_delete_slot(struct td *td, __u32 id)

@@ -123,6 +123,8 @@ int td_init_vm(struct td *td, __u64 attributes);
 int td_add_vcpu(struct td *td);
 int td_init_vcpu(struct td_vcpu *vcpu);
 int td_add_slot(struct td *td, __u32 id, __u64 gpa, __u64 size, bool private);
+/* The same, but all of it is shared still; private pages can be had if @gmem. */
+int td_add_plain_slot(struct td *td, __u32 id, __u64 gpa, __u64 size, bool gmem);
 int td_delete_slot(struct td *td, __u32 id);
 int td_add_memory(struct td_vcpu *vcpu, __u64 gpa, const void *data,
 		  __u64 pages, bool measure);
@@ -179,6 +181,8 @@ void *td_read_file(const char *name, size_t *size);
 void *td_read_firmware(size_t *size, char path[256]);
 
 /* Counters that the mirror and the emulator export in debugfs, if any. */
+#define TD_MIRROR_STATS	"/sys/kernel/debug/tdx_mirror/stats"
+
 enum td_mode {
 	TD_MODE_UNPATCHED,	/* kvm_intel has no parameter tdx_mirror */
 	TD_MODE_OFF,
@@ -189,7 +193,7 @@ struct td_counters {
 	enum td_mode mode;
 	bool has_mirror, has_emu;
 	__u64 leaf_transitions, set_calls, mapped, zapped, leaked, quarantined;
-	__u64 tables, tds_live;
+	__u64 tables, tds_live, resolved;
 	__u64 emu_present, emu_removed, emu_pages, emu_errors;
 };
 

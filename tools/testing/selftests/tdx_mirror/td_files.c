@@ -10,7 +10,7 @@
 
 #include "td.h"
 
-#define MIRROR_STATS	"/sys/kernel/debug/tdx_mirror/stats"
+#define MIRROR_STATS	TD_MIRROR_STATS
 #define EMU_STATS	"/sys/kernel/debug/tdx_emu/stats"
 #define EMU_TDS		"/sys/kernel/debug/tdx_emu/tds"
 #define PARAMETER	"/sys/module/kvm_intel/parameters/tdx_mirror"
@@ -140,6 +140,7 @@ void td_counters_read(struct td_counters *c)
 		c->zapped = td_counter(MIRROR_STATS, "zapped", &found);
 		c->leaked = td_counter(MIRROR_STATS, "leaked", &found);
 		c->quarantined = td_counter(MIRROR_STATS, "quarantined", &found);
+		c->resolved = td_counter(MIRROR_STATS, "resolved", &found);
 		c->tables = td_counter(MIRROR_STATS, "tables", &found);
 		c->tds_live = td_counter(MIRROR_STATS, "tds_live", &found);
 	}

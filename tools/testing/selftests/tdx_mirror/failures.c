@@ -1,0 +1,370 @@
+// SPDX-License-Identifier: GPL-2.0
+/*
+ * SEAMCALLs that fail: what the VMM is told, what stays the TDX module's, and
+ * that the host and the next TD are none the worse.
+ */
+#include <errno.h>
+
+#include "test.h"
+
+#define PAGES	8ull
+
+TD_FIXTURE(failures);
+
+/* Another TD, as large as what the first one could have given back wrongly. */
+static int next_td_works(struct td *td)
+{
+	const struct td_config config = {};
+	struct td_vcpu *vcpu = &td->vcpu[0];
+	int ret = td_build(td, &config);
+
+	if (ret)
+		return ret;
+	td_op(vcpu, GUEST_ACCEPT, TD_RAM_GPA, 256, 0);
+	td_op(vcpu, GUEST_STORE, TD_RAM_GPA, 256, 1);
+	td_op(vcpu, GUEST_VERIFY, TD_RAM_GPA, 256, 1);
+	ret = td_ops_run(vcpu);
+	if (!ret)
+		ret = td_punch_hole(td, 0, 0, 256 * TD_PAGE);
+	if (!ret)
+		ret = td_ops_run(vcpu);
+	td_destroy(td);
+	td_reset(td);
+	return ret;
+}
+
+TEST_F_TIMEOUT(failures, b10_measuring_fails_at_each_chunk, 60)
+{
+	const struct td_config config = { .no_image = true, .no_finalize = true };
+	struct td *td = &self->td;
+	char when[8];
+	int chunk;
+
+	/* KVM takes a failure here for a bug of its own, hence the warning. */
+	REQUIRE(NEEDS_EMULATOR | NEEDS_KLOG);
+	for (chunk = 1; chunk <= 16; chunk++) {
+		struct kvm_tdx_init_mem_region region = {
+			.gpa = TD_RAM_GPA, .nr_pages = 4,
+		};
+		struct td_calls before;
+
+		ASSERT_TD_OK(td, td_build(td, &config));
+		region.source_addr = (unsigned long)td->slot[0].shared;
+		ASSERT_EQ(0, td_klog_begin("TDH.MR.EXTEND fails"));
+		td_calls_read(&before);
+		/* The second page's, so that a whole page is there already. */
+		snprintf(when, sizeof(when), "%d", 16 + chunk);
+		ASSERT_EQ(0, td_fail(TD_MR_EXTEND, when, TD_OPERAND_INVALID | TD_OP_RCX));
+		EXPECT_EQ(-EIO, td_vcpu_op(&td->vcpu[0], KVM_TDX_INIT_MEM_REGION,
+					   KVM_TDX_MEASURE_MEMORY_REGION, &region));
+		EXPECT_EQ(16 + chunk, td_calls_since(&before, TD_MR_EXTEND));
+		EXPECT_EQ(3, region.nr_pages);
+		EXPECT_EQ(TD_RAM_GPA + TD_PAGE, region.gpa);
+		/* Half a measurement is none: the TD cannot be finalized. */
+		EXPECT_EQ(-EIO, td_vm_op(td, KVM_TDX_FINALIZE_VM, 0, NULL));
+		td_destroy(td);
+		td_reset(td);
+		EXPECT_EQ(1, td_klog_end());
+	}
+	ASSERT_TD_OK(td, next_td_works(td));
+}
+
+/* KVM_TDX_INIT_MEM_REGION with @leaf failing once; 0 or its error. */
+static int add_with(struct td *td, enum td_leaf leaf, const char *when, __u64 status,
+		    struct kvm_tdx_init_mem_region *region)
+{
+	int ret;
+
+	*region = (struct kvm_tdx_init_mem_region) {
+		.source_addr = (unsigned long)td->slot[0].shared,
+		.gpa = TD_RAM_GPA, .nr_pages = 4,
+	};
+	ret = td_fail(leaf, when, status);
+	if (!ret)
+		ret = td_vcpu_op(&td->vcpu[0], KVM_TDX_INIT_MEM_REGION, 0, region);
+	return ret;
+}
+
+TEST_F(failures, b9_adding_is_refused_then_goes_on)
+{
+	static const struct {
+		enum td_leaf leaf;
+		const char *when;
+		__u64 status;
+		__u64 done;
+	} busy[] = {
+		{ TD_SEPT_ADD, "1", TD_OPERAND_BUSY | TD_OP_SEPT_TREE, 0 },
+		{ TD_SEPT_ADD, "2", TD_OPERAND_BUSY | TD_OP_RCX, 0 },
+		{ TD_PAGE_ADD, "1", TD_OPERAND_BUSY | TD_OP_SEPT_TREE, 0 },
+		{ TD_PAGE_ADD, "3", TD_OPERAND_BUSY | TD_OP_RCX, 2 },
+	};
+	const struct td_config config = { .no_image = true, .no_finalize = true };
+	struct kvm_tdx_init_mem_region region;
+	struct td *td = &self->td;
+	struct td_vcpu *vcpu = &td->vcpu[0];
+	unsigned int i;
+
+	/*
+	 * Contention of the build phase goes to the VMM, which goes on.  KVM's
+	 * own mirror retries there.
+	 */
+	REQUIRE(NEEDS_EMULATOR | NEEDS_MIRROR);
+	for (i = 0; i < ARRAY_SIZE(busy); i++) {
+		ASSERT_TD_OK(td, td_build(td, &config));
+		EXPECT_EQ(-EBUSY, add_with(td, busy[i].leaf, busy[i].when,
+					   busy[i].status, &region));
+		EXPECT_EQ(4 - busy[i].done, region.nr_pages);
+		EXPECT_EQ(0, td_vcpu_op(vcpu, KVM_TDX_INIT_MEM_REGION, 0, &region));
+		EXPECT_EQ(0, region.nr_pages);
+		EXPECT_TD_OK(td, td_load_image(td, "ops"));
+		EXPECT_TD_OK(td, td_finalize(td));
+		td_op(vcpu, GUEST_ACCEPT, TD_RAM_GPA, 8, 0);
+		EXPECT_TD_OK(td, td_ops_run(vcpu));
+		EXPECT_EQ(4, vcpu->block->ops[0].res[1]);
+		td_destroy(td);
+		td_reset(td);
+	}
+}
+
+TEST_F(failures, b9_adding_fails_for_good)
+{
+	static const struct {
+		enum td_leaf leaf;
+		const char *when;
+	} fatal[] = {
+		{ TD_SEPT_ADD, "1" }, { TD_SEPT_ADD, "3" },
+		{ TD_PAGE_ADD, "1" }, { TD_PAGE_ADD, "4" },
+	};
+	const struct td_config config = { .no_image = true, .no_finalize = true };
+	struct kvm_tdx_init_mem_region region;
+	struct td *td = &self->td;
+	unsigned int i;
+
+	REQUIRE(NEEDS_EMULATOR | NEEDS_KLOG);
+	for (i = 0; i < ARRAY_SIZE(fatal); i++) {
+		ASSERT_TD_OK(td, td_build(td, &config));
+		ASSERT_EQ(0, td_klog_begin("an addition fails"));
+		EXPECT_EQ(-EIO, add_with(td, fatal[i].leaf, fatal[i].when,
+					 TD_OPERAND_INVALID | TD_OP_RCX, &region));
+		td_destroy(td);
+		td_reset(td);
+		EXPECT_EQ(1, td_klog_end());
+	}
+	ASSERT_TD_OK(td, next_td_works(td));
+}
+
+/* One step of a zap that fails, and how many leaves it leaves in doubt. */
+struct broken_zap {
+	const char *what;
+	enum td_leaf leaf;
+	const char *when;
+	__u64 status;
+	__u64 quarantined;	/* of PAGES */
+	__u64 not_removed;
+	__u64 leaked;		/* of those in quarantine */
+};
+
+static void zap_that_breaks(struct __test_metadata *_metadata, struct td *td,
+			    struct td *other, struct td_counters *before,
+			    const struct broken_zap *zap)
+{
+	const struct td_config config = {};
+	struct td_vcpu *vcpu = &td->vcpu[0];
+	struct td_counters full, now;
+	__u64 resolved;
+	bool found;
+
+	ASSERT_TD_OK(td, td_build(td, &config));
+	td_op(vcpu, GUEST_ACCEPT, TD_RAM_GPA, PAGES, 0);
+	td_op(vcpu, GUEST_STORE, TD_RAM_GPA, PAGES, 1);
+	ASSERT_TD_OK(td, td_ops_run(vcpu));
+	td_counters_read(&full);
+	ASSERT_EQ(0, td_klog_begin(zap->what));
+	ASSERT_EQ(0, td_fail(zap->leaf, zap->when, zap->status));
+	/* A zap cannot fail; the VM can. */
+	EXPECT_TD_OK(td, td_punch_hole(td, 0, 0, PAGES * TD_PAGE));
+	td_inject_clear();
+	td_counters_read(&now);
+	EXPECT_EQ(zap->quarantined, now.quarantined - full.quarantined)
+		TH_LOG("%s", zap->what);
+	EXPECT_EQ(PAGES - zap->not_removed, now.emu_removed - full.emu_removed)
+		TH_LOG("%s", zap->what);
+	EXPECT_EQ(full.leaked, now.leaked);
+	/* The GFN refuses another page, for the guest and for the VMM. */
+	EXPECT_EQ(-EIO, td_prefault_once(vcpu, TD_RAM_GPA, TD_PAGE));
+	EXPECT_EQ(-EIO, td_vcpu_enter(vcpu));
+	td_counters_read(&full);
+	EXPECT_EQ(full.emu_present, now.emu_present);
+	/* None of the pages goes to whoever asks next. */
+	EXPECT_TD_OK(other, next_td_works(other));
+	td_on_purpose(before, (struct td_purpose) {
+		.not_removed = zap->not_removed,
+		.not_zapped = zap->quarantined,
+		.quarantined = zap->quarantined,
+		.leaked = zap->leaked,
+	});
+	td_destroy(td);
+	td_reset(td);
+	EXPECT_EQ(zap->leaked, td_klog_count("page leaked"));
+	EXPECT_EQ(1, td_klog_end());
+	/* The S-EPT is gone, so the quarantine can end, each page reclaimed. */
+	resolved = zap->quarantined - zap->leaked;
+	EXPECT_EQ(resolved,
+		  td_counter(TD_MIRROR_STATS, "resolved", &found) - before->resolved)
+		TH_LOG("%s", zap->what);
+	before->resolved += resolved;
+}
+
+TEST_F_TIMEOUT(failures, r41_b14_b34_a_zap_breaks, 120)
+{
+	static const struct broken_zap zaps[] = {
+		{ "TDH.MEM.RANGE.BLOCK fails", TD_RANGE_BLOCK, "3",
+		  TD_OPERAND_INVALID | TD_OP_RCX, 1, 1 },
+		{ "TDH.MEM.RANGE.BLOCK stays busy", TD_RANGE_BLOCK, "every 1",
+		  TD_OPERAND_BUSY | TD_OP_SEPT_TREE, PAGES, PAGES },
+		{ "TDH.MEM.TRACK fails", TD_TRACK, "1",
+		  TD_OPERAND_INVALID | TD_OP_RCX, PAGES, PAGES },
+		{ "TDH.MEM.TRACK stays busy", TD_TRACK, "every 1",
+		  TD_OPERAND_BUSY | TD_OP_EPOCH, PAGES, PAGES },
+		{ "TDH.MEM.PAGE.REMOVE fails", TD_PAGE_REMOVE, "2",
+		  TD_ENTRY_STATE | TD_OP_RCX, 1, 1 },
+		{ "TDH.MEM.PAGE.REMOVE stays busy", TD_PAGE_REMOVE, "every 1",
+		  TD_OPERAND_BUSY | TD_OP_SEPT_TREE, PAGES, PAGES },
+		/* Removed already: nothing is there that could be reclaimed. */
+		{ "TDH.PHYMEM.PAGE.WBINVD fails", TD_PAGE_WBINVD, "8",
+		  TD_OPERAND_INVALID | TD_OP_RCX, 1, 0, 1 },
+	};
+	unsigned int i;
+
+	REQUIRE(NEEDS_EMULATOR | NEEDS_MIRROR | NEEDS_KLOG);
+	for (i = 0; i < ARRAY_SIZE(zaps); i++)
+		zap_that_breaks(_metadata, &self->td, &self->other, &self->before,
+				&zaps[i]);
+}
+
+TEST_F(failures, r26_a_zap_survives_busy_once)
+{
+	static const enum td_leaf leaf[] = { TD_RANGE_BLOCK, TD_TRACK, TD_PAGE_REMOVE };
+	static const __u64 operand[] = { TD_OP_SEPT_TREE, TD_OP_EPOCH, TD_OP_RCX };
+	const struct td_config config = {};
+	struct td *td = &self->td;
+	struct td_vcpu *vcpu = &td->vcpu[0];
+	unsigned int i;
+
+	REQUIRE(NEEDS_EMULATOR);
+	ASSERT_TD_OK(td, td_build(td, &config));
+	td_op(vcpu, GUEST_ACCEPT, TD_RAM_GPA, PAGES, 0);
+	td_op(vcpu, GUEST_VERIFY_ZERO, TD_RAM_GPA, PAGES, 0);
+	td_op(vcpu, GUEST_STORE, TD_RAM_GPA, PAGES, 1);
+	for (i = 0; i < ARRAY_SIZE(leaf); i++) {
+		ASSERT_TD_OK(td, td_ops_run(vcpu));
+		ASSERT_EQ(0, td_fail(leaf[i], "1", TD_OPERAND_BUSY | operand[i]));
+		ASSERT_TD_OK(td, td_punch_hole(td, 0, 0, PAGES * TD_PAGE));
+	}
+	ASSERT_TD_OK(td, td_ops_run(vcpu));
+}
+
+TEST_F(failures, r9_r11_b22_a_table_cannot_be_reclaimed)
+{
+	static const __u64 status[] = {
+		TD_PAGE_METADATA | TD_OP_RCX, TD_OPERAND_BUSY | TD_OP_TDR,
+	};
+	const struct td_config config = {};
+	struct td *td = &self->td;
+	struct td_calls start, built, last;
+	struct td_counters now;
+	__u64 pages;
+	unsigned int i;
+	char when[8];
+
+	REQUIRE(NEEDS_EMULATOR | NEEDS_MIRROR | NEEDS_KLOG);
+	for (i = 0; i < ARRAY_SIZE(status); i++) {
+		td_calls_read(&start);
+		ASSERT_TD_OK(td, td_build(td, &config));
+		ASSERT_TD_OK(td, td_prefault(&td->vcpu[0], TD_RAM_GPA,
+					     PAGES * TD_PAGE, NULL));
+		td_calls_read(&built);
+		td_counters_read(&now);
+		pages = now.emu_pages - self->before.emu_pages;
+
+		/* The vCPU's pages come first, then the tables, children first. */
+		snprintf(when, sizeof(when), "%llu",
+			 built.leaf[TD_VP_CREATE] - start.leaf[TD_VP_CREATE] +
+			 built.leaf[TD_VP_ADDCX] - start.leaf[TD_VP_ADDCX] + 1);
+		ASSERT_EQ(0, td_klog_begin("a table of the S-EPT cannot be reclaimed"));
+		ASSERT_EQ(0, td_fail(TD_PAGE_RECLAIM, when, status[i]));
+		/* The TDR has a child for ever, so it is lost as well. */
+		td_on_purpose(&self->before, (struct td_purpose) {
+			.leaked = 1, .owned = 2,
+		});
+		td_destroy(td);
+		td_reset(td);
+		EXPECT_EQ(1, td_klog_count("page leaked"));
+		EXPECT_LT(0, td_klog_end());
+		td_calls_read(&last);
+		/* One call for each page but the data, and none twice. */
+		EXPECT_EQ(pages - PAGES - TD_IMAGE_SIZE / TD_PAGE,
+			  last.leaf[TD_PAGE_RECLAIM] - built.leaf[TD_PAGE_RECLAIM]);
+	}
+	ASSERT_TD_OK(td, next_td_works(td));
+}
+
+TEST_F(failures, r41_b22_a_page_in_quarantine_cannot_be_reclaimed)
+{
+	const struct td_config config = {};
+	struct td *td = &self->td;
+	struct td_calls start, built;
+	bool found;
+	char when[8];
+
+	REQUIRE(NEEDS_EMULATOR | NEEDS_MIRROR | NEEDS_KLOG);
+	td_calls_read(&start);
+	ASSERT_TD_OK(td, td_build(td, &config));
+	ASSERT_TD_OK(td, td_prefault(&td->vcpu[0], TD_RAM_GPA, PAGES * TD_PAGE, NULL));
+	td_calls_read(&built);
+	ASSERT_EQ(0, td_klog_begin("a page cannot be removed, nor reclaimed later"));
+	ASSERT_EQ(0, td_fail(TD_PAGE_REMOVE, "1", TD_ENTRY_STATE | TD_OP_RCX));
+	ASSERT_TD_OK(td, td_punch_hole(td, 0, 0, PAGES * TD_PAGE));
+	/* What its table holds is reclaimed before the table. */
+	snprintf(when, sizeof(when), "%llu",
+		 built.leaf[TD_VP_CREATE] - start.leaf[TD_VP_CREATE] +
+		 built.leaf[TD_VP_ADDCX] - start.leaf[TD_VP_ADDCX] + 1);
+	ASSERT_EQ(0, td_fail(TD_PAGE_RECLAIM, when, TD_PAGE_METADATA | TD_OP_RCX));
+	td_on_purpose(&self->before, (struct td_purpose) {
+		.not_removed = 1, .not_zapped = 1, .quarantined = 1,
+		.leaked = 1, .owned = 2,
+	});
+	td_destroy(td);
+	td_reset(td);
+	EXPECT_EQ(1, td_klog_count("page leaked"));
+	EXPECT_LT(0, td_klog_end());
+	EXPECT_EQ(self->before.resolved, td_counter(TD_MIRROR_STATS, "resolved", &found));
+	ASSERT_TD_OK(td, next_td_works(td));
+}
+
+TEST_F(failures, b33_tables_go_after_the_key)
+{
+	const struct td_config config = {};
+	struct td *td = &self->td;
+	__u64 first, last, freeid, tables;
+	struct td_calls before, after;
+
+	/* The trace has the order, the TDX module refuses a parent before its child. */
+	REQUIRE(NEEDS_EMULATOR | NEEDS_TRACER);
+	ASSERT_TD_OK(td, td_build(td, &config));
+	ASSERT_TD_OK(td, td_prefault(&td->vcpu[0], TD_RAM_GPA, 1024 * TD_PAGE, NULL));
+	ASSERT_EQ(0, td_trace_start("tdh_phymem_page_reclaim tdh_mng_key_freeid"));
+	td_calls_read(&before);
+	td_destroy(td);
+	td_calls_read(&after);
+	EXPECT_EQ(1, td_trace_count("tdh_mng_key_freeid"));
+	td_trace_order("tdh_mng_key_freeid", &freeid, &last);
+	td_trace_order("tdh_phymem_page_reclaim", &first, &last);
+	EXPECT_LT(freeid, first);
+	tables = last - first + 1;
+	EXPECT_EQ(tables, after.leaf[TD_PAGE_RECLAIM] - before.leaf[TD_PAGE_RECLAIM]);
+	td_trace_stop();
+	td_reset(td);
+}
+
+TEST_HARNESS_MAIN
