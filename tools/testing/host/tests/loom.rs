@@ -14,7 +14,7 @@ use tdx_mirror_host::mirror::error::{Bug, MapError, MapOutcome, RetryReason};
 use tdx_mirror_host::mirror::level::Level;
 use tdx_mirror_host::mirror::spte::SpteKind;
 use tdx_mirror_host::mock::{status, Call, Mock};
-use tdx_mirror_host::sept::FAULT_TRIES;
+use tdx_mirror_host::sept::{FAULT_TRIES, PAY_TRIES};
 use tdx_mirror_host::vm::{Outcome, Td};
 
 use loom::sync::atomic::{AtomicUsize, Ordering};
@@ -132,7 +132,7 @@ fn r27_b1_two_vcpus_map_one_gfn() {
 
 #[test]
 fn r27_r36_three_vcpus_map_one_gfn() {
-    explore("map/map/map same GFN", 1000, || {
+    explore("map/map/map same GFN", 5000, || {
         let td = td(Level::L2M);
         let a = map_thread(&td, 0, 7);
         let b = map_thread(&td, 0, 7);
@@ -397,6 +397,100 @@ fn r2_disjoint_gfns_do_not_disturb_each_other() {
         // The table is there, so no one meets the other's frozen entry.
         assert_eq!(a.join().unwrap(), Ok(MapOutcome::Fixed));
         assert_eq!(b, Ok(MapOutcome::Fixed));
+        td.check_same(&[0, 1]);
+    });
+}
+
+/// A mark that nobody owes would starve the guest; one that is owed is paid by the next map.
+fn check_marks(td: &Td) {
+    td.mock().clear_fails();
+    let sept = td.mirror().external();
+    let figures = sept.stats();
+    let done = figures.debts_paid.get() + figures.debts_lost.get();
+    assert_eq!(figures.debts.get(), done + sept.debts_owed());
+    assert_eq!(figures.debts_lost.get(), 0);
+    assert!(td.mock().marks() as u64 <= sept.debts_owed());
+    for _ in 0..2 {
+        assert!(matches!(
+            td.map(1, 8),
+            Ok(MapOutcome::Fixed | MapOutcome::Spurious)
+        ));
+    }
+    assert_eq!((td.mock().marks(), sept.debts_owed()), (0, 0));
+}
+
+#[test]
+fn r15_debt_recorded_while_another_pays() {
+    explore("debt recorded/paid", 3000, || {
+        let td = td(Level::L2M);
+        assert_eq!(td.map(1, 8), Ok(MapOutcome::Fixed));
+        assert_eq!(td.zap(1, 2), 1);
+        // Whoever comes first gives up, and may even fail to clear its mark.
+        let busy = status::ENTRY_BUSY;
+        td.mock().fail(Call::PageMap, 0, FAULT_TRIES, busy);
+        td.mock().fail(Call::Read, 0, PAY_TRIES, busy);
+        let a = map_thread(&td, 0, 7);
+        let b = map_thread(&td, 1, 8);
+        let c = td.map(1, 8);
+        for o in [a.join().unwrap(), b.join().unwrap(), c] {
+            assert!(matches!(
+                o,
+                Ok(MapOutcome::Fixed | MapOutcome::Spurious | MapOutcome::Retry(_))
+            ));
+        }
+        check_marks(&td);
+        settle(&td, 0, 7, td.map(0, 7));
+        assert!(td.host().bugs().is_empty());
+        td.check_same(&[0, 1]);
+    });
+}
+
+#[test]
+fn r15_two_pay_one_debt() {
+    explore("debt paid by two", 2000, || {
+        let td = td(Level::L2M);
+        let busy = status::ENTRY_BUSY;
+        assert_eq!(td.map(1, 8), Ok(MapOutcome::Fixed));
+        td.mock().fail(Call::PageMap, 0, FAULT_TRIES, busy);
+        td.mock().fail(Call::Read, 0, PAY_TRIES, busy);
+        assert!(matches!(td.map(0, 7), Ok(MapOutcome::Retry(_))));
+        assert_eq!(td.mirror().external().debts_owed(), 1);
+        // One of two payments fails once more, whichever it is.
+        td.mock().fail(Call::Read, 0, 1, busy);
+        let a = map_thread(&td, 0, 7);
+        let b = map_thread(&td, 1, 8);
+        let c = td.map(0, 7);
+        let (a, b) = (a.join().unwrap(), b.join().unwrap());
+        for o in [a, c] {
+            settle(&td, 0, 7, o);
+        }
+        assert_eq!(b, Ok(MapOutcome::Spurious));
+        check_marks(&td);
+        assert_eq!(td.mirror().external().stats().debts.get(), 1);
+        assert!(td.host().bugs().is_empty());
+        td.check_same(&[0, 1]);
+    });
+}
+
+#[test]
+fn r15_r26_zap_pays_what_a_map_owes() {
+    explore("debt recorded/zap", 100, || {
+        let td = td(Level::L2M);
+        let busy = status::ENTRY_BUSY;
+        assert_eq!(td.map(1, 8), Ok(MapOutcome::Fixed));
+        td.mock().fail(Call::PageMap, 0, FAULT_TRIES, busy);
+        td.mock().fail(Call::Read, 0, PAY_TRIES, busy);
+        let a = map_thread(&td, 0, 7);
+        let b = map_thread(&td, 0, 7);
+        td.zap(0, 2);
+        for o in [a.join().unwrap(), b.join().unwrap()] {
+            assert!(matches!(
+                o,
+                Ok(MapOutcome::Fixed | MapOutcome::Spurious | MapOutcome::Retry(_))
+            ));
+        }
+        check_marks(&td);
+        assert!(td.host().bugs().is_empty());
         td.check_same(&[0, 1]);
     });
 }
