@@ -10,7 +10,7 @@ use super::pamt::PamtLock;
 use super::platform::{Entry, GuestExit, GuestRegs, Inject, Platform, Regs, Vcpu};
 use super::sys::Machine;
 use super::td::{tdcs_word, Tdcs, Tdr};
-use super::vp::{vcpu_state, word, Tdvps};
+use super::vp::{vcpu_state, word, LockedVcpu, Tdvps};
 use super::zerostep::Verdict;
 
 /// RCX of VP.ENTER: after an exit for HOST_PRIORITY_BUSY_TIMEOUT, whether the guest should
@@ -82,14 +82,7 @@ impl<P: Platform> Machine<P> {
             return Err(st::OPERAND_INVALID | op::RCX);
         }
         let pa = r.rcx & !ENTER_FLAGS;
-        let allowed = Some(op_state::VP_ENTER);
-        let mut v = self.lock_vcpu(pa, op::RCX, Mode::Shared, Mode::Shared, allowed)?;
-        if !v.tdvps.is_complete() {
-            return Err(st::TDCX_NUM_INCORRECT);
-        }
-        if v.tdvps.get(word::STATE) != vcpu_state::READY {
-            return Err(st::VCPU_STATE_INCORRECT);
-        }
+        let mut v = self.ready_vcpu(pa)?;
         let new_here = associate(&v.tdvps, &v.tdcs, lp)?;
         let trapped = v.tdvps.get(word::TRAPPED) != 0;
         let hint = r.rcx & RECOVERABLE != 0;
@@ -139,13 +132,22 @@ impl<P: Platform> Machine<P> {
             e.regs.gpr[0] &= !RECOVERABLE_HINT;
             e.regs.gpr[0] |= if hint { RECOVERABLE_HINT } else { 0 };
         }
-        // Behind a #VE the NMI waits for the next entry.
-        let free = e.entry.inject == Inject::None;
-        if free && e.tdvps.word(word::PEND_NMI).swap(0, Ordering::Relaxed) != 0 {
-            e.entry.inject = Inject::Nmi;
-        }
+        e.take_nmi();
         drop(tree_lock);
         Ok(Enter::Guest(e))
+    }
+
+    /// A vCPU that can run, with its TD, in a state in which it may.
+    fn ready_vcpu(&self, pa: u64) -> Res<LockedVcpu<'_>> {
+        let allowed = Some(op_state::VP_ENTER);
+        let v = self.lock_vcpu(pa, op::RCX, Mode::Shared, Mode::Shared, allowed)?;
+        if !v.tdvps.is_complete() {
+            return Err(st::TDCX_NUM_INCORRECT);
+        }
+        if v.tdvps.get(word::STATE) != vcpu_state::READY {
+            return Err(st::VCPU_STATE_INCORRECT);
+        }
+        Ok(v)
     }
 }
 
@@ -169,6 +171,15 @@ fn associate(v: &Tdvps<'_>, tdcs: &Tdcs<'_>, lp: u32) -> Res<bool> {
 }
 
 impl Entered<'_> {
+    /// Injects an NMI that the host asked for. Behind a #VE it waits for the next entry.
+    fn take_nmi(&mut self) {
+        let free = self.entry.inject == Inject::None;
+        let nmi = self.tdvps.word(word::PEND_NMI);
+        if free && nmi.swap(0, Ordering::Relaxed) != 0 {
+            self.entry.inject = Inject::Nmi;
+        }
+    }
+
     /// If the last exit was a TDG.VP.VMCALL: the host's registers are its results.
     fn take_answer(&mut self, r: &mut Regs) {
         let mask = self.tdvps.get(word::VMCALL);

@@ -96,6 +96,11 @@ impl<G: GuestRun<Host>> Vmm<G> {
 
     /// A TD up to TDH.MNG.INIT, with a 4-level S-EPT.
     pub fn create(&self, hkid: u64, attributes: u64) -> Td {
+        self.create_with(hkid, attributes, 3, 4)
+    }
+
+    /// The same with a root of level 3 or 4 and other CONFIG_FLAGS.
+    pub fn create_with(&self, hkid: u64, attributes: u64, root: u64, flags: u64) -> Td {
         let tdr = self.page();
         self.ok(9, regs(tdr, hkid, 0, 0));
         self.ok(8, regs(tdr, 0, 0, 0));
@@ -103,7 +108,7 @@ impl<G: GuestRun<Host>> Vmm<G> {
         for &p in &tdcx {
             self.ok(1, regs(p, tdr, 0, 0));
         }
-        td_params(self.host(), attributes, 3, 4);
+        td_params(self.host(), attributes, root, flags);
         self.ok(21, regs(tdr, layout::TD_PARAMS, 0, 0));
         Td {
             tdr,
