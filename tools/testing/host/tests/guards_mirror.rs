@@ -93,3 +93,24 @@ fn r36_what_races_can_find_is_no_bug() {
     assert!(!td.mirror().is_bugged());
     td.check_same(&[5, 6]);
 }
+
+#[test]
+fn r18_walks_count_the_frozen_entries_that_they_meet() {
+    let td: Arc<OnceLock<Td>> = Arc::default();
+    let inner = td.clone();
+    let mock = Mock::new(Level::L512G).observe(move |call, _| {
+        if call == Call::PageMap {
+            let td = inner.get().unwrap();
+            assert_eq!(td.kind(5), SpteKind::Frozen);
+            assert_eq!(td.kind(6), SpteKind::NonPresent);
+        }
+    });
+    td.set(Td::new(Level::L512G, mock)).unwrap();
+    let td = td.get().unwrap();
+    assert_eq!(td.map(5, 7), Ok(MapOutcome::Fixed));
+    assert_eq!(td.mirror().stats().frozen_seen.get(), 1);
+    assert!(matches!(td.kind(5), SpteKind::Leaf(_)));
+    assert_eq!(td.kind(1 << 27), SpteKind::NonPresent);
+    assert_eq!(td.walk(1 << 36), None);
+    assert_eq!(td.mirror().stats().frozen_seen.get(), 1);
+}
