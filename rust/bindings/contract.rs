@@ -480,7 +480,7 @@ unsafe extern "C" {
     pub fn tdx_mirror_warn_parameter();
 }
 unsafe extern "C" {
-    pub fn tdx_mirror_warn_vp_enter(status: u64_);
+    pub fn tdx_mirror_warn_vp_enter();
 }
 unsafe extern "C" {
     pub fn tdx_mirror_warn_reclaim_busy();

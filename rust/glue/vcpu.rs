@@ -80,8 +80,9 @@ impl Mirror {
             }
             self.hooks().bug_vm();
         } else if busy.report {
+            pr_warn!("TDH.VP.ENTER found the S-EPT busy, report this line: answer {status:#x}\n");
             // SAFETY: May be called in any context.
-            unsafe { bindings::tdx_mirror_warn_vp_enter(status) };
+            unsafe { bindings::tdx_mirror_warn_vp_enter() };
         }
         as_kvm(busy.action)
     }

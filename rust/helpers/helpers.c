@@ -81,10 +81,9 @@ void tdx_mirror_warn_parameter(void)
 }
 
 /* Only a zap or a fault of another vCPU holds the S-EPT, and never for long. */
-void tdx_mirror_warn_vp_enter(u64 status)
+void tdx_mirror_warn_vp_enter(void)
 {
-	WARN_ONCE(1, "tdx_mirror: TDH.VP.ENTER found the S-EPT busy, status %#llx; report this\n",
-		  status);
+	WARN_ON_ONCE(1);
 }
 
 /* Somebody still uses a TD whose HKID is released. */

@@ -20,7 +20,7 @@ void tdx_mirror_release_page(u64 pfn);
 
 void tdx_mirror_warn_bug(void);
 void tdx_mirror_warn_parameter(void);
-void tdx_mirror_warn_vp_enter(u64 status);
+void tdx_mirror_warn_vp_enter(void);
 void tdx_mirror_warn_reclaim_busy(void);
 
 const char *tdx_mirror_vp_enter_policy(unsigned int *len);
