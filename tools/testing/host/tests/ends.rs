@@ -107,7 +107,7 @@ fn r28_r35_b30_no_bit_of_a_present_leaf_reaches_a_hook() {
         td.poke(5, old);
     }
     // A leaf with accessed and dirty set is what it was to a fault and to a zap.
-    td.poke(5, Spte::from_raw(old.raw() | 3 << 8));
+    td.poke(5, Spte::from_raw(old.raw() | (3 << 8)));
     assert_eq!(td.map(5, 10_005), Ok(MapOutcome::Spurious));
     assert!(td.mock().log().is_empty());
     assert_eq!(td.zap(5, 6), 1);

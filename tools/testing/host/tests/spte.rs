@@ -199,7 +199,7 @@ fn r27_r29_r30_r32_r35_every_change_has_its_class() {
             Spte::quarantined(b),
             leaf(a),
             leaf(b),
-            Spte::from_raw(leaf(a).raw() | 3 << 8),
+            Spte::from_raw(leaf(a).raw() | (3 << 8)),
             Spte::from_raw(leaf(a).raw() & !2),
             Spte::table(a),
             Spte::table(b),
