@@ -81,12 +81,12 @@ fn b12_map_with_exclusive() {
 }
 
 #[test]
-fn token_needs_unsafe() {
+fn b12_token_needs_unsafe() {
     refused("token_needs_unsafe", "E0133");
 }
 
 #[test]
-fn token_stays_in_its_thread() {
+fn b12_token_stays_in_its_thread() {
     refused("token_stays_in_its_thread", "E0277");
 }
 
@@ -96,11 +96,36 @@ fn b14_assigned_page_cannot_be_given_back() {
 }
 
 #[test]
-fn frozen_spte_is_used_once() {
+fn r17_frozen_spte_is_used_once() {
     refused("frozen_spte_used_twice", "E0382");
 }
 
 #[test]
-fn zap_slot_does_not_survive_a_yield() {
+fn b12_zap_slot_does_not_survive_a_yield() {
     refused("slot_survives_yield", "E0502");
+}
+
+#[test]
+fn b12_token_is_not_lent_to_another_thread() {
+    refused("shared_token_in_another_thread", "E0277");
+}
+
+#[test]
+fn b12_map_under_rcu() {
+    refused("map_under_rcu", "E0308");
+}
+
+#[test]
+fn b12_b33_teardown_with_shared() {
+    refused("teardown_with_shared", "E0308");
+}
+
+#[test]
+fn r39_assigned_page_cannot_be_opened() {
+    refused("assigned_page_opened", "E0616");
+}
+
+#[test]
+fn b14_assigned_page_is_reclaimed_once() {
+    refused("assigned_page_copied", "E0382");
 }
