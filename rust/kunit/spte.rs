@@ -45,7 +45,7 @@ pub fn r33_values_are_kvms(_: &Td) -> Outcome {
     let ours = KvmEncoding::OURS;
     ensure!(ours.present_mask == 1 << 11);
     ensure!(ours.nonpresent == 1 << 63);
-    ensure!(ours.frozen == 1 << 63 | 0x1a0);
+    ensure!(ours.frozen == (1 << 63) | 0x1a0);
     ensure!(Spte::NON_PRESENT.raw() == ours.nonpresent);
     ensure!(Spte::FROZEN.raw() == ours.frozen);
     Ok(())
