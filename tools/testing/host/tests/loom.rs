@@ -446,6 +446,32 @@ fn r15_debt_recorded_while_another_pays() {
 }
 
 #[test]
+fn r15_two_record_debts_at_once() {
+    explore("debt recorded/debt recorded", 100, || {
+        let td = td(Level::L2M);
+        assert_eq!(td.map(1, 8), Ok(MapOutcome::Fixed));
+        assert_eq!(td.zap(1, 2), 1);
+        // Both give up, and neither can clear its mark.
+        let busy = status::ENTRY_BUSY;
+        td.mock().fail(Call::PageMap, 0, 2 * FAULT_TRIES, busy);
+        td.mock().fail(Call::Read, 0, 3 * PAY_TRIES, busy);
+        let a = map_thread(&td, 0, 7);
+        let b = td.map(1, 8);
+        for o in [a.join().unwrap(), b] {
+            assert!(matches!(
+                o,
+                Ok(MapOutcome::Retry(RetryReason::Contended(_)))
+            ));
+        }
+        assert_eq!(td.mirror().external().debts_owed(), 2);
+        check_marks(&td);
+        settle(&td, 0, 7, td.map(0, 7));
+        assert!(td.host().bugs().is_empty());
+        td.check_same(&[0, 1]);
+    });
+}
+
+#[test]
 fn r15_two_pay_one_debt() {
     explore("debt paid by two", 2000, || {
         let td = td(Level::L2M);
