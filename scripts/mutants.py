@@ -47,6 +47,8 @@ FLOOR = 95
 TEST_SECONDS = 20
 # A mutant that loops over an allocation must not take the machine with it.
 MEMORY_KIB = 6 << 20
+# Tests that the kernel runs as well.
+TESTS_OF_BOTH = "rust/kunit"
 # Stand-ins for the atomics that another build uses.
 NOT_BUILT = ("rust/mirror/sys/kernel.rs", "rust/mirror/sys/loom.rs")
 ENVIRONMENT = {
@@ -114,10 +116,9 @@ def sections(toml):
     return found
 
 
-def crate_root(left_out):
-    """The host crate's root for a tree whose top is the project's, with the tests as modules."""
-    lines = ["extern crate self as tdx_mirror_host;"]
-    path = None
+def host_modules():
+    """Lines of the host crate's root for a tree whose top is the project's, and the files named there."""
+    lines, paths, path = ["extern crate self as tdx_mirror_host;"], [], None
     for line in read(os.path.join(TOP, HOST, "src/lib.rs")).split("\n"):
         line = line.strip()
         if found := re.match(r'#\[path = "([^"]+)"\]', line):
@@ -128,59 +129,73 @@ def crate_root(left_out):
             if not here:
                 raise Wrong(f"{HOST}/src/lib.rs: no file for the module {found.group(1)}")
             lines += [f'#[path = "{here}"]', line]
+            paths.append(here)
             path = None
         elif line and not line.startswith("//"):
             lines.append(line)
+    return lines, paths
+
+
+def test_modules(left_out):
+    """Names of the files of tests that are built."""
     tests = sorted(n[:-3] for n in os.listdir(os.path.join(TOP, HOST, "tests")) if n.endswith(".rs"))
     for name in left_out:
         if name.split("::")[0] not in tests:
             raise Wrong(f"{LISTED}: left_out names {name}, and there is no {HOST}/tests/{name}.rs")
-    for name in tests:
-        if name not in left_out:
-            lines += ["#[cfg(test)]", f'#[path = "{HOST}/tests/{name}.rs"]', f"mod test_{name};"]
-    return "\n".join(lines) + "\n"
+    return [name for name in tests if name not in left_out]
 
 
-def assemble(tree, left_out, last):
-    """Makes the tree in which the mutants are built; answers a key over its content."""
-    # What was built of other crates stays.
-    for name in os.listdir(tree) if os.path.isdir(tree) else []:
-        path = os.path.join(tree, name)
-        if name != "target":
-            shutil.rmtree(path) if os.path.isdir(path) else os.remove(path)
-    for name in sorted(os.listdir(os.path.join(TOP, "rust"))):
-        path = os.path.join(TOP, "rust", name)
-        # Not what needs the kernel.
-        if os.path.isdir(path) and name not in ("bindings", "helpers") and not name.endswith("glue"):
-            shutil.copytree(path, os.path.join(tree, "rust", name), ignore=lambda _, names: [
-                n for n in names if "." in n and not n.endswith(".rs")])
-        elif name.endswith(".rs") and not name.endswith("_main.rs"):
-            os.makedirs(os.path.join(tree, "rust"), exist_ok=True)
-            shutil.copy(path, os.path.join(tree, "rust", name))
-    for name in ("src", "tests"):
-        shutil.copytree(os.path.join(TOP, HOST, name), os.path.join(tree, HOST, name))
-    lock = os.path.join(TOP, HOST, "Cargo.lock")
-    if os.path.exists(lock):
-        shutil.copy(lock, tree)
-    parts = sections(read(os.path.join(TOP, HOST, "Cargo.toml")))
-    keep = ("[package]", "[features]", "[dependencies]", "[dev-dependencies]", "[lints.rust]")
-    write(os.path.join(tree, "Cargo.toml"), "".join(parts.get(k, "").rstrip() + "\n\n" for k in keep) + PROFILE)
-    write(os.path.join(tree, "lib.rs"), crate_root(left_out))
-    runner = os.path.join(tree, "runner")
-    write(runner, RUNNER.format(skip=" ".join(f"--skip {t}" for t in last), last=" ".join(last)))
-    write(os.path.join(tree, ".cargo", "config.toml"), f"[target.'cfg(unix)']\nrunner = [\"sh\", \"{runner}\"]\n")
-    # Here, so that no mutant waits for a network; this also writes Cargo.lock.
-    done = subprocess.run(["cargo", "fetch"], cwd=tree, capture_output=True, text=True, check=False)
-    if done.returncode:
-        raise Wrong(f"cargo fetch: {done.stderr.strip()[-2000:]}")
-    digest = hashlib.sha256(json.dumps([ENVIRONMENT, TEST_SECONDS, left_out]).encode())
-    for folder, folders, names in os.walk(tree):
-        folders[:] = sorted(f for f in folders if f != "target")
-        for name in sorted(names):
-            path = os.path.join(folder, name)
+def digest_of(tree, *starts):
+    """A key over the content of the files below some folders of the tree."""
+    digest = hashlib.sha256()
+    for start in starts:
+        top = os.path.join(tree, start)
+        found = [top] if os.path.isfile(top) else sorted(
+            os.path.join(folder, name) for folder, _, names in os.walk(top) for name in names)
+        for path in found:
             with open(path, "rb") as f:
                 digest.update(os.path.relpath(path, tree).encode() + b"\0" + hashlib.sha256(f.read()).digest())
     return digest.hexdigest()[:16]
+
+
+class Tree:
+    """The sources in which the mutants are built, as one crate."""
+
+    def __init__(self, path, left_out, last):
+        self.path = path
+        # What was built of other crates stays.
+        for name in os.listdir(path) if os.path.isdir(path) else []:
+            there = os.path.join(path, name)
+            if name != "target":
+                shutil.rmtree(there) if os.path.isdir(there) else os.remove(there)
+        lines, used = host_modules()
+        folders = sorted({"/".join(p.split("/")[:2]) for p in used if p.startswith("rust/")})
+        for name in folders + [f"{HOST}/src", f"{HOST}/tests"]:
+            source, target = os.path.join(TOP, name), os.path.join(path, name)
+            os.makedirs(os.path.dirname(target), exist_ok=True)
+            shutil.copytree(source, target) if os.path.isdir(source) else shutil.copy(source, target)
+        self.modules = test_modules(left_out)
+        for name in self.modules:
+            lines += ["#[cfg(test)]", f'#[path = "{HOST}/tests/{name}.rs"]', f"mod test_{name};"]
+        write(os.path.join(path, "lib.rs"), "\n".join(lines) + "\n")
+        lock = os.path.join(TOP, HOST, "Cargo.lock")
+        if os.path.exists(lock):
+            shutil.copy(lock, path)
+        parts = sections(read(os.path.join(TOP, HOST, "Cargo.toml")))
+        keep = ("[package]", "[features]", "[dependencies]", "[dev-dependencies]", "[lints.rust]")
+        write(os.path.join(path, "Cargo.toml"), "".join(parts.get(k, "").rstrip() + "\n\n" for k in keep) + PROFILE)
+        runner = os.path.join(path, "runner")
+        write(runner, RUNNER.format(skip=" ".join(f"--skip {t}" for t in last), last=" ".join(last)))
+        write(os.path.join(path, ".cargo", "config.toml"), f"[target.'cfg(unix)']\nrunner = [\"sh\", \"{runner}\"]\n")
+        # Here, so that no mutant waits for a network; this also writes Cargo.lock.
+        done = subprocess.run(["cargo", "fetch"], cwd=path, capture_output=True, text=True, check=False)
+        if done.returncode:
+            raise Wrong(f"cargo fetch: {done.stderr.strip()[-2000:]}")
+        folders = [f for f in folders if f != TESTS_OF_BOTH]
+        # What every result rests on, and what those of one file of tests rest on.
+        self.base = digest_of(path, *folders, f"{HOST}/src", "Cargo.toml", "Cargo.lock")
+        self.tests = {name: digest_of(path, f"{HOST}/tests/{name}.rs", *([TESTS_OF_BOTH] if name == "kunit" else []))
+                      for name in self.modules}
 
 
 def command(*more):
@@ -209,11 +224,21 @@ def listed(tree, files):
 class Results:
     """Outcome of each mutant by name, and the tests that noticed it."""
 
-    def __init__(self, path, again):
-        self.path = path
+    def __init__(self, tree, again):
+        self.path = os.path.join(OUT, f"{tree.base}.json")
+        self.tests = tree.tests
         self.of = {}
-        if os.path.exists(path) and not again:
-            self.of = json.loads(read(path))
+        if not os.path.exists(self.path) or again:
+            return
+        kept = json.loads(read(self.path))
+        same = {name for name, key in kept["tests"].items() if tree.tests.get(name) == key}
+        all_same = kept["tests"] == tree.tests
+        for name, result in kept["of"].items():
+            # A test that noticed a mutant does so again as long as it is the same test; that no test
+            # did holds for the same tests only.  What does not build has met none.
+            noticed = {re.sub(r"^test_(\w+)::.*", r"\1", test) for test in result["failed"]}
+            if all_same or result["outcome"] == UNVIABLE or result["outcome"] == KILLED and noticed & same:
+                self.of[name] = result
 
     def take(self, folder):
         """Adds what a run left in `folder`."""
@@ -232,7 +257,7 @@ class Results:
                 # One that took the whole program with it has no result line.
                 failed += re.findall(r"^thread '([\w:]+)' panicked", text, re.M)
                 self.of[found.group(1)]["failed"] = sorted(set(failed))
-        write(self.path, json.dumps(self.of, indent=0))
+        write(self.path, json.dumps({"tests": self.tests, "of": self.of}, indent=0))
 
     def outcome(self, name):
         return self.of.get(name, {}).get("outcome")
@@ -401,18 +426,18 @@ def main():
             if lacks := [k for k in needed.split() if not entry.get(k)]:
                 raise Wrong(f"{LISTED}: an entry of [[{kind}]] lacks {lacks[0]}: {entry}")
     left_out = [entry["test"] for entry in config.get("left_out", [])]
-    key = assemble(args.tree, left_out, [entry["test"] for entry in config.get("last", [])])
-    files = chosen(args.tree, args.files)
-    names = listed(args.tree, files)
+    tree = Tree(args.tree, left_out, [entry["test"] for entry in config.get("last", [])])
+    files = chosen(tree.path, args.files)
+    names = listed(tree.path, files)
     if args.list:
         print("\n".join(names))
         return 0
     os.makedirs(OUT, exist_ok=True)
-    results = Results(os.path.join(OUT, f"{key}.json"), args.again)
-    run(args.tree, files, names, results, args.jobs, [test for test in left_out if "::" in test])
+    results = Results(tree, args.again)
+    run(tree.path, files, names, results, args.jobs, [test for test in left_out if "::" in test])
     if lacking := [n for n in names if results.outcome(n) is None]:
         raise Wrong(f"{len(lacking)} mutants have no result, the first: {lacking[0]}")
-    return report(args.tree, config, names, results, not args.files)
+    return report(tree.path, config, names, results, not args.files)
 
 
 if __name__ == "__main__":

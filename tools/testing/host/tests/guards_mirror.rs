@@ -2,6 +2,7 @@
 
 //! What the mirror does at its edges: frames without memory, walks, figures.
 
+use std::sync::atomic::Ordering::SeqCst;
 use std::sync::{Arc, Mutex, OnceLock};
 use tdx_mirror_host::mirror::addr::{Gfn, Pfn};
 use tdx_mirror_host::mirror::error::{Leak, MapOutcome};
@@ -113,4 +114,19 @@ fn r18_walks_count_the_frozen_entries_that_they_meet() {
     assert_eq!(td.kind(1 << 27), SpteKind::NonPresent);
     assert_eq!(td.walk(1 << 36), None);
     assert_eq!(td.mirror().stats().frozen_seen.get(), 1);
+}
+
+#[test]
+fn r49_there_is_no_yield_behind_the_last_batch() {
+    for (leaves, yields) in [(3, 0), (4, 0), (5, 1), (8, 1), (9, 2)] {
+        let td = Td::with_zap_batch(Level::L512G, Mock::new(Level::L512G), 4);
+        for gfn in 0..leaves {
+            assert_eq!(td.map(gfn, gfn + 7), Ok(MapOutcome::Fixed));
+        }
+        td.host().resched.store(u32::MAX, SeqCst);
+        assert_eq!(td.zap_yielding(0, leaves), leaves);
+        assert_eq!(td.host().yields.load(SeqCst), yields, "{leaves} leaves");
+        let asked = u64::from(u32::MAX - td.host().resched.load(SeqCst));
+        assert_eq!(asked, yields, "{leaves} leaves");
+    }
 }
