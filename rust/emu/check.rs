@@ -13,7 +13,7 @@ use core::sync::atomic::{AtomicU64, Ordering};
 
 use super::abi::{lc, leaf};
 use super::audit::Sums;
-use super::mem::Page;
+use super::mem::{Page, WORDS};
 use super::pamt::pt;
 use super::platform::{Platform, Regs};
 use super::stats::Count;
@@ -197,6 +197,8 @@ pub(crate) struct Before {
     tdr: Option<u64>,
     rcx: u64,
     locks: [u64; 5],
+    /// Locked entries from the root to the one that the call names, and below it.
+    entries: u64,
 }
 
 pub(crate) type Finding = Result<(), (Wrong, u64)>;
@@ -217,6 +219,7 @@ impl<P: Platform> Machine<P> {
             tdr,
             rcx: r.rcx,
             locks: tdr.map_or([0; 5], |tdr| self.lock_words(tdr)),
+            entries: tdr.map_or(0, |tdr| self.locked_entries(tdr, r.rcx)),
         })
     }
 
@@ -304,10 +307,37 @@ impl<P: Platform> Machine<P> {
             false => before.locks,
         };
         let changed = |(a, b): (&u64, &u64)| a != b;
-        match was.iter().zip(&locks).position(changed) {
-            Some(i) => Err((Wrong::LockLeft, i as u64)),
-            None => Ok(()),
+        if let Some(i) = was.iter().zip(&locks).position(changed) {
+            return Err((Wrong::LockLeft, i as u64));
         }
+        if before.alone && self.locked_entries(tdr, before.rcx) > before.entries {
+            return Err((Wrong::EntryLocked, before.rcx));
+        }
+        Ok(())
+    }
+
+    /// Entries that are locked from the root to the one that a call names in RCX, and in
+    /// the table below it.
+    fn locked_entries(&self, tdr: u64, rcx: u64) -> u64 {
+        let (Some(root), Ok(at)) = (self.live_root(tdr), GpaLevel::parse(rcx, 0..=4)) else {
+            return 0;
+        };
+        let tables = (at.level..=root.level).filter_map(|l| {
+            let page = Page::at(&self.p, root.table_of(&self.p, at.gpa, l)?)?;
+            Some(page.get(tree::index(at.gpa, l)))
+        });
+        let is_locked = |raw: &u64| raw & LOCK != 0;
+        let above = tables
+            .filter(is_locked)
+            .fold(0u64, |n, _| n.wrapping_add(1));
+        let below = at.level.checked_sub(1);
+        let below = below.and_then(|l| root.table_of(&self.p, at.gpa, l));
+        let Some(page) = below.and_then(|pa| Page::at(&self.p, pa)) else {
+            return above;
+        };
+        let entries = (0..WORDS).map(|i| page.get(i));
+        let locked = entries.filter(is_locked);
+        locked.fold(above, |n, _| n.wrapping_add(1))
     }
 
     /// vCPUs of a TD that are in their guest.
@@ -393,9 +423,6 @@ impl<P: Platform> Machine<P> {
         level: u8,
         sums: &mut Sums,
     ) -> Result<Option<u64>, (Wrong, u64)> {
-        if raw & LOCK != 0 && self.inject.in_use().is_empty() {
-            return Err((Wrong::EntryLocked, raw));
-        }
         let raw = raw & !(LOCK | HOST_PRIORITY);
         let state = State::of(raw).ok_or((Wrong::NoState, raw))?;
         if !is_canonical(raw, level, state) {

@@ -168,6 +168,13 @@ fn damage_is_found_and_named() {
     );
 }
 
+/// Waits until a call has met the one rule, which delays it.
+fn until_delayed(v: &Vmm<Interpreter>) {
+    while !v.module.inject().to_string().contains("hits=1") {
+        std::thread::yield_now();
+    }
+}
+
 /// What a call leaves locked shows in the words that it found unlocked. The fault
 /// injection stands in for such a call: it lets go of nothing here.
 #[test]
@@ -179,11 +186,11 @@ fn locks_that_stay_are_found() {
         // The call finds the lock free; another processor takes it meanwhile and goes away.
         v.module
             .inject()
-            .load(b"delay tdh_mem_sept_rd 1 100000us")
+            .load(b"delay tdh_mem_sept_rd 1 300000us")
             .unwrap();
         std::thread::scope(|s| {
             let call = s.spawn(|| v.call(25, regs(GPA, td.tdr, 0, 0)).0);
-            std::thread::sleep(std::time::Duration::from_millis(30));
+            until_delayed(&v);
             v.host().write(tdcs + lock, v.host().read(tdcs + lock) + 4);
             v.module.inject().load(b"").unwrap();
             assert_eq!(call.join().unwrap(), 0);
@@ -205,4 +212,44 @@ fn nothing_is_checked_unless_asked_for() {
     v.ok(25, regs(GPA, td.tdr, 0, 0));
     assert_eq!((errors(&v), v.module.first_violation()), (0, None));
     assert!(v.module.audit().unwrap().is_err());
+}
+
+/// A lock bit that a call leaves in the entry it named, or in the table below it.
+#[test]
+fn entries_that_stay_locked_are_found() {
+    for (at, slot) in [(GPA, (GPA >> 12) & 511), (GPA | 1, 7)] {
+        let v = watched();
+        let td = td(&v);
+        let word = td.sept.lock().unwrap()[2] + 8 * slot;
+        v.module
+            .inject()
+            .load(b"delay tdh_mem_sept_rd 1 300000us")
+            .unwrap();
+        std::thread::scope(|s| {
+            let call = s.spawn(|| v.call(25, regs(at, td.tdr, 0, 0)).0);
+            until_delayed(&v);
+            // The next entry's lock for the one that the call itself gives back.
+            v.module.inject().load(b"").unwrap();
+            let word = word + 8 * u64::from(at == GPA);
+            v.host().write(word, v.host().read(word) | 1 << 11);
+            assert_eq!(call.join().unwrap(), 0);
+        });
+        let found = v.module.first_violation().map(|f| f.to_string());
+        // Another entry of the same table is none of the call's.
+        assert_eq!(found.is_some(), at != GPA, "{found:?}");
+        if let Some(text) = found {
+            assert!(
+                text.starts_with("a call left an S-EPT entry locked"),
+                "{text}"
+            );
+        }
+    }
+    // One that was locked before stays somebody else's.
+    let v = watched();
+    let td = td(&v);
+    let word = td.sept.lock().unwrap()[2] + 8 * ((GPA >> 12) & 511);
+    v.host().write(word, v.host().read(word) | 1 << 11);
+    let (rax, _) = v.call(25, regs(GPA, td.tdr, 0, 0));
+    assert_eq!(rax, 0x8000_0200_0000_0001);
+    clean(&v);
 }
