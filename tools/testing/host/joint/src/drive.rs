@@ -13,6 +13,7 @@ use proptest::test_runner::{Config, RngAlgorithm, TestError, TestRng, TestRunner
 
 use crate::model::Model;
 use crate::ops;
+use crate::tally::Tally;
 use crate::td::Machine;
 
 /// Steps of one sequence, on average; each begins with a TD of its own.
@@ -32,8 +33,8 @@ pub struct Plan {
 pub struct Report {
     pub steps: u64,
     pub took: Duration,
-    /// Sequences, each of which began with a TD of its own.
-    pub sequences: u64,
+    /// What happened.
+    pub tally: Arc<Tally>,
 }
 
 /// A seed for a run that names none.
@@ -95,7 +96,7 @@ pub fn run(plan: &Plan) -> Result<Report, String> {
         busy: Cell::new(false),
         shrinking: Cell::new(false),
     };
-    let sequences = Cell::new(0u64);
+    let tally: Arc<Tally> = Arc::default();
     let machine: RefCell<Option<Arc<Machine>>> = RefCell::new(None);
     let strategy = ops::steps(SEQUENCE);
     let case = |steps: Vec<ops::Step>| {
@@ -104,14 +105,13 @@ pub fn run(plan: &Plan) -> Result<Report, String> {
         let failed = progress.busy.replace(true);
         progress.shrinking.set(progress.shrinking.get() | failed);
         progress.say();
-        let mut model = Box::new(Model::new(&m, plan.whole));
+        let mut model = Box::new(Model::new(&m, plan.whole, &tally));
         for step in &steps {
             model = model.run(step);
             progress.say();
             progress.done.set(progress.done.get() + 1);
         }
         model.end(None);
-        sequences.set(sequences.get() + 1);
         progress.busy.set(false);
         *machine.borrow_mut() = Some(m);
         Ok(())
@@ -133,7 +133,7 @@ pub fn run(plan: &Plan) -> Result<Report, String> {
         Ok(()) => Ok(Report {
             steps: progress.done.get(),
             took: start.elapsed(),
-            sequences: sequences.get(),
+            tally,
         }),
         Err(TestError::Fail(why, steps)) => {
             let mut text = format!("seed {}\n", plan.seed);

@@ -98,6 +98,8 @@ pub struct Memory {
     /// KVM's mmu_invalidate_seq and mmu_invalidate_in_progress, changed under mmu_lock.
     seq: AtomicU64,
     in_progress: AtomicU64,
+    /// GFNs that it is about, from a first one to a last one.
+    range: [AtomicU64; 2],
     /// Who changes attributes or punches holes is alone in that, as under KVM's slots_lock.
     invalidating: Mutex<()>,
 }
@@ -124,6 +126,7 @@ impl Memory {
             free: Mutex::new((n..n + spare).map(|i| first_pfn + i).collect()),
             seq: AtomicU64::new(0),
             in_progress: AtomicU64::new(0),
+            range: [AtomicU64::new(0), AtomicU64::new(0)],
             invalidating: Mutex::new(()),
             gfns,
         }
@@ -159,6 +162,13 @@ impl Memory {
         self.pages[i].load(SeqCst)
     }
 
+    /// Whether a page that was looked up when the sequence was `seq` may be gone; under mmu_lock.
+    fn is_stale(&self, i: usize, seq: u64) -> bool {
+        let [first, last] = self.range.each_ref().map(|r| r.load(SeqCst));
+        let inside = (first..=last).contains(&self.gfns[i]);
+        self.in_progress.load(SeqCst) > 0 && inside || self.seq.load(SeqCst) != seq
+    }
+
     /// A private fault, once.  `None`: to be tried again.
     fn try_fault(&self, td: &Td, i: usize) -> Option<Served> {
         let seq = self.seq.load(SeqCst);
@@ -168,8 +178,7 @@ impl Memory {
         let pfn = self.page(i);
         let outcome = td.shared(|l| {
             // Under mmu_lock: what was looked up before it may be old.
-            (self.in_progress.load(SeqCst) == 0 && self.seq.load(SeqCst) == seq)
-                .then(|| td.map_with(l, self.gfns[i], pfn))
+            (!self.is_stale(i, seq)).then(|| td.map_with(l, self.gfns[i], pfn))
         });
         match outcome {
             Some(Ok(MapOutcome::Fixed)) => Some(Served::Mapped(false)),
@@ -211,7 +220,7 @@ impl Memory {
             return;
         }
         td.shared(|_| {
-            if self.in_progress.load(SeqCst) == 0 && self.seq.load(SeqCst) == seq {
+            if !self.is_stale(i, seq) {
                 self.direct[i].store(true, SeqCst);
             }
         });
@@ -220,23 +229,36 @@ impl Memory {
     /// Makes one GFN private, as userspace does after KVM_EXIT_MEMORY_FAULT.
     pub fn invalidate_one(&self, td: &Td, i: usize) {
         if !self.is_private(i) {
-            self.invalidate(td, i..i + 1, Some(true));
+            self.invalidate(td, i..i + 1, Some(true), &|_| false);
         }
     }
 
-    /// Takes the pages of `range` of the GFNs away: by a hole, or to have them shared or private.
-    /// Answers how many leaves were zapped.
+    /// Waits until what is being taken away is gone.
+    pub fn settle(&self) {
+        drop(self.invalidating.lock().unwrap());
+    }
+
+    /// Takes the pages of `range` of the GFNs away, by a hole or to have them shared or private,
+    /// unless one of them is to be kept.  Answers how many leaves were zapped.
     pub fn invalidate(
         &self,
         td: &Td,
         range: std::ops::Range<usize>,
         to_private: Option<bool>,
+        keep: &dyn Fn(usize) -> bool,
     ) -> u64 {
         let _alone = self.invalidating.lock().unwrap();
-        td.exclusive(|_| self.in_progress.fetch_add(1, SeqCst));
-        let mut zapped = 0;
+        if range.clone().any(keep) {
+            return 0;
+        }
         let first = self.gfns[range.start];
         let last = self.gfns[range.end - 1];
+        td.exclusive(|_| {
+            self.range[0].store(first, SeqCst);
+            self.range[1].store(last, SeqCst);
+            self.in_progress.fetch_add(1, SeqCst);
+        });
+        let mut zapped = 0;
         if to_private != Some(true) {
             zapped = td.zap(first, last + 1, true);
         }

@@ -9,10 +9,12 @@
 
 pub mod arena;
 pub mod backend;
+mod check;
 pub mod compare;
 pub mod drive;
 pub mod guests;
 pub mod lock;
 pub mod model;
 pub mod ops;
+pub mod tally;
 pub mod td;

@@ -16,8 +16,9 @@ use tdx_mirror_host::sept::{DEBT_SLOTS, FAULT_TRIES, MAX_ENTERS};
 use tdx_mirror_host::tdx::status::TdxStatus;
 
 use crate::backend::Fail;
-use crate::compare::{self, Census, Sept};
+use crate::compare;
 use crate::ops::{Fault, Op, Page, Step, GFNS, SLOTS};
+use crate::tally::Tally;
 use crate::td::{data_pfn, Accepted, Machine, Outcome, Td, ALREADY_ACCEPTED, CODE, RESET};
 
 /// Data pages that are handed out in turn, so that each comes back under other GFNs.
@@ -30,20 +31,18 @@ const GUEST_BUSY: u64 = 0x8000_0200_0000_0001;
 /// A TD and what is to be true of it.
 pub struct Model {
     pub td: Td,
-    /// Compares all entries after every step, not only those of the GFNs in use.
-    full: bool,
-    /// The same once in so many steps otherwise.
-    every: u32,
-    step: u32,
+    /// After how many steps all entries are compared, not only those of the GFNs in use.
+    pub(crate) every: u32,
+    pub(crate) step: u32,
     built: bool,
-    bugged: bool,
+    pub(crate) bugged: bool,
     dead_for: u32,
-    mapped: BTreeMap<u64, u64>,
-    quarantined: BTreeMap<u64, u64>,
+    pub(crate) mapped: BTreeMap<u64, u64>,
+    pub(crate) quarantined: BTreeMap<u64, u64>,
     /// Whether the guest has accepted what is mapped.
-    accepted: [bool; GFNS.len()],
+    pub(crate) accepted: [bool; GFNS.len()],
     /// The direct table: GFNs that are mapped shared.
-    direct: [bool; GFNS.len()],
+    pub(crate) direct: [bool; GFNS.len()],
     shared: [bool; GFNS.len()],
     slots: [bool; SLOTS.len()],
     backing: [u64; GFNS.len()],
@@ -51,6 +50,9 @@ pub struct Model {
     /// The ACCEPT that the guest is in, and VP.ENTERs that ended in an EPT violation there.
     accepting: Option<usize>,
     faults: u32,
+    tally: Arc<Tally>,
+    accepts: u64,
+    shares: u64,
 }
 
 fn slot_of(gfn: usize) -> usize {
@@ -59,7 +61,7 @@ fn slot_of(gfn: usize) -> usize {
 }
 
 impl Model {
-    pub fn new(machine: &Arc<Machine>, every: u32) -> Self {
+    pub fn new(machine: &Arc<Machine>, every: u32, tally: &Arc<Tally>) -> Self {
         let mut free: VecDeque<u64> = (0..DATA_PAGES).map(data_pfn).collect();
         let backing = std::array::from_fn(|_| free.pop_front().expect("a page"));
         let td = Td::new(machine, 1, |c| c, |b| b);
@@ -71,8 +73,7 @@ impl Model {
         }
         Self {
             td,
-            full: every <= 1,
-            every,
+            every: every.max(1),
             step: 0,
             built: false,
             bugged: false,
@@ -87,6 +88,9 @@ impl Model {
             free,
             accepting: None,
             faults: 0,
+            tally: tally.clone(),
+            accepts: 0,
+            shares: 0,
         }
     }
 
@@ -156,9 +160,9 @@ impl Model {
     pub fn run(mut self: Box<Self>, step: &Step) -> Box<Self> {
         let (op, fault) = *step;
         if op == Op::Reboot || self.dead_for >= AFTERLIFE {
-            let (machine, every) = (self.td.machine.clone(), self.every);
+            let (machine, every, tally) = (self.td.machine.clone(), self.every, self.tally.clone());
             self.end(fault);
-            return Box::new(Self::new(&machine, every));
+            return Box::new(Self::new(&machine, every, &tally));
         }
         self.begin(fault);
         self.operate(op, fault);
@@ -202,6 +206,7 @@ impl Model {
             Op::FaultShared { gfn } => {
                 let there = self.slots[slot_of(gfn)] && self.shared[gfn];
                 self.direct[gfn] |= there && !self.bugged;
+                self.shares += u64::from(self.direct[gfn]);
             }
             Op::Accept { gfn } => self.accept(gfn, fault),
             Op::Enter => {
@@ -458,6 +463,7 @@ impl Model {
             false => 0,
         };
         assert_eq!(rax, want, "ACCEPT of {:#x}", GFNS[gfn]);
+        self.accepts += u64::from(rax == 0);
         self.accepted[gfn] = true;
     }
 
@@ -484,8 +490,8 @@ impl Model {
         self.accepted[gfn] = true;
     }
 
-    /// The TD ends, as it is closed.  Answers the number of pages that were lost.
-    pub fn end(self, fault: Option<Fault>) -> u64 {
+    /// The TD ends, as it is closed.
+    pub fn end(self, fault: Option<Fault>) {
         _ = self.leave();
         let mut this = self;
         this.zap(0, 1 << crate::td::GFN_BITS, true, None);
@@ -501,6 +507,7 @@ impl Model {
         let failed = td.backend().failed();
         td.teardown();
         td.backend().heal();
+        this.tally.add(&td, this.accepts, this.shares);
         let stats = td.mirror.stats();
         let leaks = td.host().leaks.lock().unwrap().clone();
         let data = leaks.iter().filter(|l| matches!(l, Leak::Data { .. }));
@@ -523,89 +530,6 @@ impl Model {
             assert_eq!(tables, 0, "a table is lost without a cause");
             assert!(data >= failed, "a page is lost and not counted");
         }
-        let leaked = td.destroy();
-        assert_eq!(leaked, leaks.len() as u64);
-        leaked
-    }
-
-    /// Compares what the operation may have touched, or all.
-    fn check(&self) {
-        if self.full || self.step % self.every == 0 {
-            self.check_whole();
-        }
-        for (i, gfn) in GFNS.into_iter().enumerate() {
-            let (kind, sept) = compare::at_gfn(&self.td, gfn).unwrap_or_else(|e| panic!("{e}"));
-            match (kind, self.mapped.get(&gfn), self.quarantined.get(&gfn)) {
-                (SpteKind::Leaf(p), Some(q), None) => {
-                    assert_eq!(p.as_u64(), *q, "gfn {gfn:#x}");
-                    assert_eq!(sept, Sept::Leaf(*q, self.accepted[i]), "gfn {gfn:#x}");
-                    assert!(!self.direct[i], "gfn {gfn:#x} has two backings");
-                }
-                (SpteKind::NonPresent, None, None) => (),
-                (SpteKind::Quarantined(p), None, Some(q)) => assert_eq!(p.as_u64(), *q),
-                other => panic!("gfn {gfn:#x}: {other:?}"),
-            }
-            // The mirror's own walk finds the same.
-            assert_eq!(self.td.kind(gfn), kind);
-        }
-        assert_eq!(self.td.mirror.is_bugged(), self.bugged);
-    }
-
-    /// Compares all there is.
-    pub fn check_whole(&self) -> Census {
-        let census = compare::whole(&self.td).unwrap_or_else(|e| panic!("{e}"));
-        let pairs = |m: &BTreeMap<u64, u64>| m.iter().map(|(g, p)| (*g, *p)).collect::<Vec<_>>();
-        assert_eq!(census.leaves, pairs(&self.mapped), "the set of mappings");
-        assert_eq!(census.quarantined, pairs(&self.quarantined));
-        let mut pfns: Vec<u64> = self.mapped.values().copied().collect();
-        pfns.extend(self.quarantined.values());
-        pfns.sort_unstable();
-        pfns.dedup();
-        assert_eq!(pfns.len(), self.mapped.len() + self.quarantined.len());
-        self.check_figures(&census);
-        let sept = self.td.mirror.external();
-        if sept.stats().debts_lost.get() == 0 {
-            for at in &census.marks {
-                assert!(sept.owes(at.gfn()), "a mark at {at:?} that nobody owes");
-            }
-        }
-        census
-    }
-
-    fn check_figures(&self, census: &Census) {
-        let (stats, host) = (self.td.mirror.stats(), self.td.host());
-        assert_eq!(stats.tables.get(), census.tables + 1);
-        assert_eq!(stats.external_tables.get(), census.tables);
-        assert_eq!(host.accounted.load(SeqCst) as u64, census.tables + 1);
-        assert_eq!(host.accounted_external.load(SeqCst) as u64, census.tables);
-        assert_eq!(host.external.lock().unwrap().len() as u64, census.tables);
-        let arena = &self.td.machine.arena;
-        assert_eq!(arena.used() as u64, census.tables + 1);
-        let leaves = census.leaves.len() as u64;
-        assert_eq!(host.leaves.load(SeqCst) as u64, leaves);
-        assert_eq!(stats.leaf_transitions.get(), stats.mapped.get());
-        let gone = stats.zapped.get() + stats.quarantined.get();
-        assert_eq!(stats.mapped.get(), gone + leaves);
-        assert_eq!(stats.quarantined.get(), self.quarantined.len() as u64);
-        assert_eq!(
-            host.held.lock().unwrap().len() as u64,
-            stats.quarantined.get()
-        );
-        let (calls, b) = (self.td.mirror.external().stats(), self.td.backend());
-        for (ours, call) in [
-            (&calls.map_calls, Call::PageMap),
-            (&calls.link_calls, Call::SeptAdd),
-            (&calls.block_calls, Call::Block),
-            (&calls.track_calls, Call::Track),
-            (&calls.remove_calls, Call::Remove),
-            (&calls.wbinvd_calls, Call::Wbinvd),
-            (&calls.read_calls, Call::Read),
-            (&calls.kicks, Call::Kick),
-        ] {
-            assert_eq!(ours.get(), b.count(call), "{call:?}");
-        }
-        let owed = self.td.mirror.external().debts_owed();
-        let done = calls.debts_paid.get() + calls.debts_lost.get();
-        assert_eq!(calls.debts.get(), done + owed, "marks");
+        assert_eq!(td.destroy(), leaks.len() as u64);
     }
 }

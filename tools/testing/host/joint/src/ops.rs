@@ -103,7 +103,7 @@ fn gfn() -> impl Strategy<Value = usize> {
 
 fn op() -> impl Strategy<Value = Op> {
     let page = prop_oneof![
-        60 => Just(Page::Backing),
+        150 => Just(Page::Backing),
         1 => Just(Page::Other),
         1 => gfn().prop_map(Page::Of),
     ];
@@ -120,15 +120,15 @@ fn op() -> impl Strategy<Value = Op> {
         3 => (gfn(), 1usize..6).prop_map(|(first, count)| Op::Prefault { first, count }),
         12 => (gfn(), pages, any::<bool>())
             .prop_map(|(first, pages, may_yield)| Op::Zap { first, pages, may_yield }),
-        8 => (gfn(), 1usize..4, any::<bool>())
+        8 => (gfn(), 1usize..4, proptest::bool::weighted(0.3))
             .prop_map(|(first, count, shared)| Op::Convert { first, count, shared }),
         6 => gfn().prop_map(|gfn| Op::FaultShared { gfn }),
         12 => gfn().prop_map(|gfn| Op::Accept { gfn }),
         2 => Just(Op::Enter),
         1 => Just(Op::Leave),
         2 => (0..SLOTS.len()).prop_map(|slot| Op::DeleteSlot { slot }),
-        4 => (0..SLOTS.len()).prop_map(|slot| Op::CreateSlot { slot }),
-        3 => Just(Op::Finalize),
+        10 => (0..SLOTS.len()).prop_map(|slot| Op::CreateSlot { slot }),
+        8 => Just(Op::Finalize),
         1 => Just(Op::Reboot),
     ]
 }
@@ -146,8 +146,8 @@ fn fault() -> impl Strategy<Value = Fault> {
         2 => Just(Call::Read),
     ];
     let status = prop_oneof![
-        10 => Just(status::TREE_BUSY),
-        10 => Just(status::ENTRY_BUSY),
+        16 => Just(status::TREE_BUSY),
+        16 => Just(status::ENTRY_BUSY),
         5 => Just(status::EPOCH_BUSY),
         5 => Just(TdxStatus::PREVIOUS_TLB_EPOCH_BUSY),
         1 => Just(status::TDR_BUSY),

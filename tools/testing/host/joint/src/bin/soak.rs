@@ -57,6 +57,7 @@ fn main() -> ExitCode {
     match run(&plan) {
         Ok(report) => {
             let (steps, s) = (report.steps, report.took.as_secs_f64());
+            println!("soak: {}", report.tally);
             println!("soak: {s:.0} s, {:.0} steps a second", steps as f64 / s);
             println!("soak: {steps} steps, 0 differences");
             ExitCode::SUCCESS
