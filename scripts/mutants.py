@@ -52,7 +52,6 @@ TESTS_OF_BOTH = "rust/kunit"
 # Stand-ins for the atomics that another build uses.
 NOT_BUILT = ("rust/mirror/sys/kernel.rs", "rust/mirror/sys/loom.rs")
 ENVIRONMENT = {
-    "CARGO_NET_OFFLINE": "true",
     "RUSTFLAGS": "-Clink-arg=-fuse-ld=lld --cap-lints=allow",
     "RUST_TEST_THREADS": "1",
     "RUST_BACKTRACE": "0",
@@ -62,6 +61,20 @@ ENVIRONMENT = {
     "PROPTEST_FAILURE_PERSISTENCE": "off",
     "TDX_MIRROR_STEPS": "2000",
 }
+CRATES = """[package]
+name = "crates"
+version = "0.1.0"
+edition = "2021"
+rust-version = "1.85"
+resolver = "3"
+
+[workspace]
+
+[profile.dev]
+opt-level = 1
+debug = false
+
+"""
 PROFILE = """
 [lib]
 path = "lib.rs"
@@ -73,9 +86,6 @@ debug = 0
 incremental = true
 overflow-checks = true
 debug-assertions = true
-
-[profile.dev.package."*"]
-opt-level = 1
 """
 # Runs a test program, the long tests only if no short one has failed.
 RUNNER = """#!/bin/sh
@@ -178,24 +188,41 @@ class Tree:
         for name in self.modules:
             lines += ["#[cfg(test)]", f'#[path = "{HOST}/tests/{name}.rs"]', f"mod test_{name};"]
         write(os.path.join(path, "lib.rs"), "\n".join(lines) + "\n")
-        lock = os.path.join(TOP, HOST, "Cargo.lock")
-        if os.path.exists(lock):
-            shutil.copy(lock, path)
         parts = sections(read(os.path.join(TOP, HOST, "Cargo.toml")))
-        keep = ("[package]", "[features]", "[dependencies]", "[dev-dependencies]", "[lints.rust]")
-        write(os.path.join(path, "Cargo.toml"), "".join(parts.get(k, "").rstrip() + "\n\n" for k in keep) + PROFILE)
+        write(os.path.join(path, "Cargo.toml"), "".join(parts.get(k, "").rstrip() + "\n\n" for k in (
+            "[package]", "[lints.rust]")) + PROFILE)
+        # The crates that the tests use, built once: cargo would build them again in each copy of the tree.
+        crates = os.path.join(path, "crates")
+        write(os.path.join(crates, "Cargo.toml"), CRATES + parts.get("[dev-dependencies]", "").replace("dev-", "", 1))
+        write(os.path.join(crates, "src", "lib.rs"), "")
+        if os.path.exists(os.path.join(TOP, HOST, "Cargo.lock")):
+            shutil.copy(os.path.join(TOP, HOST, "Cargo.lock"), crates)
+        self.wanted = list(tomllib.loads(read(os.path.join(TOP, HOST, "Cargo.toml"))).get("dev-dependencies", {}))
         runner = os.path.join(path, "runner")
         write(runner, RUNNER.format(skip=" ".join(f"--skip {t}" for t in last), last=" ".join(last)))
         write(os.path.join(path, ".cargo", "config.toml"), f"[target.'cfg(unix)']\nrunner = [\"sh\", \"{runner}\"]\n")
-        # Here, so that no mutant waits for a network; this also writes Cargo.lock.
-        done = subprocess.run(["cargo", "fetch"], cwd=path, capture_output=True, text=True, check=False)
-        if done.returncode:
-            raise Wrong(f"cargo fetch: {done.stderr.strip()[-2000:]}")
         folders = [f for f in folders if f != TESTS_OF_BOTH]
         # What every result rests on, and what those of one file of tests rest on.
-        self.base = digest_of(path, *folders, f"{HOST}/src", "Cargo.toml", "Cargo.lock")
+        self.base = digest_of(path, *folders, f"{HOST}/src", "Cargo.toml", "crates/Cargo.toml")
         self.tests = {name: digest_of(path, f"{HOST}/tests/{name}.rs", *([TESTS_OF_BOTH] if name == "kunit" else []))
                       for name in self.modules}
+
+
+    def flags(self):
+        """Builds the crates that the tests use; answers what rustc needs to find them."""
+        crates, built = os.path.join(self.path, "crates"), os.path.join(self.path, "target", "crates")
+        done = subprocess.run(["cargo", "build", "--message-format=json", "--target-dir", built], cwd=crates,
+                              capture_output=True, text=True, check=False)
+        if done.returncode:
+            raise Wrong(f"the crates that the tests use do not build: {done.stderr.strip()[-3000:]}")
+        found = {}
+        for line in done.stdout.split("\n"):
+            message = json.loads(line) if line.startswith("{") else {}
+            if message.get("reason") == "compiler-artifact" and message["target"]["name"] in self.wanted:
+                found[message["target"]["name"]] = next(f for f in message["filenames"] if f.endswith(".rlib"))
+        if lacks := [name for name in self.wanted if name not in found]:
+            raise Wrong(f"no library of the crate {lacks[0]} was built")
+        return f" -Ldependency={built}/debug/deps" + "".join(f" --extern={n}={f}" for n, f in found.items())
 
 
 def command(*more):
@@ -274,7 +301,7 @@ def progress(folder, total, before, started):
     say(f"{before + done}/{total}, {counts[MISSED]} missed, {counts[TIMEOUT]} without an end{eta}")
 
 
-def run(tree, files, names, results, jobs, skipped):
+def run(made, files, names, results, jobs, skipped):
     """Runs what has no result yet."""
     folder = os.path.join(OUT, "mutants.out")
     shutil.rmtree(folder, ignore_errors=True)
@@ -292,13 +319,9 @@ def run(tree, files, names, results, jobs, skipped):
         write(os.path.join(folder, "mutants.json"), "[]")
         write(os.path.join(folder, "lock.json"), "{}")
     say(f"{len(left)} of {len(names)} mutants to run, {jobs} at a time")
-    say("building the tests on the unchanged sources")
-    done = subprocess.run(["cargo", "test", "--no-run"], cwd=tree, env={**os.environ, **ENVIRONMENT},
-                          capture_output=True, text=True, check=False)
-    if done.returncode:
-        raise Wrong(f"the tests do not build: {done.stderr.strip()[-4000:]}")
-    # Each job gets a copy of that, so that it builds this crate only.
-    argv = command("-o", OUT, "--copy-target", "true", "--no-shuffle", "--timeout", str(TEST_SECONDS), "-j", str(jobs),
+    say("building what the tests need, and the tests on the unchanged sources")
+    environment = {**os.environ, **ENVIRONMENT, "RUSTFLAGS": ENVIRONMENT["RUSTFLAGS"] + made.flags()}
+    argv = command("-o", OUT, "--no-shuffle", "--timeout", str(TEST_SECONDS), "-j", str(jobs),
                    *(["--iterate"] if known else []), *files,
                    *([] if not skipped else ["--", "--"] + [a for test in skipped for a in ("--skip", test)]))
     log = os.path.join(OUT, "run.log")
@@ -307,7 +330,7 @@ def run(tree, files, names, results, jobs, skipped):
     with open(log, "w", encoding="utf-8") as out:
         child = subprocess.Popen(
             ["/bin/sh", "-c", f'ulimit -v {MEMORY_KIB}; exec "$@"', "sh", *argv],
-            cwd=tree, env={**os.environ, **ENVIRONMENT}, stdout=out, stderr=subprocess.STDOUT)
+            cwd=made.path, env=environment, stdout=out, stderr=subprocess.STDOUT)
         try:
             while child.poll() is None:
                 time.sleep(0.5)
@@ -434,7 +457,7 @@ def main():
         return 0
     os.makedirs(OUT, exist_ok=True)
     results = Results(tree, args.again)
-    run(tree.path, files, names, results, args.jobs, [test for test in left_out if "::" in test])
+    run(tree, files, names, results, args.jobs, [test for test in left_out if "::" in test])
     if lacking := [n for n in names if results.outcome(n) is None]:
         raise Wrong(f"{len(lacking)} mutants have no result, the first: {lacking[0]}")
     return report(tree.path, config, names, results, not args.files)
