@@ -10,6 +10,7 @@
 # make host-test   the tests that run on this machine (cargo)
 # make loom        the mirror's source under every interleaving, to 2 preemptions
 # make replay      recorded calls of the TDX module against rust/emu; TRACES='a.jsonl.gz ...'
+# make bench-emu   calls per second of each leaf of rust/emu, on one thread
 # make mutants     does a test fail for each small change of the mirror's code; FILES='rust/sept/mod.rs ...'
 # make requirements  each requirement with its tests; fails when one has none
 # make soak        10^7 random operations, mirror against S-EPT and oracle
@@ -20,7 +21,7 @@
 # make clean       remove build/ (the cache stays)
 
 .DEFAULT_GOAL := help
-.PHONY: help run test selftests contract testdev kunit host-test loom soak replay mutants requirements check modules vm setup clean
+.PHONY: help run test selftests contract testdev kunit host-test loom soak replay bench-emu mutants requirements check modules vm setup clean
 
 SESSION := scripts/session
 
@@ -57,6 +58,9 @@ loom:
 # A relative path is one from where make was started.
 replay:
 	@TDX_CALLER='$(PWD)' $(SESSION) scripts/replay $(TRACES)
+
+bench-emu:
+	@$(SESSION) scripts/bench-emu
 
 mutants:
 	@$(SESSION) scripts/mutants $(FILES)

@@ -10,7 +10,7 @@ use super::pamt::{pt, PamtEntry, PamtParts};
 use super::platform::{Platform, Regs};
 use super::sys::Machine;
 use super::td::state_error;
-use super::tree::{shift, table, unblocked, without_counter, EntryRef, State, HPA};
+use super::tree::{shift, table, unblocked, EntryRef, State, HPA};
 
 /// Host locks on the first `count` entries of a table.
 struct ChildLocks<'m> {
@@ -179,20 +179,16 @@ impl<P: Platform> Machine<P> {
 }
 
 /// Locks the children and compares them: the merged entry, or `None` if they do not
-/// make one page. How far the accept of a 2M child has come does not count, but that of
-/// the first one stays in the merged entry.
+/// make one page. All bits count, also how far the accept of a 2M child has come.
 fn mergeable(locks: &mut ChildLocks<'_>, level: u8) -> Result<Option<u64>, Busy> {
-    let below = level.saturating_sub(1);
-    let step = 1u64 << shift(below);
-    let clean = |raw: u64| State::of(raw).map_or(raw, |s| without_counter(raw, below, s));
+    let step = 1u64 << shift(level.saturating_sub(1));
     let first = locks.lock_next()?;
-    let wanted = clean(first);
-    let aligned = wanted & HPA & super::tree::offset_mask(level) == 0;
+    let aligned = first & HPA & super::tree::offset_mask(level) == 0;
     if !aligned || !matches!(State::of(first), Some(State::Mapped | State::Pending)) {
         return Ok(None);
     }
     for i in 1..WORDS as u64 {
-        if clean(locks.lock_next()?) != wanted.wrapping_add(i.wrapping_mul(step)) {
+        if locks.lock_next()? != first.wrapping_add(i.wrapping_mul(step)) {
             return Ok(None);
         }
     }

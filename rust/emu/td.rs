@@ -9,7 +9,7 @@ use super::mem::Page;
 use super::pamt::{pt, PamtEntry, PamtLock};
 use super::platform::{Platform, Regs};
 use super::sys::Machine;
-use super::tree::{details, without_counter, EntryLock, EntryRef, Root, State, Walk};
+use super::tree::{details, EntryLock, EntryRef, Root, State, Walk};
 
 /// Pages of a TDCS: the least that make a TD, and the most.
 pub(crate) const MIN_TDCX: u64 = 6;
@@ -312,7 +312,6 @@ impl<P: Platform> Machine<P> {
 
     /// A page that is to lose its place must be blocked and shot down first, while
     /// the TD can run. `page` is the PAMT entry that carries the epoch of the block.
-    /// Details never show how far a 2M accept has come.
     pub(crate) fn check_tracked(
         &self,
         td: &Td<'_>,
@@ -325,9 +324,7 @@ impl<P: Platform> Machine<P> {
             return Ok(());
         }
         if !state.is_blocked() {
-            let level = entry.place().level;
-            details(r, without_counter(entry.raw(), level, state), level);
-            return Err(st::GPA_RANGE_NOT_BLOCKED | op::RCX);
+            return Err(state_error(st::GPA_RANGE_NOT_BLOCKED, entry, r));
         }
         if !td.tdcs.is_tracked(page.block_epoch()) {
             return Err(st::TLB_TRACKING_NOT_DONE | op::RCX);

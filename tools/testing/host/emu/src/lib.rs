@@ -3,6 +3,7 @@
 
 pub mod asm;
 pub mod check;
+pub mod driver;
 #[path = "../../../../../rust/emu/mod.rs"]
 pub mod emu;
 pub mod host;
