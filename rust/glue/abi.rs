@@ -376,13 +376,16 @@ unsafe extern "C" fn fault_done(mirror: *mut tdx_mirror, vcpu: *mut tdx_mirror_v
 /// As of [`mirror_of`] and [`notes_of`].
 unsafe extern "C" fn vp_enter_busy(
     mirror: *mut tdx_mirror,
-    _vcpu: *mut tdx_mirror_vcpu,
+    vcpu: *mut tdx_mirror_vcpu,
     status: u64,
 ) -> tdx_mirror_action {
-    // SAFETY: The contract says that the mirror lives.
-    match unsafe { mirror_of(mirror) } {
-        Some(mirror) => mirror.vp_enter_busy(status),
-        None => bindings::TDX_MIRROR_ENTER,
+    // SAFETY: The contract says that the mirror lives and that the notes are the caller's.
+    match unsafe { (mirror_of(mirror), notes_of(vcpu)) } {
+        (Some(mirror), Some(vcpu)) => mirror.vp_enter_busy(vcpu, status),
+        _ => {
+            bad_parameter();
+            bindings::TDX_MIRROR_ENTER
+        }
     }
 }
 

@@ -70,7 +70,11 @@ impl Mirror {
     }
 
     /// Judges a VP.ENTER that found something busy.
-    pub(super) fn vp_enter_busy(&self, status: u64) -> tdx_mirror_action {
+    pub(super) fn vp_enter_busy(
+        &self,
+        vcpu: &mut tdx_mirror_vcpu,
+        status: u64,
+    ) -> tdx_mirror_action {
         let busy = self.progress().vp_enter_busy(TdxStatus::new(status));
         if busy.action == Action::Kill {
             if busy.report {
@@ -80,9 +84,16 @@ impl Mirror {
             }
             self.hooks().bug_vm();
         } else if busy.report {
-            pr_warn!("TDH.VP.ENTER found the S-EPT busy, report this line: answer {status:#x}\n");
-            // SAFETY: May be called in any context.
-            unsafe { bindings::tdx_mirror_warn_vp_enter() };
+            let faults = vcpu.faults;
+            pr_warn!(
+                "TDH.VP.ENTER found the S-EPT busy, report this line: answer {status:#x} after {faults} faults\n"
+            );
+            // A guest and its userspace can bring that about by themselves, and must not be able
+            // to cause a kernel warning.
+            if !with_notes(vcpu, |notes| notes.may_be_listed()) {
+                // SAFETY: May be called in any context.
+                unsafe { bindings::tdx_mirror_warn_vp_enter() };
+            }
         }
         as_kvm(busy.action)
     }

@@ -80,7 +80,7 @@ void tdx_mirror_warn_parameter(void)
 	WARN_ONCE(1, "tdx_mirror: KVM gave a NULL pointer or a GFN, PFN or level out of range; report this\n");
 }
 
-/* Only a zap or a fault of another vCPU holds the S-EPT, and never for long. */
+/* The TDX module lists a GPA of a vCPU that cannot have had as many faults. */
 void tdx_mirror_warn_vp_enter(void)
 {
 	WARN_ON_ONCE(1);

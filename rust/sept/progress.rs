@@ -8,7 +8,7 @@
 //! fault is served.  It never waits for anybody in the kernel: it stays killable and gives way to
 //! whoever deletes its memslot.
 
-use super::budget::{HOLD_ROUNDS, LOCAL_ROUNDS, MAX_ENTERS};
+use super::budget::{HOLD_ROUNDS, LOCAL_ROUNDS, MAX_ENTERS, ZERO_STEP_THRESHOLD};
 use crate::mirror::external::Counter;
 use crate::mirror::sys::{AtomicBool, Ordering};
 use crate::tdx::status::{OperandId, TdxStatus};
@@ -31,6 +31,13 @@ impl Notes {
     /// Whether the next VP.ENTER could be the one that reaches the zero-step threshold.
     const fn is_near(&self) -> bool {
         self.faults >= MAX_ENTERS
+    }
+
+    /// Whether the TDX module may have a GPA of this vCPU on its zero-step list though no fault was
+    /// left unserved by the host: the guest touched that many pages at one RIP, or its userspace
+    /// entered it again without giving it a page, or took the pages away as often.
+    pub const fn may_be_listed(&self) -> bool {
+        self.faults > ZERO_STEP_THRESHOLD
     }
 }
 
@@ -225,7 +232,8 @@ impl Progress {
     /// VP.ENTER answered `status`, OPERAND_BUSY.
     ///
     /// The S-EPT tree is busy for a VP.ENTER only if the TDX module has a GPA of the vCPU on its
-    /// zero-step list, which [`fault_retry()`](Self::fault_retry) is there to prevent.
+    /// zero-step list, which [`fault_retry()`](Self::fault_retry) is there to prevent.  Whether it
+    /// could be there for another reason [`Notes::may_be_listed()`] says.
     pub fn vp_enter_busy(&self, status: TdxStatus) -> EnterBusy {
         if !status.is_operand_busy() || status.operand() != OperandId::SEPT_TREE {
             self.stats.vp_enter_busy_other.inc();

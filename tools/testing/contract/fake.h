@@ -34,6 +34,7 @@
 /* The budgets that contention has, see design.rst. */
 #define FAULT_TRIES		5
 #define MAX_ENTERS		5
+#define ZERO_STEP_THRESHOLD	(MAX_ENTERS + 1)
 #define LOCAL_ROUNDS		103
 #define HOLD_ROUNDS		(MAX_ENTERS * LOCAL_ROUNDS)
 

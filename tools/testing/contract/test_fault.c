@@ -256,11 +256,33 @@ static void test_r6_b31_vp_enter_busy(void)
 	fake_end(f, "busy VP.ENTER", 0);
 }
 
+/* Faults that the guest or its userspace causes by itself are no bug of the host. */
+static void test_r36_vp_enter_busy_of_the_guest(void)
+{
+	struct tdx_mirror_vcpu vcpu = { .faults = ZERO_STEP_THRESHOLD + 1 };
+	struct tdx_mirror_stats stats;
+	struct fake *f = fake_new();
+
+	if (!f)
+		return check(false, __func__);
+	log_mark();
+	ops->vp_enter_busy(f->mirror, &vcpu, STATUS_BUSY | OPERAND_SEPT_TREE);
+	ops->stats(f->mirror, &stats);
+	check(stats.vp_enter_busy == 1, "counted");
+	check(log_lines("TDH.VP.ENTER found the S-EPT busy", NULL, NULL) == policy_is("warn"),
+	      "a line, if the policy asks for it");
+	check(!log_warnings("tdx_mirror_warn_vp_enter"), "but no warning");
+	check(vcpu.faults == ZERO_STEP_THRESHOLD + 1, "KVM's count is KVM's");
+	fake_end(f, "busy VP.ENTER of the guest", 0);
+}
+
 void test_fault(void)
 {
 	test_r4_r14_b6_fault_budget();
 	test_r13_b3_b4_b5_b32_fault_retry();
 	test_r7_r8_r16_hold();
 	test_r15_debt();
+	/* First, while the one warning since load is still to come. */
+	test_r36_vp_enter_busy_of_the_guest();
 	test_r6_b31_vp_enter_busy();
 }

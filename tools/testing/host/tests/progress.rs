@@ -329,6 +329,17 @@ fn r6_b31_busy_of_vp_enter_is_counted_and_the_policy_acts() {
 }
 
 #[test]
+fn r36_a_guest_may_be_listed_by_its_own_doing() {
+    // Exits 1 to 6 at one RIP only count, the 7th lists the GPA.
+    for faults in 0..=ZERO_STEP_THRESHOLD {
+        assert!(!faulted(faults).may_be_listed(), "{faults}");
+    }
+    for faults in [ZERO_STEP_THRESHOLD + 1, u32::MAX] {
+        assert!(faulted(faults).may_be_listed(), "{faults}");
+    }
+}
+
+#[test]
 fn r14_other_operands_of_vp_enter_are_no_bug() {
     for policy in POLICIES {
         let p = Progress::new(policy);
