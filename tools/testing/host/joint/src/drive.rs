@@ -11,6 +11,8 @@ use std::time::{Duration, Instant};
 
 use proptest::test_runner::{Config, RngAlgorithm, TestError, TestRng, TestRunner};
 
+use tdx_emu_host::emu::CheckLevel;
+
 use crate::model::Model;
 use crate::ops;
 use crate::tally::Tally;
@@ -99,9 +101,15 @@ pub fn run(plan: &Plan) -> Result<Report, String> {
     let tally: Arc<Tally> = Arc::default();
     let machine: RefCell<Option<Arc<Machine>>> = RefCell::new(None);
     let strategy = ops::steps(SEQUENCE);
+    // The thorough runs also look inside the module.
+    let level = match plan.whole {
+        0 | 1 => CheckLevel::Touched,
+        _ => CheckLevel::Off,
+    };
     let case = |steps: Vec<ops::Step>| {
         // One that a failure left in the middle of something is not used again.
-        let m = machine.borrow_mut().take().unwrap_or_else(Machine::new);
+        let m = machine.borrow_mut().take();
+        let m = m.unwrap_or_else(|| Machine::checked(level));
         let failed = progress.busy.replace(true);
         progress.shrinking.set(progress.shrinking.get() | failed);
         progress.say();

@@ -7,7 +7,7 @@ use std::sync::{mpsc, Arc, Condvar, Mutex};
 use std::thread::JoinHandle;
 
 use tdx_emu_host::asm::{Asm, R12, R13, RAX, RCX};
-use tdx_emu_host::emu::{Regs, StatName};
+use tdx_emu_host::emu::{CheckLevel, Regs, StatName};
 use tdx_emu_host::host::layout;
 use tdx_emu_host::vmm::{regs, Vmm, GLOBAL_HKID, TDMR};
 use tdx_mirror_host::mirror::addr::{Gfn, GfnRange, Pfn};
@@ -130,7 +130,12 @@ fn program() -> Asm {
 
 impl Machine {
     pub fn new() -> Arc<Self> {
-        let vmm = Arc::new(Vmm::new(Guest::default()));
+        Self::checked(CheckLevel::Off)
+    }
+
+    /// The same with a module that looks after each call for what is wrong inside it.
+    pub fn checked(level: CheckLevel) -> Arc<Self> {
+        let vmm = Arc::new(Vmm::checked(Guest::default(), Some(level)));
         let host = vmm.host();
         host.write_bytes(layout::SOURCE, &[0; 4096]);
         host.write_bytes(layout::SOURCE + 0x1000, program().bytes());
