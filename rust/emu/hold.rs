@@ -171,6 +171,11 @@ impl<P: Platform> Machine<P> {
             None => state::IDLE,
         };
         held.state.store(next, Ordering::Release);
+        // The rule may be of a script that was replaced between its reading and the lock: then
+        // nobody would let it go. A script that comes from here on does.
+        if slot.rule() != Some(*rule) && self.let_go(slot) {
+            held.go(state::DONE, state::IDLE);
+        }
     }
 
     fn take(&self, rule: &Rule, lock: Lock, tdr: u64) -> Option<Locked> {
@@ -236,13 +241,13 @@ impl<P: Platform> Machine<P> {
         Ok(table.wrapping_add((index as u64) << 3))
     }
 
-    /// Lets the lock of a rule go, if it is held.
-    fn let_go(&self, slot: &Slot) {
+    /// Lets the lock of a rule go, if it is held, and says whether it was.
+    fn let_go(&self, slot: &Slot) -> bool {
         let held = &slot.held;
         let at = held.at.load(Ordering::Relaxed);
         let kind = held.kind.load(Ordering::Relaxed);
         if !held.go(state::HELD, state::DONE) {
-            return;
+            return false;
         }
         let mode = match kind & kind::SHARED {
             0 => Mode::Exclusive,
@@ -250,10 +255,10 @@ impl<P: Platform> Machine<P> {
         };
         if at == 0 {
             drop(ShareX::adopt(&self.sys.kot_lock, mode));
-            return;
+            return true;
         }
         let Some(page) = Page::at(&self.p, at) else {
-            return;
+            return true;
         };
         let index = (at & 0xFFF) as usize / 8;
         match kind & !kind::SHARED {
@@ -261,6 +266,7 @@ impl<P: Platform> Machine<P> {
             kind::PRIORITY => drop(ShareXHp::adopt(page.word(index), mode)),
             _ => EntryRef::new(page, index, 0).unlock(),
         }
+        true
     }
 
     /// End of a call: counts it for the locks that are held meanwhile.

@@ -340,3 +340,50 @@ fn a_delayed_call_keeps_its_locks() {
     assert_eq!(rd(&v, &td), 0);
     assert!(start.elapsed().as_micros() > 500);
 }
+
+/// Scripts that come while calls of other threads take and let go of the locks.
+#[test]
+fn scripts_are_replaced_under_load() {
+    use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
+    use tdx_emu_host::check::check_td;
+    let v = Vmm::new(Interpreter);
+    let td = td(&v, 20);
+    let stop = AtomicBool::new(false);
+    let busy: u64 = std::thread::scope(|s| {
+        let call = |leaf: u64, rcx: u64| {
+            let mut busy = 0;
+            while !stop.load(SeqCst) {
+                let rax = v.call(leaf, regs(rcx, td.tdr, 0, 0)).0;
+                busy += u64::from(rax >> 32 == 0x8000_0200);
+                assert!(rax == 0 || rax >> 32 == 0x8000_0200, "leaf {leaf}: {rax:x}");
+            }
+            busy
+        };
+        let readers = [
+            s.spawn(move || call(25, GPA)),
+            s.spawn(move || call(25, GPA + 0x1000)),
+            s.spawn(move || call(38, td.tdr)),
+        ];
+        let scripts = [
+            "hold tree ex\nhold epoch sh\nhold entry 800000 0 host",
+            "hold op_state ex for=3\nhold tdr sh busy=2",
+            "hold kot\nhold tree sh\nhold entry 801000 0 host for=1",
+            "",
+        ];
+        // Slowly first, until the threads are at it.
+        for i in 0..4000 {
+            load(&v, scripts[i % scripts.len()]);
+            if i < 40 {
+                std::thread::sleep(std::time::Duration::from_millis(1));
+            }
+        }
+        load(&v, "");
+        stop.store(true, SeqCst);
+        readers.map(|t| t.join().unwrap()).iter().sum()
+    });
+    assert!(busy > 0, "no script hit anything");
+    let control = (td.tdcx.len() + td.vcpus[0].len()) as u64;
+    check_td(&v.module, td.tdr, control).unwrap();
+    check_unlocked(&v.module, TDMR, TDMR + (64 << 20)).unwrap();
+    v.destroy(td, &[Some(1)]);
+}
