@@ -130,6 +130,8 @@ class Report(unittest.TestCase):
         self.assertEqual(status, 0, out)
         self.fails(log(kernel=self.BEGIN + self.END + self.WARN), "WARNING: kvm.c:7")
         self.fails(log(kernel=self.BEGIN + self.WARN), "where its expected warnings end")
+        ended = "[    1.000005] tdx-mirror-test: program ended\n"
+        self.fails(log(kernel=self.BEGIN + ended + self.END), "where its expected warnings end")
         self.fails(log(kernel=self.BEGIN + "[    1.000002] BUG: sleeping function called\n" + self.END), "BUG: sleeping")
 
     def test_left_on_purpose(self):

@@ -77,7 +77,7 @@ TEST_F(fault_retry, b3_prefault_ends_when_the_slot_goes)
 		pthread_join(thread, NULL);
 	}
 	EXPECT_EQ(0, p.unexpected);
-	EXPECT_LT(ROUNDS, atomic_load(&p.calls));
+	EXPECT_LE(ROUNDS, atomic_load(&p.calls));
 	ASSERT_TD_OK(&self->td, td_add_slot(&self->td, 4, SLOT_GPA, 1 << 20, true));
 	ASSERT_TD_OK(&self->td, td_prefault(p.vcpu, SLOT_GPA, TD_PAGE, NULL));
 }
@@ -249,10 +249,13 @@ static void enter_in_vain(struct __test_metadata *_metadata, struct td *td,
 	held = td_counter(TD_MIRROR_STATS, "held", &found);
 	td_calls_read(&before);
 	td_counters_read(&full);
+	ASSERT_EQ(0, td_exits_start());
 	/* Each KVM_RUN returns, though nothing stops it from outside. */
 	EXPECT_EQ(-EAGAIN, td_vcpu_enter(vcpu));
 	td_calls_read(&first);
-	EXPECT_EQ(MAX_ENTERS, first.leaf[TD_VP_ENTER] - before.leaf[TD_VP_ENTER]);
+	/* An interrupt may come in between; that is no fault. */
+	EXPECT_EQ(MAX_ENTERS, td_ept_violations());
+	EXPECT_LE(MAX_ENTERS, first.leaf[TD_VP_ENTER] - before.leaf[TD_VP_ENTER]);
 	EXPECT_LT(MAX_ENTERS, first.leaf[TD_PAGE_AUG] - before.leaf[TD_PAGE_AUG]);
 	EXPECT_EQ(held + 1, td_counter(TD_MIRROR_STATS, "held", &found));
 	for (run = 0; run < 3; run++)
@@ -260,6 +263,7 @@ static void enter_in_vain(struct __test_metadata *_metadata, struct td *td,
 	td_calls_read(&last);
 	/* Held: the fault is tried again, the guest is not entered. */
 	EXPECT_EQ(0, last.leaf[TD_VP_ENTER] - first.leaf[TD_VP_ENTER]);
+	EXPECT_EQ(MAX_ENTERS, td_ept_violations());
 	EXPECT_LT(3, last.leaf[TD_PAGE_AUG] - first.leaf[TD_PAGE_AUG]);
 	td_counters_read(&empty);
 	EXPECT_EQ(full.emu_present, empty.emu_present);
@@ -271,13 +275,13 @@ static void enter_in_vain(struct __test_metadata *_metadata, struct td *td,
 
 TEST_F(fault_retry, r8_r16_r13_b32_five_entries_at_one_accept)
 {
-	REQUIRE(NEEDS_EMULATOR | NEEDS_MIRROR);
+	REQUIRE(NEEDS_EMULATOR | NEEDS_MIRROR | NEEDS_EXITS);
 	enter_in_vain(_metadata, &self->td, false);
 }
 
 TEST_F(fault_retry, r8_r16_r13_b32_five_entries_at_one_store)
 {
-	REQUIRE(NEEDS_EMULATOR | NEEDS_MIRROR);
+	REQUIRE(NEEDS_EMULATOR | NEEDS_MIRROR | NEEDS_EXITS);
 	enter_in_vain(_metadata, &self->td, true);
 }
 

@@ -16,6 +16,7 @@
 #define EMU_INJECT	"/sys/kernel/debug/tdx_emu/inject"
 #define WARN_AGAIN	"/sys/kernel/debug/clear_warn_once"
 #define TRACING		"/sys/kernel/tracing/"
+#define EXITS		TRACING "events/kvm/kvm_exit/enable"
 #define KICK		"kvm_make_all_cpus_request"
 #define KLOG		"/dev/kmsg"
 /* What report.py looks for in the console's log. */
@@ -48,6 +49,8 @@ const char *td_needs(unsigned int needs)
 		return "needs " WARN_AGAIN;
 	if ((needs & NEEDS_TRACER) && access(TRACING "set_ftrace_filter", W_OK))
 		return "needs the function tracer";
+	if ((needs & NEEDS_EXITS) && access(EXITS, W_OK))
+		return "needs KVM's tracepoint kvm_exit";
 	if ((needs & NEEDS_VMSTAT) && access("/proc/vmstat", R_OK))
 		return "needs /proc/vmstat";
 	if ((needs & NEEDS_NEW_ROOTS) && access(TD_NX_HUGE_PAGES, W_OK))
@@ -193,6 +196,8 @@ void td_trace_stop(void)
 	if (!tracing)
 		return;
 	tracing = false;
+	if (!access(EXITS, W_OK))
+		write_file(EXITS, "0");
 	write_file(TRACING "current_tracer", "nop");
 	write_file(TRACING "set_ftrace_filter", "\n");
 	write_file(TRACING "trace", "");
@@ -253,6 +258,21 @@ __u64 td_kicks_stop(void)
 
 	td_trace_stop();
 	return kicks;
+}
+
+int td_exits_start(void)
+{
+	td_trace_stop();
+	tracing = true;
+	write_file(TRACING "trace", "");
+	return write_file(EXITS, "1");
+}
+
+__u64 td_ept_violations(void)
+{
+	__u64 first, last;
+
+	return trace_lines("reason EPT_VIOLATION", &first, &last);
 }
 
 /* Takes what the kernel said since the last call. */

@@ -16,6 +16,7 @@
 #define NEEDS_TRACER	0x8	/* the function tracer */
 #define NEEDS_VMSTAT	0x10	/* page-table counters of the kernel */
 #define NEEDS_NEW_ROOTS	0x20	/* td_replace_roots() */
+#define NEEDS_EXITS	0x40	/* KVM's tracepoint for exits */
 
 /* NULL, or which of @needs this host lacks, for SKIP(). */
 const char *td_needs(unsigned int needs);
@@ -95,6 +96,11 @@ void td_trace_stop(void);
 /* Kicks of all vCPUs by TDX code, that is without TLB flushes. */
 int td_kicks_start(void);
 __u64 td_kicks_stop(void);
+
+/* Exits of all vCPUs from now on, by KVM's tracepoint. */
+int td_exits_start(void);
+/* How many of them were EPT violations, so that the guest made no progress. */
+__u64 td_ept_violations(void);
 
 /*
  * From here to td_klog_end() WARNs of the kernel are expected, each site of

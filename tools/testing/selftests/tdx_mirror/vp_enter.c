@@ -139,20 +139,19 @@ TEST_F(vp_enter, r7_strict_policy_at_the_threshold)
 	const char *policy = td_param("vp_enter_policy", "warn");
 	bool kill = !strcmp(policy, "kill");
 	struct td_vcpu *vcpu = &self->td.vcpu[0];
-	struct td_calls before;
 	__u64 killed;
 	bool found;
 
 	/* One GPA, five entries, no progress: the sixth is the TDX module's limit. */
-	REQUIRE(NEEDS_EMULATOR | NEEDS_MIRROR | NEEDS_KLOG);
+	REQUIRE(NEEDS_EMULATOR | NEEDS_MIRROR | NEEDS_EXITS);
 	TH_LOG("vp_enter_policy=%s", policy);
 	ASSERT_TD_OK(&self->td, build_running(&self->td, 1));
 	killed = td_counter(TD_MIRROR_STATS, "killed", &found);
 	td_op(vcpu, GUEST_ACCEPT, TD_RAM_GPA + 64 * TD_PAGE, 1, 0);
-	td_calls_read(&before);
 	ASSERT_EQ(0, td_fail(TD_PAGE_AUG, "every 1", TD_OPERAND_BUSY | TD_OP_RCX));
+	ASSERT_EQ(0, td_exits_start());
 	EXPECT_EQ(kill ? -EIO : -EAGAIN, td_vcpu_enter(vcpu));
-	EXPECT_EQ(5, td_calls_since(&before, TD_VP_ENTER));
+	EXPECT_EQ(5, td_ept_violations());
 	EXPECT_EQ(killed + kill, td_counter(TD_MIRROR_STATS, "killed", &found));
 	td_inject_clear();
 	if (kill) {
