@@ -1,21 +1,26 @@
 // SPDX-License-Identifier: GPL-2.0
-//! Puts the shipped locks on loom's atomics for tests/loom.rs: the same source, with one
-//! path replaced.
+//! Puts shipped sources on loom's atomics for tests/loom.rs: the same text, with one path
+//! replaced.
 
 use std::path::Path;
 
-const LOCKS: &str = "../../../../rust/emu/lock.rs";
+/// Locks, S-EPT entries, TD epochs, and the numbers that they name.
+const SOURCES: [&str; 4] = ["lock", "tree", "epoch", "abi"];
 
 fn main() {
     println!("cargo:rerun-if-changed=build.rs");
-    println!("cargo:rerun-if-changed={LOCKS}");
-    let source = std::fs::read_to_string(LOCKS).expect("rust/emu/lock.rs");
-    assert!(source.contains("core::sync::atomic"));
-    let on_loom: String = source
-        .lines()
-        .filter(|l| !l.starts_with("//!"))
-        .map(|l| l.replace("core::sync::atomic", "loom::sync::atomic") + "\n")
-        .collect();
     let out = std::env::var_os("OUT_DIR").expect("OUT_DIR");
-    std::fs::write(Path::new(&out).join("lock_on_loom.rs"), on_loom).expect("a file in OUT_DIR");
+    for name in SOURCES {
+        let path = format!("../../../../rust/emu/{name}.rs");
+        println!("cargo:rerun-if-changed={path}");
+        let source = std::fs::read_to_string(&path).expect("a source of rust/emu");
+        assert!(name == "abi" || source.contains("core::sync::atomic"));
+        let on_loom: String = source
+            .lines()
+            .filter(|l| !l.starts_with("//!"))
+            .map(|l| l.replace("core::sync::atomic", "loom::sync::atomic") + "\n")
+            .collect();
+        let file = Path::new(&out).join(format!("{name}_on_loom.rs"));
+        std::fs::write(file, on_loom).expect("a file in OUT_DIR");
+    }
 }
