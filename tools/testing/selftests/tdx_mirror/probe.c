@@ -173,9 +173,9 @@ void td_on_purpose(struct td_counters *before, struct td_purpose what)
 	before->quarantined += what.quarantined;
 	before->leaked += what.leaked;
 	before->emu_pages += what.owned;
-	printf("# on purpose: not_removed %llu not_zapped %llu quarantined %llu leaked %llu owned %llu\n",
-	       what.not_removed, what.not_zapped, what.quarantined, what.leaked,
-	       what.owned);
+	printf("# on purpose: not_removed %llu not_zapped %llu quarantined %llu ",
+	       what.not_removed, what.not_zapped, what.quarantined);
+	printf("leaked %llu owned %llu\n", what.leaked, what.owned);
 	fflush(stdout);
 }
 

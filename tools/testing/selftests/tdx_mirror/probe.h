@@ -62,7 +62,7 @@ __u64 td_calls_since(const struct td_calls *before, enum td_leaf leaf);
 bool td_wait_busy(const struct td_calls *before, __u64 n);
 
 /* Replaces the emulator's script of faults; 0 or a negative errno. */
-int td_inject(const char *format, ...) __attribute__((format(printf, 1, 2)));
+int td_inject(const char *format, ...);
 /* "fail <leaf> <when> <status>", @when: "3", "every 1", ... */
 int td_fail(enum td_leaf leaf, const char *when, __u64 status);
 /* The next @times calls of @leaf, at most TD_FAIL_TIMES, fail with @status. */

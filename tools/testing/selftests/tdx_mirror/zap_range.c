@@ -10,7 +10,7 @@
 
 TD_FIXTURE(zap_range);
 
-enum way {
+enum zap_by {
 	PUNCH_HOLE,
 	TO_SHARED,
 };
@@ -25,7 +25,7 @@ static const char *plural(__u64 n)
 }
 
 /* Takes the first @pages of slot 0 away and says what it cost; 0 or an error. */
-static int zap(struct td *td, enum way way, __u64 pages, struct cost *cost)
+static int zap(struct td *td, enum zap_by by, __u64 pages, struct cost *cost)
 {
 	struct td_calls before, after;
 	bool found;
@@ -37,7 +37,7 @@ static int zap(struct td *td, enum way way, __u64 pages, struct cost *cost)
 		return ret;
 	kicks = td_counter(TD_MIRROR_STATS, "kicks", &found);
 	td_calls_read(&before);
-	if (way == PUNCH_HOLE)
+	if (by == PUNCH_HOLE)
 		ret = td_punch_hole(td, 0, 0, pages * TD_PAGE);
 	else
 		ret = td_set_private(td, TD_RAM_GPA, pages * TD_PAGE, false);
@@ -87,7 +87,7 @@ static void check(struct __test_metadata *_metadata, __u64 pages,
 }
 
 static void map_and_zap(struct __test_metadata *_metadata, struct td *td,
-			enum way way, __u64 pages)
+			enum zap_by by, __u64 pages)
 {
 	struct td_config config = { .ram_size = pages * TD_PAGE };
 	struct cost cost;
@@ -95,8 +95,8 @@ static void map_and_zap(struct __test_metadata *_metadata, struct td *td,
 	REQUIRE(NEEDS_EMULATOR | NEEDS_TRACER);
 	ASSERT_TD_OK(td, td_build(td, &config));
 	ASSERT_TD_OK(td, td_prefault(&td->vcpu[0], TD_RAM_GPA, pages * TD_PAGE, NULL));
-	ASSERT_TD_OK(td, zap(td, way, pages, &cost));
-	say(way == TO_SHARED ? " to shared" : "", pages, &cost);
+	ASSERT_TD_OK(td, zap(td, by, pages, &cost));
+	say(by == TO_SHARED ? " to shared" : "", pages, &cost);
 	check(_metadata, pages, &cost);
 }
 
