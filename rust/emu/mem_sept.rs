@@ -90,7 +90,7 @@ impl<P: Platform> Machine<P> {
         }
         let hpa = entry.raw() & HPA;
         let page = self.pamt_implicit(hpa, 0, Mode::Exclusive, op::RCX)?;
-        self.check_tracked(&td, &entry, state, &page.entry, r)?;
+        self.check_tracked(&td, &entry, (state, entry.raw()), &page.entry, r)?;
         let child = Page::at(&self.p, hpa).ok_or_else(|| self.fatal())?;
         // By state: a host's failed attempt to lock a free entry leaves its priority there.
         if (0..WORDS).any(|i| State::of(child.get(i)) != Some(State::Free)) {

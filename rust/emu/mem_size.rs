@@ -77,7 +77,7 @@ impl<P: Platform> Machine<P> {
         }
         let sept_pa = entry.raw() & HPA;
         let sept = self.pamt_implicit(sept_pa, 0, Mode::Exclusive, op::RCX)?;
-        self.check_tracked(&td, &entry, state, &sept.entry, r)?;
+        self.check_tracked(&td, &entry, (state, entry.raw()), &sept.entry, r)?;
         let page = Page::at(&self.p, sept_pa).ok_or_else(|| self.fatal())?;
         let mut locks = ChildLocks {
             page,
@@ -146,7 +146,7 @@ impl<P: Platform> Machine<P> {
         let large = self
             .pamt_entry(large_pa, level)
             .ok_or_else(|| self.fatal())?;
-        self.check_tracked(&td, &entry, state, &large, r)?;
+        self.check_tracked(&td, &entry, (state, entry.raw()), &large, r)?;
         let sept = self.lock_explicit(r.r8, 0, pt::NDA, Mode::Exclusive, op::R8)?;
         let page = Page::at(&self.p, r.r8).ok_or(st::OPERAND_ADDR_RANGE_ERROR | op::R8)?;
         // The new table is filled before the last checks: until the commit it is the host's.

@@ -311,12 +311,13 @@ impl<P: Platform> Machine<P> {
     }
 
     /// A page that is to lose its place must be blocked and shot down first, while
-    /// the TD can run. `page` is the PAMT entry that carries the epoch of the block.
+    /// the TD can run. `page` is the PAMT entry that carries the epoch of the block, `seen` the
+    /// value of the entry that an error reports.
     pub(crate) fn check_tracked(
         &self,
         td: &Td<'_>,
         entry: &EntryLock<'_>,
-        state: State,
+        (state, seen): (State, u64),
         page: &PamtEntry<'_>,
         r: &mut Regs,
     ) -> Res<()> {
@@ -324,7 +325,8 @@ impl<P: Platform> Machine<P> {
             return Ok(());
         }
         if !state.is_blocked() {
-            return Err(state_error(st::GPA_RANGE_NOT_BLOCKED, entry, r));
+            details(r, seen, entry.place().level);
+            return Err(st::GPA_RANGE_NOT_BLOCKED | op::RCX);
         }
         if !td.tdcs.is_tracked(page.block_epoch()) {
             return Err(st::TLB_TRACKING_NOT_DONE | op::RCX);
