@@ -35,10 +35,21 @@ pub(crate) fn check_version(version: u8) -> Res<()> {
 impl<P: Platform> Machine<P> {
     /// TDH.MEM.SEPT.ADD. RCX: GPA and level, RDX: TDR and allow-existing flag, R8:
     /// page; version 1 also R9..R11: pages of L2 VMs, of which there are none.
+    ///
+    /// Version 1 returns R8..R11 also with an error: without the bit that says that a page
+    /// was not needed, or with it where that is known already.
     #[inline(never)]
     pub(crate) fn mem_sept_add(&self, version: u8, r: &mut Regs) -> Res<()> {
         let (rcx, rdx) = take_operands(r);
         check_version(version)?;
+        let given = r.r8;
+        if version > 0 {
+            for page in [&mut r.r8, &mut r.r9, &mut r.r10, &mut r.r11] {
+                if *page != NONE {
+                    *page &= !NOT_NEEDED;
+                }
+            }
+        }
         let (tdr, allow_existing) = tdr_and_flag(rdx)?;
         let td = self.begin(tdr, op::RDX, op_state::SEPT_ADD)?;
         let t = self.target(&td, rcx, 1..=td.tdcs.root().level, Mode::Shared, r)?;
@@ -47,19 +58,19 @@ impl<P: Platform> Machine<P> {
         if !matches!(state, State::Free | State::NlMapped) {
             return Err(wrong_state(r));
         }
-        let pa = r.r8 & !NOT_NEEDED;
+        let pa = given & !NOT_NEEDED;
         let page = match state {
-            _ if r.r8 == NONE && version == 0 => return Err(st::OPERAND_INVALID | op::R8),
-            State::Free if r.r8 == NONE => return Err(wrong_state(r)),
+            _ if given == NONE && version == 0 => return Err(st::OPERAND_INVALID | op::R8),
+            State::Free if given == NONE => return Err(wrong_state(r)),
             State::Free => Some(self.lock_explicit(pa, 0, pt::NDA, Mode::Exclusive, op::R8)?),
-            _ if r.r8 != NONE && !allow_existing => return Err(wrong_state(r)),
+            _ if given != NONE && !allow_existing => return Err(wrong_state(r)),
             _ => None,
         };
         if version > 0 {
-            check_no_l2_pages(r)?;
-            if page.is_none() && r.r8 != NONE {
+            if page.is_none() && given != NONE {
                 r.r8 = pa | NOT_NEEDED;
             }
+            check_no_l2_pages(r)?;
         }
         let Some(page) = page else { return Ok(()) };
         let child = Page::at(&self.p, pa).ok_or(st::OPERAND_ADDR_RANGE_ERROR | op::R8)?;

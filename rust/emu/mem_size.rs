@@ -10,7 +10,7 @@ use super::pamt::{pt, PamtEntry, PamtParts};
 use super::platform::{Platform, Regs};
 use super::sys::Machine;
 use super::td::state_error;
-use super::tree::{shift, table, unblocked, EntryRef, State, HPA};
+use super::tree::{shift, table, unblocked, without_counter, EntryRef, State, HPA};
 
 /// Host locks on the first `count` entries of a table.
 struct ChildLocks<'m> {
@@ -146,7 +146,9 @@ impl<P: Platform> Machine<P> {
         let large = self
             .pamt_entry(large_pa, level)
             .ok_or_else(|| self.fatal())?;
-        self.check_tracked(&td, &entry, (state, entry.raw()), &large, r)?;
+        // Here too the accept counter is gone from the copy by then.
+        let seen = without_counter(entry.raw(), level, state);
+        self.check_tracked(&td, &entry, (state, seen), &large, r)?;
         let sept = self.lock_explicit(r.r8, 0, pt::NDA, Mode::Exclusive, op::R8)?;
         let page = Page::at(&self.p, r.r8).ok_or(st::OPERAND_ADDR_RANGE_ERROR | op::R8)?;
         // The new table is filled before the last checks: until the commit it is the host's.
@@ -179,16 +181,20 @@ impl<P: Platform> Machine<P> {
 }
 
 /// Locks the children and compares them: the merged entry, or `None` if they do not
-/// make one page. All bits count, also how far the accept of a 2M child has come.
+/// make one page. How far the accept of a 2M child has come does not count, but that of
+/// the first one stays in the merged entry.
 fn mergeable(locks: &mut ChildLocks<'_>, level: u8) -> Result<Option<u64>, Busy> {
-    let step = 1u64 << shift(level.saturating_sub(1));
+    let below = level.saturating_sub(1);
+    let step = 1u64 << shift(below);
+    let clean = |raw: u64| State::of(raw).map_or(raw, |s| without_counter(raw, below, s));
     let first = locks.lock_next()?;
-    let aligned = first & HPA & super::tree::offset_mask(level) == 0;
+    let wanted = clean(first);
+    let aligned = wanted & HPA & super::tree::offset_mask(level) == 0;
     if !aligned || !matches!(State::of(first), Some(State::Mapped | State::Pending)) {
         return Ok(None);
     }
     for i in 1..WORDS as u64 {
-        if locks.lock_next()? != first.wrapping_add(i.wrapping_mul(step)) {
+        if clean(locks.lock_next()?) != wanted.wrapping_add(i.wrapping_mul(step)) {
             return Ok(None);
         }
     }

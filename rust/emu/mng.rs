@@ -60,7 +60,7 @@ impl TdParams {
             max_vcpus: at(2) & 0xFFFF,
             num_l2_vms: (at(2) >> 16) & 0xFF,
             msr_config: (at(2) >> 24) & 0xFF,
-            reserved: at(2) >> 32 | at(5) >> 16 | at(6) | at(7) | at(8) | at(9),
+            reserved: (at(2) >> 32) | (at(5) >> 16) | at(6) | at(7) | at(8) | at(9),
             eptp_controls: at(3),
             config_flags: at(4),
             tsc_frequency: at(5) & 0xFFFF,

@@ -136,16 +136,13 @@ impl<P: Platform> Machine<P> {
         Ok(())
     }
 
-    /// TDH.PHYMEM.PAGE.RDMD. RCX: page; out RCX: type, RDX: owner, R8: size, R9: block
+    /// TDH.PHYMEM.PAGE.RDMD. RCX: page of any type; out RCX: type, RDX: owner, R8: size, R9: block
     /// epoch of data and S-EPT pages.
     #[inline(never)]
     pub(crate) fn phymem_page_rdmd(&self, r: &mut Regs) -> Res<()> {
         let pa = take_page(r);
         let lock = self.lock_any(pa, Mode::Shared)?;
         let kind = lock.entry.kind();
-        if kind == pt::RSVD {
-            return Err(st::PAGE_METADATA_INCORRECT | op::RCX);
-        }
         r.rcx = u64::from(kind);
         r.rdx = lock.entry.owner();
         r.r8 = u64::from(lock.size);

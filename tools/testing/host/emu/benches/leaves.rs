@@ -130,7 +130,7 @@ impl Bench<'_> {
             v.ok(leaf, regs(rcx, rdx, r8, 0));
         };
         // Below a table for 1 GiB that holds nothing else.
-        let gpa = |i: u64| (1 << 30) + (i << 21) | 1;
+        let gpa = |i: u64| ((1 << 30) + (i << 21)) | 1;
         let pa = |i: u64| POOL + i * 4096;
         let nothing = |_| ();
         ok(3, (1 << 30) | 2, tdr, POOL - 4096);
@@ -139,7 +139,7 @@ impl Bench<'_> {
         self.leaf("TDH.MEM.SEPT.ADD", BATCH, nothing, add, remove);
         self.leaf("TDH.MEM.SEPT.REMOVE", BATCH, add, remove, nothing);
         // 1 GiB has no room for more pages of 2 MiB than this.
-        let large_pa = |i: u64| POOL + (1 + i << 21);
+        let large_pa = |i: u64| POOL + ((1 + i) << 21);
         let aug = |i| ok(6, gpa(i), tdr, large_pa(i));
         let drop_large = |i| ok(29, gpa(i), tdr, 0);
         let demote = |i| ok(15, gpa(i), tdr, pa(i));

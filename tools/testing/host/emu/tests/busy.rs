@@ -257,9 +257,8 @@ fn every_lock_is_met() {
     };
     for pause in 0..PAUSES {
         // In the other parts the threads are left to themselves.
-        let pages: String = (0..8)
-            .map(|i| format!("hold pamt {:x} 0 sh for=20000 busy=500\n", POOL + i * 4096))
-            .collect();
+        let hold = |i: u64| format!("hold pamt {:x} 0 sh for=20000 busy=500", POOL + i * 4096);
+        let pages = (0..8).map(hold).collect::<Vec<_>>().join("\n");
         let script = match pause {
             0 => DELAYS,
             1 => "hold op_state ex hkid=20 for=400 busy=200",

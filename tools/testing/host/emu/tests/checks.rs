@@ -109,7 +109,7 @@ fn damage(f: impl Fn(&Vmm<Interpreter>, &Td) -> (u64, u64)) -> String {
     let (word, value) = f(&v, &td);
     v.host().write(word, value);
     let (rax, _) = v.call(25, regs(GPA, td.tdr, 0, 0));
-    assert_eq!(rax >> 32 & 0xFF00, 0, "SEPT.RD returned {rax:#x}");
+    assert_eq!((rax >> 32) & 0xFF00, 0, "SEPT.RD returned {rax:#x}");
     assert!(errors(&v) > 0, "nothing found");
     let found = v.module.first_violation().expect("a violation");
     assert_eq!((found.tdr, found.leaf), (td.tdr, 25), "{found}");
@@ -129,7 +129,7 @@ fn damage_is_found_and_named() {
     let old = |v: &Vmm<Interpreter>, word: u64| (word, v.host().read(word));
     let found = [
         damage(|v, td| (td.tdr + CHLDCNT, v.host().read(td.tdr + CHLDCNT) + 1)),
-        damage(|_, td| (other(td), 0x80E0_0000_0000_0000 | 1 << 58)),
+        damage(|_, td| (other(td), 0x80E0_0000_0000_0000 | (1 << 58))),
         damage(|_, td| (other(td), 0x80A0_0000_0000_0000)),
         // The page of another entry, a second time.
         damage(|v, td| (other(td), v.host().read(entry(td)))),
@@ -139,11 +139,11 @@ fn damage_is_found_and_named() {
         // A page of the TD that no entry refers to any more.
         damage(|_, td| (entry(td), 0x80E0_0000_0000_0000)),
         // Part of the large page with an owner of its own.
-        damage(|_, td| (pamt(CHUNK + 0x3000), 3 << 16 | td.tdr >> 12 << 24)),
+        damage(|_, td| (pamt(CHUNK + 0x3000), (3 << 16) | (td.tdr >> 12 << 24))),
         // A page whose owner is no TD.
         damage(|v, td| {
             let page = v.host().read(entry(td)) & 0x000F_FFFF_FFFF_F000;
-            (pamt(page), 3 << 16 | (td.tdr + 0x1000) >> 12 << 24)
+            (pamt(page), (3 << 16) | ((td.tdr + 0x1000) >> 12 << 24))
         }),
         damage(|v, td| {
             let (word, raw) = old(v, entry(td));
@@ -231,7 +231,7 @@ fn entries_that_stay_locked_are_found() {
             // The next entry's lock for the one that the call itself gives back.
             v.module.inject().load(b"").unwrap();
             let word = word + 8 * u64::from(at == GPA);
-            v.host().write(word, v.host().read(word) | 1 << 11);
+            v.host().write(word, v.host().read(word) | (1 << 11));
             assert_eq!(call.join().unwrap(), 0);
         });
         let found = v.module.first_violation().map(|f| f.to_string());
@@ -248,7 +248,7 @@ fn entries_that_stay_locked_are_found() {
     let v = watched();
     let td = td(&v);
     let word = td.sept.lock().unwrap()[2] + 8 * ((GPA >> 12) & 511);
-    v.host().write(word, v.host().read(word) | 1 << 11);
+    v.host().write(word, v.host().read(word) | (1 << 11));
     let (rax, _) = v.call(25, regs(GPA, td.tdr, 0, 0));
     assert_eq!(rax, 0x8000_0200_0000_0001);
     clean(&v);

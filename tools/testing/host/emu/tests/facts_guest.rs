@@ -86,8 +86,8 @@ fn accept_sees_sizes_and_states() {
         GPA | 2,
         GPA | 8,
         GPA + 0x1000 + 1,
-        GPA | 1 << 47,
-        GPA | 1 << 52,
+        GPA | (1 << 47),
+        GPA | (1 << 52),
     ] {
         assert_eq!(accept(bad), Ok(INVALID | 1), "{bad:x}");
     }
@@ -102,10 +102,10 @@ fn accept_sees_sizes_and_states() {
     // level found, state there, leaf.
     let exit = |what: u64, found: u64, code: u64, leaf: u64, access: u64| {
         let (rax, out) = accept(what).unwrap_err();
-        let info = (what & 7) | found << 3 | code << 6 | leaf << 14;
+        let info = (what & 7) | (found << 3) | (code << 6) | (leaf << 14);
         let want = Regs {
-            rcx: 2 | access << 3,
-            rdx: 1 | info << 32,
+            rcx: 2 | (access << 3),
+            rdx: 1 | (info << 32),
             r8: what & !7,
             ..Regs::default()
         };
@@ -161,23 +161,23 @@ fn a_large_accept_goes_on_where_it_was() {
     assert_eq!(accept(&v, &td, at).unwrap_err().0, 6);
     v.host().polls_left.store(-1, SeqCst);
     assert_eq!(zeroed(), 6);
-    // The counter shows in the address, but for PAGE.REMOVE, which has dropped it by then.
+    // The counter shows in the address, but not where a leaf has cleaned it before.
     let view = CHUNK | FREE | 0xF0;
-    let d = 1 | 2 << 8;
-    assert_eq!(rd(), (view | 6 << 12, d));
+    let d = 1 | (2 << 8);
+    assert_eq!(rd(), (view | (6 << 12), d));
     let call = |leaf, rcx, r8| {
         let (rax, out) = v.call(leaf, regs(rcx, td.tdr, r8, 0));
         (rax, out.rcx, out.rdx)
     };
     let page = v.page();
     assert_eq!(call(29, at, 0), (NOT_BLOCKED, view, d));
-    assert_eq!(call(15, at, page), (NOT_BLOCKED, view | 6 << 12, d));
+    assert_eq!(call(15, at, page), (NOT_BLOCKED, view, d));
     let state = 0xC000_0B0D_0000_0001;
-    assert_eq!(call(39, at, 0), (state, view | 6 << 12, d));
-    assert_eq!(call(6, at, CHUNK + (2 << 20)), (state, view | 6 << 12, d));
+    assert_eq!(call(39, at, 0), (state, view | (6 << 12), d));
+    assert_eq!(call(6, at, CHUNK + (2 << 20)), (state, view | (6 << 12), d));
     assert_eq!(
         call(29, at & !1, 0),
-        (0xC000_0B00_0000_0001, view | 6 << 12, d)
+        (0xC000_0B00_0000_0001, view | (6 << 12), d)
     );
     // It goes on there, also after more interrupts.
     dirty();
@@ -186,7 +186,7 @@ fn a_large_accept_goes_on_where_it_was() {
     assert_eq!((rax, out.r11, out.r12), (77, 1, 0));
     assert_eq!(zeroed(), 506);
     load(&v, "");
-    assert_eq!(rd(), (CHUNK | FREE | 0xF7, 1 | 4 << 8));
+    assert_eq!(rd(), (CHUNK | FREE | 0xF7, 1 | (4 << 8)));
 
     // A block makes it begin again.
     block(&v, &td, at);
@@ -196,7 +196,7 @@ fn a_large_accept_goes_on_where_it_was() {
     assert_eq!(accept(&v, &td, at).unwrap_err().0, 6);
     v.host().polls_left.store(-1, SeqCst);
     block(&v, &td, at);
-    assert_eq!(rd(), (view, 1 | 3 << 8));
+    assert_eq!(rd(), (view, 1 | (3 << 8)));
     v.ok(39, regs(at, td.tdr, 0, 0));
     dirty();
     assert_eq!(enter(&v, &td, Regs::default()).1.r12, 0);
@@ -243,7 +243,7 @@ fn yielding_to_the_host_ends_after_a_time() {
         ..Regs::default()
     };
     let (rax, out) = enter(&v, &td, hint);
-    assert_eq!((rax, out.r11, out.r12), (77, 1, BUSY | 1 | 1 << 60));
+    assert_eq!((rax, out.r11, out.r12), (77, 1, BUSY | 1 | (1 << 60)));
     // Only then, and the time begins anew.
     assert_eq!(enter(&v, &td, hint).0, INVALID | 1);
     assert_eq!(attempt(), Ok(BUSY | 1));
@@ -354,9 +354,9 @@ fn wide_addresses_need_a_fifth_level() {
             assert_eq!(rd(1 << bit, 0), want, "bit {bit}");
         }
         assert_eq!(v.call(3, regs(root, td.tdr, v.page(), 0)).0, 0);
-        assert_eq!(rd(0, root), (0, 7, root | 0x84 << 8));
+        assert_eq!(rd(0, root), (0, 7, root | (0x84 << 8)));
         v.ok(7, regs(root, td.tdr, 0, 0));
-        assert_eq!(rd(0, 0), (0xC000_0B00_0000_0001, 0, root | 0x81 << 8));
+        assert_eq!(rd(0, 0), (0xC000_0B00_0000_0001, 0, root | (0x81 << 8)));
         // Before the TD is final nothing has to be tracked.
         v.ok(30, regs(root, td.tdr, 0, 0));
         assert_eq!(rd(0, root), (0, FREE, root));
@@ -364,8 +364,8 @@ fn wide_addresses_need_a_fifth_level() {
             // An index above 0 in the root: 48 bits of address below it.
             let far = 5 << 48;
             v.ok(3, regs(far | 4, td.tdr, v.page(), 0));
-            assert_eq!(rd(far, 4), (0, 7, 4 | 0x84 << 8));
-            assert_eq!(rd(far | 1 << 47, 3), (0, FREE, 3));
+            assert_eq!(rd(far, 4), (0, 7, 4 | (0x84 << 8)));
+            assert_eq!(rd(far | (1 << 47), 3), (0, FREE, 3));
             assert_eq!(rd(0, 4), (0, FREE, 4));
         }
     }

@@ -89,9 +89,9 @@ fn every_lock_of_the_td_can_be_busy() {
     let entry = format!("entry {GPA:x} 0");
     let large = format!("entry {:x} 1", LARGE & !1);
     let parent = format!("entry {GPA:x} 1");
-    let d_large = (CHUNK | FREE | 0xF0, 1 | 2 << 8);
+    let d_large = (CHUNK | FREE | 0xF0, 1 | (2 << 8));
     let d_entry = (b.page() | FREE | 0xF0, 2 << 8);
-    let d_parent = (7, 1 | 0x84 << 8);
+    let d_parent = (7, 1 | (0x84 << 8));
     // Leaf, RCX, R8, lock of the entry, its details.
     let leaves: [(u64, u64, &str, (u64, u64)); 10] = [
         (3, GPA | 1, &parent, d_parent),
@@ -188,7 +188,7 @@ fn pages_can_be_busy() {
     let page = b.v.page();
     assert_eq!(b.with(&b.pamt(page, 0), 24, page, 0).0, BUSY | 1);
     b.load(&format!("hold {}", b.pamt(page, 0)));
-    assert_eq!(b.v.call(41, regs(page | 20 << 46, 0, 0, 0)).0, BUSY | 1);
+    assert_eq!(b.v.call(41, regs(page | (20 << 46), 0, 0, 0)).0, BUSY | 1);
     assert_eq!(
         b.v.call(28, regs(page, 1, 2, 3)),
         (BUSY | 1, regs(0, 0, 0, 0))
@@ -234,10 +234,10 @@ fn what_is_not_there_is_reported_with_where_the_walk_ended() {
     // In a large page the walk ends at its level.
     assert_eq!(
         b.call(29, LARGE & !1, 0),
-        (WALK, CHUNK | FREE | 0xF0, 1 | 2 << 8)
+        (WALK, CHUNK | FREE | 0xF0, 1 | (2 << 8))
     );
     // States that a leaf does not take.
-    let mapped = (7, 1 | 0x84 << 8);
+    let mapped = (7, 1 | (0x84 << 8));
     let pending = (b.page() | FREE | 0xF0, 2 << 8);
     let free = (FREE, 0);
     for (leaf, rcx, (d_rcx, d_rdx)) in [
@@ -249,8 +249,8 @@ fn what_is_not_there_is_reported_with_where_the_walk_ended() {
         (39, GPA, pending),
         (7, GPA + 0x1000, free),
         (39, GPA | 1, mapped),
-        (23, LARGE, (CHUNK | FREE | 0xF0, 1 | 2 << 8)),
-        (30, LARGE, (CHUNK | FREE | 0xF0, 1 | 2 << 8)),
+        (23, LARGE, (CHUNK | FREE | 0xF0, 1 | (2 << 8))),
+        (30, LARGE, (CHUNK | FREE | 0xF0, 1 | (2 << 8))),
     ] {
         let got = b.call(leaf, rcx, b.v.page());
         assert_eq!(got, (STATE, d_rcx, d_rdx), "leaf {leaf} {rcx:x}");
@@ -259,15 +259,15 @@ fn what_is_not_there_is_reported_with_where_the_walk_ended() {
     b.block(GPA | 1);
     assert_eq!(
         b.call(7, GPA | 1, 0),
-        (0x0000_0B07_0000_0001, 0, 1 | 0x81 << 8)
+        (0x0000_0B07_0000_0001, 0, 1 | (0x81 << 8))
     );
-    assert_eq!(b.call(25, GPA, 0), (WALK, 0, 1 | 0x81 << 8));
+    assert_eq!(b.call(25, GPA, 0), (WALK, 0, 1 | (0x81 << 8)));
 }
 
 #[test]
 fn sept_add_returns_pages_in_version_1_only() {
     let b = Bench::new(true);
-    let v1 = 3 | 1 << 16;
+    let v1 = 3 | (1 << 16);
     let at = (GPA + (1 << 30)) | 2;
     let page = b.v.page();
     let call = |leaf, rcx, rdx, r8, r9| {
@@ -286,24 +286,24 @@ fn sept_add_returns_pages_in_version_1_only() {
         (rax, out.rcx, out.rdx, out.r8, out.r9)
     };
     let tdr = b.td.tdr;
-    // Bit 63 does not count, and an error returns the registers as they were.
-    let flagged = page | 1 << 63;
+    // Bit 63 does not count, and is gone from what an error returns.
+    let flagged = page | (1 << 63);
     assert_eq!(
         call(v1, at, tdr, flagged, 0x5000),
-        (INVALID | 9, 0, 0, flagged, 0x5000)
+        (INVALID | 9, 0, 0, page, 0x5000)
     );
     assert_eq!(
         call(v1, at, tdr | 2, flagged, 0),
-        (INVALID | 2, 0, 0, flagged, 0)
+        (INVALID | 2, 0, 0, page, 0)
     );
     assert_eq!(
         call(v1, at | 5, tdr, flagged, NONE),
-        (INVALID | 1, 0, 0, flagged, NONE)
+        (INVALID | 1, 0, 0, page, NONE)
     );
     assert_eq!(call(v1, at, tdr, NONE, NONE), (STATE, FREE, 2, NONE, NONE));
     assert_eq!(call(3, at, tdr, NONE, 7), (INVALID | 8, 0, 0, NONE, 7));
     assert_eq!(
-        call(3 | 2 << 16, at, tdr, flagged, 7),
+        call(3 | (2 << 16), at, tdr, flagged, 7),
         (INVALID, 0, 0, flagged, 7)
     );
     // 0 is an address like any other.
@@ -311,7 +311,7 @@ fn sept_add_returns_pages_in_version_1_only() {
     assert_eq!(call(v1, at, tdr, flagged, NONE), (0, 0, 0, NONE, NONE));
     // What exists already: an error, or allowed and not needed.
     let again = b.v.page();
-    let d = (7, 2 | 0x84 << 8);
+    let d = (7, 2 | (0x84 << 8));
     assert_eq!(call(3, at, tdr, again, 0), (STATE, d.0, d.1, again, 0));
     assert_eq!(
         call(v1, at, tdr, again, NONE),
@@ -320,10 +320,10 @@ fn sept_add_returns_pages_in_version_1_only() {
     assert_eq!(call(3, at, tdr | 1, again, 0), (0, 0, 0, again, 0));
     assert_eq!(
         call(v1, at, tdr | 1, again, NONE),
-        (0, 0, 0, again | 1 << 63, NONE)
+        (0, 0, 0, again | (1 << 63), NONE)
     );
-    // A refused page of an L2 VM hides that this one was not needed.
-    let refused = (INVALID | 9, 0, 0, again, 5);
+    // It is known that the page is not needed before the next one is refused.
+    let refused = (INVALID | 9, 0, 0, again | (1 << 63), 5);
     assert_eq!(call(v1, at, tdr | 1, again, 5), refused);
     assert_eq!(call(v1, at, tdr, NONE, NONE), (0, 0, 0, NONE, NONE));
     assert_eq!(b.v.call(24, regs(again, 0, 0, 0)).1.rcx, 0);
@@ -381,7 +381,7 @@ fn a_free_entry_with_priority_is_free() {
     // Version 1 returns pages of L2 VMs, of which there are none.
     let parent = GPA | 2;
     b.block(parent);
-    let (rax, out) = b.v.call(30 | 1 << 16, b.r(parent, 0));
+    let (rax, out) = b.v.call(30 | (1 << 16), b.r(parent, 0));
     assert_eq!((rax, out.r9, out.r10, out.r11), (0, NONE, NONE, NONE));
 }
 
@@ -389,12 +389,15 @@ fn a_free_entry_with_priority_is_free() {
 fn tracking_comes_before_emptiness() {
     let b = Bench::new(true);
     let at = GPA | 1;
-    assert_eq!(b.call(30, at, 0), (NOT_BLOCKED, 7, 1 | 0x84 << 8));
+    assert_eq!(b.call(30, at, 0), (NOT_BLOCKED, 7, 1 | (0x84 << 8)));
     b.ok(7, at, 0);
     assert_eq!(b.call(30, at, 0), (0xC000_0B08_0000_0001, 0, 0));
     assert_eq!(b.call(39, at, 0), (0xC000_0B08_0000_0092, 0, 0));
     b.v.ok(38, regs(b.td.tdr, 0, 0, 0));
-    assert_eq!(b.call(30, at, 0), (0xC000_0B0E_0000_0001, 0, 1 | 0x81 << 8));
+    assert_eq!(
+        b.call(30, at, 0),
+        (0xC000_0B0E_0000_0001, 0, 1 | (0x81 << 8))
+    );
     // Before the TD is final nothing needs a block.
     let b = Bench::new(false);
     assert_eq!(b.call(29, GPA, 0).0, 0);
@@ -412,7 +415,7 @@ fn promotion_needs_512_equal_parts() {
     let table = b.v.page();
     b.ok(15, LARGE, table);
     b.block(LARGE);
-    let blocked = (0, 1 | 0x81 << 8);
+    let blocked = (0, 1 | (0x81 << 8));
     let promote = || b.call(23, LARGE, 0);
     // One child after the other: held, gone, in another state.
     let child = |i: u64| (LARGE & !1) + i * 4096;
@@ -446,8 +449,8 @@ fn promotion_needs_512_equal_parts() {
     b.block(LARGE);
     assert_eq!(promote(), (0, table, 0));
     // The parent was blocked, and is not any more.
-    assert_eq!(b.call(25, LARGE, 0), (0, CHUNK | FREE | 0xF0, 1 | 2 << 8));
-    let (rax, out) = b.v.call(23 | 2 << 16, b.r(LARGE, 1));
+    assert_eq!(b.call(25, LARGE, 0), (0, CHUNK | FREE | 0xF0, 1 | (2 << 8)));
+    let (rax, out) = b.v.call(23 | (2 << 16), b.r(LARGE, 1));
     assert_eq!((rax, out.rcx, out.r9, out.r11), (INVALID, 0, NONE, NONE));
 }
 
@@ -455,7 +458,7 @@ fn promotion_needs_512_equal_parts() {
 fn demotion_can_be_refused_late() {
     let b = Bench::new(true);
     let page = b.v.page();
-    let d = (CHUNK | FREE | 0xF0, 1 | 2 << 8);
+    let d = (CHUNK | FREE | 0xF0, 1 | (2 << 8));
     assert_eq!(b.call(15, LARGE, page), (NOT_BLOCKED, d.0, d.1));
     b.ok(7, LARGE, 0);
     assert_eq!(b.call(15, LARGE, page), (0xC000_0B08_0000_0001, 0, 0));

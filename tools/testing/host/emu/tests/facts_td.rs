@@ -117,11 +117,11 @@ fn keys_and_control_pages() {
         init(layout::TD_PARAMS + 1),
         (INVALID | 2, regs(0, layout::TD_PARAMS + 1, 0, 0))
     );
-    assert_eq!(init(layout::TD_PARAMS | 17 << 46).0, INVALID | 2);
+    assert_eq!(init(layout::TD_PARAMS | (17 << 46)).0, INVALID | 2);
     for (word, value, operand) in [
-        (2, 4 | 1 << 16, 71),
-        (2, 4 | 1 << 24, 72),
-        (2, 4 | 1 << 32, 2),
+        (2, 4 | (1 << 16), 71),
+        (2, 4 | (1 << 24), 72),
+        (2, 4 | (1 << 32), 2),
         (9, 1, 2),
     ] {
         td_params(v.host(), 0, 3, 4);
@@ -129,7 +129,7 @@ fn keys_and_control_pages() {
         assert_eq!(init(layout::TD_PARAMS).0, INVALID | operand, "word {word}");
     }
     td_params(v.host(), 0, 3, 4);
-    assert_eq!(init(layout::TD_PARAMS | 3 << 46).0, 0);
+    assert_eq!(init(layout::TD_PARAMS | (3 << 46)).0, 0);
 }
 
 #[test]
@@ -163,13 +163,13 @@ fn vcpus_have_their_own_refusals() {
     assert_eq!(vcpu(0), BUSY | 1);
     load("");
     assert_eq!(vcpu(0), 0xC000_0608_0000_0000);
-    assert_eq!(call(0, regs(page | 1 << 54, 0, 0, 0)), INVALID | 1);
+    assert_eq!(call(0, regs(page | (1 << 54), 0, 0, 0)), INVALID | 1);
     assert_eq!(call(0, regs(page | 8, 0, 0, 0)), INVALID | 1);
     assert_eq!(call(0, regs(tdr, 0, 0, 0)), METADATA | 1);
     v.ok(17, regs(tdr, 0, 0, 0));
     // No exit was a trap, and none an L2's.
-    assert_eq!(call(0, regs(page | 1 << 52, 0, 0, 0)), INVALID | 1);
-    assert_eq!(call(0, regs(page | 1 << 53, 0, 0, 0)), INVALID | 1);
+    assert_eq!(call(0, regs(page | (1 << 52), 0, 0, 0)), INVALID | 1);
+    assert_eq!(call(0, regs(page | (1 << 53), 0, 0, 0)), INVALID | 1);
 }
 
 /// A key of its own on each package; one package at a time.

@@ -226,7 +226,7 @@ fn random_registers() {
                     while left > 0 {
                         let n = left.min(CALLS_OF_A_MACHINE);
                         machine += 1;
-                        fuzz(&mut Rng((seed + t) << 32 | machine), n);
+                        fuzz(&mut Rng(((seed + t) << 32) | machine), n);
                         left -= n;
                     }
                 })

@@ -586,7 +586,7 @@ impl<'m> Run<'m> {
             }
             8..=12 => Does::VeInfo,
             13 => Does::Interrupt,
-            _ => Does::Accept(gpa | u64::from(s.page / 16 & 1)),
+            _ => Does::Accept(gpa | u64::from((s.page / 16) & 1)),
         };
         let held = self.disturb(s, key.filter(|_| usable), POOL)?;
         self.act(i, does, rip)?;

@@ -66,6 +66,11 @@ impl Model {
     }
 
     pub(super) fn sept_add(&mut self, version: u64, rcx: u64, rdx: u64, r: &mut Gpr) -> Res<()> {
+        // Also an error returns the pages, without the bit that says "not needed".
+        let given = r[R8];
+        for page in r.iter_mut().skip(R8).filter(|p| version > 0 && **p != NONE) {
+            *page &= !(1 << 63);
+        }
         if rdx & 0xFFF0_0000_0000_0FFE != 0 {
             return Err(INVALID | 2);
         }
@@ -75,8 +80,8 @@ impl Model {
         if e != Free && !is_table {
             return self.fail(ENTRY_STATE, key, r);
         }
-        let pa = r[R8] & !(1 << 63);
-        if r[R8] == NONE {
+        let pa = given & !(1 << 63);
+        if given == NONE {
             if version == 0 {
                 return Err(INVALID | 8);
             }
@@ -89,6 +94,9 @@ impl Model {
             return self.fail(ENTRY_STATE, key, r);
         }
         if version > 0 {
+            if is_table && given != NONE {
+                r[R8] = pa | (1 << 63);
+            }
             for (register, operand) in [(R9, 9), (R10, 10), (R11, 11)] {
                 if r[register] != NONE {
                     return Err(INVALID | operand);
@@ -106,8 +114,8 @@ impl Model {
                 },
             );
         }
-        if version > 0 && r[R8] != NONE {
-            r[R8] = if is_table { pa | (1 << 63) } else { NONE };
+        if version > 0 && !is_table {
+            r[R8] = NONE;
         }
         Ok(())
     }
@@ -251,21 +259,17 @@ impl Model {
             // Locking it takes the host's priority away.
             self.priority.remove(&child);
             let e = self.get(child);
-            let fits = match (i, e, merged) {
-                (
-                    0,
-                    Leaf {
-                        page,
-                        blocked,
-                        accepted,
-                        ..
-                    },
-                    _,
-                ) => {
+            let clean = e.cleaned(level - 1);
+            let fits = match (i, clean, merged) {
+                (0, Leaf { page, blocked, .. }, _) => {
+                    // What the first one has of an accept stays.
                     merged = e;
-                    !blocked && (page | accepted << 12) & (span(level) - 1) == 0
+                    !blocked && page & (span(level) - 1) == 0
                 }
-                (_, Leaf { .. }, Leaf { .. }) => e.raw() == merged.raw() + i * span(level - 1),
+                (_, Leaf { .. }, Leaf { .. }) => {
+                    let first = merged.cleaned(level - 1);
+                    clean.raw() == first.raw() + i * span(level - 1)
+                }
                 _ => false,
             };
             if !fits {
@@ -355,7 +359,7 @@ impl Model {
         }
         let carrier = self.carrier(key);
         self.pages.get_mut(&carrier).unwrap().epoch = self.epoch;
-        self.set(key, e.with_blocked(true));
+        self.set(key, e.cleaned(key.0).with_blocked(true));
         Ok(())
     }
 
@@ -412,7 +416,7 @@ impl Model {
         self.check_pa(pa, 0, 1)?;
         let size = self.walk_pamt(pa, 0, reclaim, 1)?;
         let page = self.page(pa, size);
-        if page.kind == RSVD || reclaim && page.kind == NDA {
+        if reclaim && matches!(page.kind, RSVD | NDA) {
             return Err(METADATA | 1);
         }
         (r[RCX], r[RDX], r[R8]) = (page.kind.into(), page.owner, size.into());

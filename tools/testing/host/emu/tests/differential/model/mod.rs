@@ -130,6 +130,24 @@ impl Entry {
         )
     }
 
+    /// The entry of a page of 2 MiB without what is left of an unfinished accept.
+    fn cleaned(self, level: u8) -> Entry {
+        match self {
+            Leaf {
+                page,
+                pending: true,
+                blocked: false,
+                ..
+            } if level == 1 => Leaf {
+                page,
+                pending: true,
+                blocked: false,
+                accepted: 0,
+            },
+            other => other,
+        }
+    }
+
     fn with_blocked(self, to: bool) -> Entry {
         match self {
             Free => Free,
@@ -143,7 +161,7 @@ impl Entry {
                 page,
                 pending,
                 blocked: to,
-                accepted: if to { 0 } else { accepted },
+                accepted,
             },
         }
     }

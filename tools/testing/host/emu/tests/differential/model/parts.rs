@@ -42,13 +42,15 @@ impl Model {
     }
     /// RCX and RDX that describe an entry.
     pub(super) fn details(&self, r: &mut Gpr, key: Key) {
-        let e = self.get(key);
+        self.describe(r, key.0, self.get(key));
+    }
+    fn describe(&self, r: &mut Gpr, level: u8, e: Entry) {
         r[RCX] = match e {
             Free => 1 << 63,
             Table { .. } => e.rwx(),
             Leaf { .. } => e.raw() & 0x800F_FFFF_FFFF_F0FF,
         };
-        r[RDX] = u64::from(key.0) | (e.code() << 8);
+        r[RDX] = u64::from(level) | (e.code() << 8);
     }
     pub(super) fn fail<T>(&self, status: u64, key: Key, r: &mut Gpr) -> Res<T> {
         self.details(r, key);
@@ -105,7 +107,9 @@ impl Model {
             return Ok(());
         }
         if !self.get(key).is_blocked() {
-            return self.fail(NOT_BLOCKED, key, r);
+            // The leaf has put the counter of an accept aside by then.
+            self.describe(r, key.0, self.get(key).cleaned(key.0));
+            return Err(NOT_BLOCKED | 1);
         }
         let (pa, size) = self.carrier(key);
         match self.is_tracked(self.page(pa, size).epoch) {
