@@ -28,7 +28,7 @@ pub use self::budget::{
 pub use self::debt::DEBT_SLOTS;
 
 use self::debt::Book;
-use self::op::{Op, Verdict};
+use self::op::Op;
 use crate::mirror::addr::{Gfn, Pfn};
 use crate::mirror::external::{
     Assigned, Counter, ExtError, ExtFailure, ExternalPage, ExternalPt, Free, Leaked, Operand,
@@ -163,15 +163,16 @@ impl<B: SeptBackend> Sept<B> {
         call: impl Fn(&B) -> SeamOut,
         mut again: impl FnMut(Operand),
     ) -> Result<(), Stop> {
-        let built = self.backend.is_finalized();
         let mut left = tries;
         loop {
             calls.inc();
             let out = call(&self.backend);
-            match op.judge(out.status, built) {
-                Verdict::Done => return Ok(()),
-                Verdict::Failed => return Err(Stop::Failed(out)),
-                Verdict::Contended(operand) => {
+            if op.is_done(out.status) {
+                return Ok(());
+            }
+            match op.contention(out.status, self.backend.is_finalized()) {
+                None => return Err(Stop::Failed(out)),
+                Some(operand) => {
                     self.stats.busy.inc();
                     left = left.saturating_sub(1);
                     if left == 0 {

@@ -6,13 +6,6 @@ use crate::mirror::external::{ExtFailure, Operand};
 use crate::tdx::seamcall::SeamOut;
 use crate::tdx::status::{OperandId, TdxStatus};
 
-/// What an answer means.
-pub(super) enum Verdict {
-    Done,
-    Contended(Operand),
-    Failed,
-}
-
 /// The leaf, for the decoding of its busy operands.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(super) enum Op {
@@ -48,8 +41,9 @@ impl Op {
         )
     }
 
-    /// The operand that `status` says is busy, if it is one that this leaf may find busy.
-    const fn contention(self, status: TdxStatus, built: bool) -> Option<Operand> {
+    /// The operand that `status` says is busy, if it is one that this leaf may find busy; any
+    /// other answer that is not [done](Self::is_done) is a bug.
+    pub(super) const fn contention(self, status: TdxStatus, built: bool) -> Option<Operand> {
         if matches!(self, Self::Track)
             && status.class().raw() == TdxStatus::PREVIOUS_TLB_EPOCH_BUSY.raw()
         {
@@ -69,21 +63,11 @@ impl Op {
     }
 
     /// Whether the leaf reached what it is called for.
-    const fn is_done(self, status: TdxStatus) -> bool {
+    pub(super) const fn is_done(self, status: TdxStatus) -> bool {
         status.is_success()
             // No error, bit 63 is clear: the entry is in the state that BLOCK leads to.
             || matches!(self, Self::Block)
                 && status.class().raw() == TdxStatus::GPA_RANGE_ALREADY_BLOCKED.raw()
-    }
-
-    pub(super) const fn judge(self, status: TdxStatus, built: bool) -> Verdict {
-        if self.is_done(status) {
-            return Verdict::Done;
-        }
-        match self.contention(status, built) {
-            Some(operand) => Verdict::Contended(operand),
-            None => Verdict::Failed,
-        }
     }
 
     pub(super) const fn failure(self, out: SeamOut) -> ExtFailure {
