@@ -273,6 +273,18 @@ def skip_reasons(runs):
     return found
 
 
+def closing(name, lines, passed, failed, problems):
+    """The problems and the closing line of one test module; the exit status."""
+    if "vm: exit 0" not in lines:
+        problems.append("the machine did not end well")
+    for what in problems:
+        print(f"tdx-mirror: problem: {what}")
+    # What cannot be counted as a test case has failed once.
+    failed = max(failed, 1) if problems else failed
+    print(f"{name}: {passed} passed, {failed} failed")
+    return 1 if failed else 0
+
+
 def contract(path):
     """The log of tdx_mirror_contract_test.ko, which prints TAP into the kernel log each time it is loaded."""
     with open(path, encoding="utf-8", errors="replace") as file:
@@ -305,13 +317,7 @@ def contract(path):
         passed, failed = passed + refused, failed + (not refused)
         if not refused:
             print(f"# failed: {value} is not refused")
-    if "vm: exit 0" not in said:
-        problems.append("the machine did not end well")
-    for what in problems:
-        print(f"tdx-mirror: problem: {what}")
-    failed = max(failed, 1) if problems else failed
-    print(f"contract: {passed} passed, {failed} failed")
-    return 1 if failed else 0
+    return closing("contract", said, passed, failed, problems)
 
 
 def testdev(path):
@@ -323,13 +329,7 @@ def testdev(path):
     problems = [line for line in lines if ALARM.search(line)]
     if f"1..{passed + failed}" not in lines or not passed:
         problems.append("the program did not come to its end, or skipped tests")
-    if "vm: exit 0" not in lines:
-        problems.append("the machine did not end well")
-    for what in problems:
-        print(f"tdx-mirror: problem: {what}")
-    failed = max(failed, 1) if problems else failed
-    print(f"testdev: {passed} passed, {failed} failed")
-    return 1 if failed else 0
+    return closing("testdev", lines, passed, failed, problems)
 
 
 def kunit(path):
@@ -364,13 +364,7 @@ def kunit(path):
             problems.append(f"suite {name} did not come to its end")
     if not suites:
         problems.append("no suite ran")
-    if "vm: exit 0" not in lines:
-        problems.append("the machine did not end well")
-    for what in problems:
-        print(f"tdx-mirror: problem: {what}")
-    failed = max(failed, 1) if problems else failed
-    print(f"kunit: {passed} passed, {failed} failed")
-    return 1 if failed else 0
+    return closing("kunit", lines, passed, failed, problems)
 
 
 def main(argv):
