@@ -284,7 +284,9 @@ impl Entered<'_> {
     fn tdcall<P: Platform>(&mut self, m: &Machine<P>) -> Next {
         m.stats.add(Count::GuestTdcalls);
         let hkid = || m.hkid_of(self.vcpu.tdr);
-        let injected = m.inject.fail(named(self.regs.gpr[0]), hkid);
+        let injected = m
+            .inject
+            .fail(named(self.regs.gpr[0]), self.regs.gpr[1], hkid);
         let result = match injected {
             Some(status) => Err(status),
             None => self.dispatch(m),

@@ -23,6 +23,8 @@ pub(crate) struct Slot {
     pub(crate) seen: AtomicU64,
     /// How often it applied; for `hold`, the busy answers meanwhile.
     pub(crate) hits: AtomicU64,
+    /// RCX of the call with which `stay` began.
+    rcx: AtomicU64,
     pub(crate) held: Held,
 }
 
@@ -49,8 +51,9 @@ impl Slot {
         self.words[0].store(packed[0], Ordering::Release);
     }
 
-    /// Counts one more occasion and says whether the rule applies to it.
-    fn applies(&self, rule: &Rule) -> bool {
+    /// Counts one more occasion, a call with that RCX, and says whether the rule applies
+    /// to it. Calls of several CPUs at the moment when `stay` begins may miss it.
+    fn applies(&self, rule: &Rule, rcx: u64) -> bool {
         let seen = self.seen.fetch_add(1, Ordering::Relaxed).wrapping_add(1);
         let n = u64::from(rule.n);
         let hit = match rule.when {
@@ -61,6 +64,12 @@ impl Slot {
                 mix(rule.seed.wrapping_add(seen))
                     .checked_rem(of)
                     .is_some_and(|v| v < n)
+            }
+            When::Stay => {
+                if seen == n {
+                    self.rcx.store(rcx, Ordering::Relaxed);
+                }
+                seen >= n && self.rcx.load(Ordering::Relaxed) == rcx
             }
         };
         if hit {
@@ -100,6 +109,7 @@ impl Table {
                     words: [const { AtomicU64::new(0) }; 4],
                     seen: AtomicU64::new(0),
                     hits: AtomicU64::new(0),
+                    rcx: AtomicU64::new(0),
                     held: Held::new(),
                 }
             }; MAX_RULES],
@@ -124,12 +134,12 @@ impl Table {
         self.used.store(n, Ordering::Relaxed);
     }
 
-    /// Rules of one kind for a leaf that apply now. `hkid` is asked only for rules that
-    /// are limited to a TD.
+    /// Rules of one kind for a leaf that apply now, to a call with that RCX. `hkid` is
+    /// asked only for rules that are limited to a TD.
     #[inline]
     fn due(
         &self,
-        leaf: u16,
+        (leaf, rcx): (u16, u64),
         kind: fn(What) -> bool,
         hkid: impl Fn() -> Option<u64>,
         mut hit: impl FnMut(Rule),
@@ -142,18 +152,18 @@ impl Table {
             if rule.hkid.is_some_and(|h| hkid() != Some(u64::from(h))) {
                 continue;
             }
-            if slot.applies(&rule) {
+            if slot.applies(&rule, rcx) {
                 hit(rule);
             }
         }
     }
 
-    /// Whether this call of `leaf` shall fail, and how.
+    /// Whether this call of `leaf` with that RCX shall fail, and how.
     #[inline]
-    pub(crate) fn fail(&self, leaf: u16, hkid: impl Fn() -> Option<u64>) -> Option<u64> {
+    pub(crate) fn fail(&self, leaf: u16, rcx: u64, hkid: impl Fn() -> Option<u64>) -> Option<u64> {
         let mut status = None;
         self.due(
-            leaf,
+            (leaf, rcx),
             |w| w == What::Fail,
             hkid,
             |rule| status = Some(rule.value),
@@ -165,7 +175,7 @@ impl Table {
     #[inline]
     pub(crate) fn interrupt(&self, leaf: u16, hkid: impl Fn() -> Option<u64>) -> bool {
         let mut found = false;
-        self.due(leaf, |w| w == What::Interrupt, hkid, |_| found = true);
+        self.due((leaf, 0), |w| w == What::Interrupt, hkid, |_| found = true);
         found
     }
 
@@ -178,7 +188,7 @@ impl Table {
         mut wait: impl FnMut(Delay),
     ) {
         let delays = |w| matches!(w, What::DelayUs | What::DelayInsn);
-        self.due(leaf, delays, hkid, |rule| {
+        self.due((leaf, 0), delays, hkid, |rule| {
             wait(match rule.what {
                 What::DelayUs => Delay::Microseconds(rule.value),
                 _ => Delay::Instructions(rule.value),

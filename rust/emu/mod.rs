@@ -142,7 +142,7 @@ impl<P: Platform, G: GuestRun<P>> Module<P, G> {
         if let Err(status) = self.admit(rax) {
             return status;
         }
-        if let Some(status) = disturb.and_then(|hkid| self.m.inject.fail(number, || hkid)) {
+        if let Some(status) = disturb.and_then(|hkid| self.m.inject.fail(number, r.rcx, || hkid)) {
             self.m.stats.add(stats::Count::Injected);
             clear_outputs(number, status, r);
             return status;

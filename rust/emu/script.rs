@@ -14,7 +14,8 @@
 //! ```
 //! `<leaf>` is a number or a name such as `tdh_mem_page_aug`; TDCALLs are known as
 //! `tdg_mem_page_accept` and so on. `<when>` is `<n>` (the nth time only), `every <k>`,
-//! or `prob <a>/<b> <seed>` (a times in b, at random). Status, GPA and PA are
+//! `prob <a>/<b> <seed>` (a times in b, at random), or, for `fail`, `stay <n>`: the nth
+//! time and from then on each call with the same RCX. Status, GPA and PA are
 //! hexadecimal, other numbers decimal; GPAs have 0 in their lower 12 bits. Each rule but
 //! `pamt` and `kot` may end in `hkid=<n>`: only the TD with that HKID. `hold` may end in
 //! `for=<n>`, `busy=<n>`: let go after n calls, n busy answers.
@@ -69,6 +70,7 @@ pub(crate) enum When {
     Nth,
     Every,
     Chance,
+    Stay,
 }
 
 const LOCKS: [(Lock, &str); 7] = [
@@ -156,7 +158,8 @@ impl Rule {
         let when = match (head >> 8) & 15 {
             0 => When::Nth,
             1 => When::Every,
-            _ => When::Chance,
+            2 => When::Chance,
+            _ => When::Stay,
         };
         Some(Rule {
             what,
@@ -186,6 +189,7 @@ impl fmt::Display for Rule {
             When::Nth => write!(f, " {}", self.n)?,
             When::Every => write!(f, " every {}", self.n)?,
             When::Chance => write!(f, " prob {}/{} {}", self.n, self.of, self.seed)?,
+            When::Stay => write!(f, " stay {}", self.n)?,
         }
         match self.what {
             What::Fail => write!(f, " {:x}", self.value)?,
@@ -356,6 +360,10 @@ fn timed_open(what: What, line: &mut &[u8]) -> Result<Rule, &'static str> {
         Some(b"every") => {
             rule.when = When::Every;
             rule.n = count(word(line), "period is missing after every")?;
+        }
+        Some(b"stay") if what == What::Fail => {
+            rule.when = When::Stay;
+            rule.n = count(word(line), "number of the call is missing after stay")?;
         }
         Some(b"prob") => {
             rule.when = When::Chance;

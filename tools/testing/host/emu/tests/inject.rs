@@ -74,10 +74,25 @@ fn chance_follows_its_seed() {
 }
 
 #[test]
+fn a_failure_stays_with_its_operand() {
+    let v = Vmm::new(Interpreter);
+    let td = td(&v, 20);
+    let rd = |gpa| v.call(25, regs(gpa, td.tdr, 0, 0)).0;
+    load(&v, "fail tdh_mem_sept_rd stay 2 8000020000000001");
+    let answers = [GPA, GPA, GPA + 0x1000, GPA, GPA + 0x1000].map(rd);
+    assert_eq!(answers, [0, BUSY | 1, 0, BUSY | 1, 0]);
+    assert!(shown(&v).contains("calls=5 hits=2"), "{}", shown(&v));
+    // The next script knows nothing of it.
+    load(&v, "fail tdh_mem_sept_rd stay 1 5");
+    assert_eq!([GPA + 0x1000, GPA].map(rd), [5, 0]);
+}
+
+#[test]
 fn rules_are_shown_as_a_script() {
     let v = Vmm::new(Interpreter);
     let script = "fail tdh_mem_page_aug 3 8000020000000092 hkid=17\n\
                   fail tdg_mem_page_accept every 2 8000020000000001\n\
+                  fail tdh_mem_track stay 4 80000200000000a9\n\
                   delay tdh_mem_range_block prob 1/4 9 250us\n\
                   delay tdh_mem_track 1 5000insn\n\
                   interrupt tdh_mem_page_demote every 3 hkid=18\n\
@@ -115,6 +130,9 @@ fn each_mistake_has_its_reason() {
         ("fail 6 prob 1/2", "seed is missing"),
         ("fail 6 1 1 hkid=256", "hkid is not a number below 256"),
         ("fail 6 1 1 for=3", "words after the end of the command"),
+        ("fail 6 stay", "number of the call is missing after stay"),
+        ("fail 6 stay 0 1", "calls are counted from 1"),
+        ("delay 6 stay 1 1us", "count is not a number"),
         ("delay 6 1", "duration is missing"),
         ("delay 6 1 5", "duration is neither <n>us nor <n>insn"),
         ("delay 6 1 xus", "duration is not a number"),
