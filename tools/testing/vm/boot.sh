@@ -14,6 +14,11 @@
 #   --append STRING      added to the kernel command line
 #   --ips N              Bochs: emulated instructions per second, default 100000000
 #   --qemu-cpu MODEL     default EPYC,+svm,+npt
+#   --disk FILE          squashfs image (scripts/image), mounted at /image; the
+#                        program in-image runs a command in it
+#   --out DIR            what the commands leave in the machine's folder /out is
+#                        found in DIR afterwards; the program save-out writes it
+#                        to the disk before the end, which a panic loses
 #   --log FILE           keep a copy of the serial console there
 #   --quiet              do not show the console
 #
@@ -26,6 +31,7 @@ set -uo pipefail
 
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 accel=bochs kernel='' bochs='' cpus=2 memory=256 timeout=300 append='' log='' quiet=0
+disk='' out=''
 ips=100000000
 qemu_cpu=EPYC,+svm,+npt
 overlays=()
@@ -48,6 +54,8 @@ while [ $# -gt 0 ]; do
 	--append) append=$2; shift 2 ;;
 	--ips) ips=$2; shift 2 ;;
 	--qemu-cpu) qemu_cpu=$2; shift 2 ;;
+	--disk) disk=$2; shift 2 ;;
+	--out) out=$2; shift 2 ;;
 	--log) log=$2; shift 2 ;;
 	--quiet) quiet=1; shift ;;
 	--) shift; break ;;
@@ -59,6 +67,8 @@ done
 command=$1
 [ -r "$kernel" ] || die "kernel image '$kernel' is not readable (--kernel)"
 [ "$accel" = bochs ] && { [ -x "$bochs/bin/bochs" ] || die "no bin/bochs in '$bochs' (--bochs)"; }
+[ -z "$disk" ] || [ -r "$disk" ] || die "disk image '$disk' is not readable (--disk)"
+[ -z "$out" ] || mkdir -p "$out" || die "folder '$out' cannot be made (--out)"
 
 tmp=$(mktemp -d "${TMPDIR:-/tmp}/tdx-mirror-vm.XXXXXX") || die "mktemp failed"
 tail_pid=''
@@ -73,9 +83,29 @@ stop_machine()
 	launch_pid=''
 }
 
+# The disk for /out begins with this until the machine writes its archive there.
+out_label=tdx-mirror-out
+
+make_out_disk()
+{
+	truncate -s 516096000 "$tmp/out.img" && printf '%s' "$out_label" |
+		dd of="$tmp/out.img" conv=notrunc status=none
+}
+
+unpack_out_disk()
+{
+	[ -f "$tmp/out.img" ] || return
+	if [ "$(head -c ${#out_label} "$tmp/out.img" | tr -d '\0')" = "$out_label" ]; then
+		echo "boot.sh: the machine saved nothing from /out" >&2
+		return
+	fi
+	tar -C "$out" --no-same-owner -xf "$tmp/out.img" || echo "boot.sh: the archive of /out is damaged" >&2
+}
+
 cleanup()
 {
 	stop_machine
+	unpack_out_disk
 	[ -n "$tail_pid" ] && kill "$tail_pid" 2>/dev/null
 	[ -n "$log" ] && [ -f "$tmp/serial" ] && cp "$tmp/serial" "$log"
 	rm -rf "$tmp"
@@ -88,10 +118,10 @@ build_initramfs()
 {
 	local root=$tmp/root dir
 
-	mkdir -p "$root"/{bin,dev,proc,sys,tmp,vm,etc,lib} || return
+	mkdir -p "$root"/{bin,dev,proc,sys,tmp,vm,etc,lib,image,out} || return
 	cp "$(command -v busybox)" "$root/bin/busybox" &&
-	cp "$here/init" "$root/init" && cp "$here/tdx-host" "$root/bin/tdx-host" &&
-	chmod 755 "$root/init" "$root/bin/tdx-host" || return
+	cp "$here/init" "$root/init" && cp "$here/tdx-host" "$here/in-image" "$here/save-out" "$root/bin/" &&
+	chmod 755 "$root/init" "$root"/bin/{tdx-host,in-image,save-out} || return
 	for dir in "${overlays[@]}"; do
 		[ -d "$dir" ] || { echo "boot.sh: overlay '$dir' is not a directory" >&2; return 1; }
 		cp -rL "$dir/." "$root/" || return
@@ -126,6 +156,8 @@ build_iso()
 # and idle must be a plain HLT.
 cmdline="console=ttyS0,115200 nohibernate idle=nomwait nohz=off panic=0 oops=panic $append"
 [ "$accel" = qemu ] && cmdline="console=ttyS0 nohibernate panic=0 oops=panic $append"
+# Probing for disks takes time, most of it idle.
+[ -n "$disk$out" ] || cmdline+=" initcall_blacklist=piix_init"
 
 start_bochs()
 {
@@ -133,6 +165,12 @@ start_bochs()
 	cp "$here/msrs.def" "$tmp/msrs.def"
 	sed -e "s|@CPUS@|$cpus|; s|@IPS@|$ips|; s|@MEMORY@|$memory|g; s|@TMP@|$tmp|g; s|@SHARE@|/usr/share|" \
 		"$here/bochsrc.in" >"$tmp/bochsrc"
+	[ ! -f "$tmp/out.img" ] || echo "ata0-slave: type=disk, mode=flat, path=\"$tmp/out.img\"" >>"$tmp/bochsrc"
+	if [ -n "$disk" ]; then
+		# Bochs puts a lock file beside an image.
+		ln -s "$(readlink -f "$disk")" "$tmp/disk.img" || return
+		echo "ata1-master: type=disk, mode=flat, path=\"$tmp/disk.img\"" >>"$tmp/bochsrc"
+	fi
 	: >"$tmp/serial"
 	# The text display needs a terminal: script provides one.
 	cat >"$tmp/launch" <<-EOF
@@ -147,8 +185,12 @@ start_bochs()
 
 start_qemu()
 {
+	local drives=()
+
 	: >"$tmp/serial"
-	qemu-system-x86_64 -accel tcg,thread=multi -cpu "$qemu_cpu" -smp "$cpus" -m "$memory" \
+	[ ! -f "$tmp/out.img" ] || drives+=(-drive "if=ide,index=1,format=raw,file=$tmp/out.img")
+	[ -z "$disk" ] || drives+=(-drive "if=ide,index=2,format=raw,snapshot=on,file=$disk")
+	qemu-system-x86_64 -accel tcg,thread=multi -cpu "$qemu_cpu" -smp "$cpus" -m "$memory" "${drives[@]}" \
 		-kernel "$kernel" -initrd "$tmp/initramfs.gz" -append "$cmdline" -display none -no-reboot \
 		-monitor none -serial "file:$tmp/serial" </dev/null >"$tmp/screen" 2>&1 &
 	launch_pid=$!
@@ -199,6 +241,7 @@ watch_console()
 	fi
 }
 
+[ -z "$out" ] || make_out_disk || die "no disk for /out could be made in $tmp"
 build_initramfs || die "building the initramfs failed"
 case $accel in
 bochs) start_bochs || die "Bochs could not be started" ;;
