@@ -28,6 +28,15 @@ static uint check;
 module_param(check, uint, 0444);
 MODULE_PARM_DESC(check, "Invariants checked after calls: 0 none, 1 what a call touched, 2 everything");
 
+static bool cycles;
+module_param(cycles, bool, 0444);
+MODULE_PARM_DESC(cycles, "Sum up how long SEAMCALLs take, by leaf and by CPU (default no)");
+
+bool emu_cycles_wanted(void)
+{
+	return cycles;
+}
+
 u32 emu_check_level(void)
 {
 	return check;
