@@ -13,7 +13,35 @@ TDX_BOCHS=$TDX_CACHE/bochs
 TDX_LINUX=$TDX_CACHE/linux
 TDX_OUT=$TDX_TOP/build
 TDX_JOBS=${TDX_MIRROR_JOBS:-$(($(nproc) + 1))}
-export TDX_TOP TDX_CACHE TDX_ROOT TDX_BOCHS TDX_LINUX TDX_OUT TDX_JOBS
+# Which kernel, see scripts/setup; and what scripts/build makes for it.
+TDX_FLAVOUR=${TDX_FLAVOUR:-debug}
+TDX_BUILT=$TDX_OUT
+[ "$TDX_FLAVOUR" = debug ] || TDX_BUILT=$TDX_OUT/$TDX_FLAVOUR
+export TDX_TOP TDX_CACHE TDX_ROOT TDX_BOCHS TDX_LINUX TDX_OUT TDX_JOBS TDX_FLAVOUR TDX_BUILT
+
+# The folder where the kernel of a flavour is built.
+kernel_build()
+{
+	case $1 in
+	debug) echo "$TDX_LINUX/build" ;;
+	*) echo "$TDX_LINUX/build-$1" ;;
+	esac
+}
+
+# is_ready FLAVOUR...: a calling script has set them up and built for them, and
+# says so in TDX_READY, so that nothing is looked at again, or changed while
+# another part uses it.
+is_ready()
+{
+	local flavour
+
+	for flavour in "$@"; do
+		case " ${TDX_READY:-} " in
+		*" $flavour "*) ;;
+		*) return 1 ;;
+		esac
+	done
+}
 
 say()
 {
