@@ -38,7 +38,7 @@ module_param(blocks, uint, 0444);
 MODULE_PARM_DESC(blocks, "number of blocks, 1..256 (default 4)");
 
 /* A word that is never zero and differs between pages, rounds and states. */
-static u64 pattern(const void *page, unsigned int round, u64 state)
+static u64 pattern(void *page, unsigned int round, u64 state)
 {
 	return (virt_to_phys(page) << 16 | (u64)round << 4 | state) ^ 0x5a5a5a5a00000000ULL;
 }
@@ -57,12 +57,12 @@ static void fill(void *block, unsigned int round, u64 state)
 }
 
 /* How many words of the block are the ones that fill() wrote. */
-static unsigned int matching(const void *block, unsigned int round, u64 state)
+static unsigned int matching(void *block, unsigned int round, u64 state)
 {
 	unsigned int page, word, found = 0;
 
 	for (page = 0; page < 1U << order; page++) {
-		const u64 *words = block + page * PAGE_SIZE;
+		u64 *words = block + page * PAGE_SIZE;
 		u64 value = pattern(words, round, state);
 
 		for (word = 0; word < WORDS_PER_PAGE; word++)
@@ -81,7 +81,7 @@ static unsigned int not_zero(const void *block)
 	return found;
 }
 
-static int wrong(const void *block, unsigned int round, unsigned int words, const char *what)
+static int wrong(void *block, unsigned int round, unsigned int words, const char *what)
 {
 	pr_err("page %#llx, round %u: %u words %s\n", (u64)virt_to_phys(block), round, words, what);
 	return -EIO;
