@@ -2,7 +2,9 @@
 # Entry points; the work is done by scripts/. Kbuild holds the module's rules.
 #
 # make run         an emulated TDX host, a TD on the Rust mirror and on KVM's own
-# make test        every test; the last line says how many passed and failed
+# make boot-linux  Linux as a TD on the emulated host; MIRROR=rust|c|both CPUS= MEMORY= CMD= HELP=1
+# make test        every test; the last line says how many passed and failed; PARTS='selftests kunit'
+# make test-all    the same, and what takes too long for every change: all kernel flavours, more fuzzing
 # make selftests   the kselftests on the emulated host, in both modes
 # make contract    the C contract's test module, on an emulated PC
 # make testdev    the test device: mirror and software TDX module without KVM
@@ -21,7 +23,7 @@
 # make clean       remove build/ (the cache stays)
 
 .DEFAULT_GOAL := help
-.PHONY: help run test selftests contract testdev kunit host-test loom soak replay bench-emu mutants requirements check modules vm setup clean
+.PHONY: help run boot-linux test test-all selftests contract testdev kunit host-test loom soak replay bench-emu mutants requirements check modules vm setup clean
 
 SESSION := scripts/session
 
@@ -34,8 +36,15 @@ help:
 run:
 	@$(SESSION) scripts/run
 
+# MIRROR, CPUS, MEMORY, CMD and the like come through the environment.
+boot-linux:
+	@$(SESSION) scripts/boot-linux $(if $(HELP),--help)
+
 test:
-	@$(SESSION) scripts/test
+	@$(SESSION) scripts/test $(PARTS)
+
+test-all:
+	@$(SESSION) scripts/test all
 
 selftests:
 	@$(SESSION) scripts/selftests $(TESTS)
