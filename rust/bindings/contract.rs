@@ -489,6 +489,9 @@ unsafe extern "C" {
     pub fn tdx_mirror_vp_enter_policy(len: *mut ffi::c_uint) -> *const ffi::c_char;
 }
 unsafe extern "C" {
+    pub fn tdx_mirror_cycles() -> u64_;
+}
+unsafe extern "C" {
     pub fn tdx_mirror_watch_kvm() -> ffi::c_int;
 }
 unsafe extern "C" {

@@ -18,7 +18,7 @@ use super::backend::{Caches, HookSeamcalls, KernelVm};
 use super::hooks::Hooks;
 use super::registry;
 use super::rwlock::MmuLock;
-use super::{params, rcu};
+use super::{params, rcu, trace};
 use crate::bindings::{
     self, tdx_mirror, tdx_mirror_action, tdx_mirror_backend, tdx_mirror_ops, tdx_mirror_stats,
     tdx_mirror_vcpu,
@@ -37,6 +37,7 @@ type Inner = mmu::Mirror<Sept<HookSeamcalls>, KernelVm>;
 /// The mirror of one TD: what `struct tdx_mirror *` points to.
 #[pin_data(PinnedDrop)]
 pub(crate) struct Mirror {
+    td: u32,
     hooks: Arc<Hooks>,
     lock: MmuLock,
     inner: ManuallyDrop<Inner>,
@@ -75,9 +76,12 @@ impl Mirror {
         let page = hooks.alloc_root_spt().ok_or(ENOMEM)?;
         // SAFETY: The page is whole and the mirror's alone until it is put.
         let root = unsafe { Root::new(page) };
-        let sept = Sept::with_fault_tries(HookSeamcalls::new(hooks.clone()), params::fault_tries());
-        let vm = KernelVm::new(hooks.clone());
+        let td = registry::next_number();
+        let seamcalls = HookSeamcalls::new(hooks.clone(), td);
+        let sept = Sept::with_fault_tries(seamcalls, params::fault_tries());
+        let vm = KernelVm::new(hooks.clone(), td);
         let mirror = memory.pin_init_with::<Infallible>(pin_init!(Self {
+            td,
             hooks,
             lock,
             inner: ManuallyDrop::new(mmu::Mirror::new(config, sept, vm, root)),
@@ -162,14 +166,19 @@ impl Mirror {
         let shared = unsafe { self.lock.assume_read() };
         // SAFETY: The contract says that the suppliers serve the vCPU during the call.
         let mut pages = unsafe { Caches::new(&self.hooks, vcpu) };
-        match self.inner.map(&shared, &mut pages, gfn, pfn, level) {
+        let outcome = match self.inner.map(&shared, &mut pages, gfn, pfn, level) {
             Ok(MapOutcome::Fixed) => bindings::TDX_MIRROR_MAP_FIXED as c_int,
             Ok(MapOutcome::Spurious) => bindings::TDX_MIRROR_MAP_SPURIOUS as c_int,
             Ok(MapOutcome::Retry(_)) => bindings::TDX_MIRROR_MAP_RETRY as c_int,
             Err(MapError::Invalid) => code::EINVAL.to_errno(),
             Err(MapError::Busy(_)) => code::EBUSY.to_errno(),
             Err(MapError::Bugged) => code::EIO.to_errno(),
+        };
+        if trace::fault::is_on() {
+            let (gfn, pfn) = (gfn.as_u64(), pfn.as_u64());
+            trace::fault::emit(self.td, gfn, pfn, trace::level(level), outcome);
         }
+        outcome
     }
 
     fn zap_range(&self, start: u64, end: u64, can_yield: bool) -> u64 {
@@ -179,7 +188,11 @@ impl Mirror {
         };
         // SAFETY: The contract says that KVM holds mmu_lock for write during the call.
         let mut exclusive = unsafe { self.lock.assume_write() };
-        self.inner.zap_range(&mut exclusive, range, can_yield)
+        let zapped = self.inner.zap_range(&mut exclusive, range, can_yield);
+        if trace::zap::is_on() {
+            trace::zap::emit(self.td, range.start(), range.end(), zapped);
+        }
+        zapped
     }
 
     fn teardown(&self) {

@@ -15,26 +15,104 @@ use kernel::{
 
 use super::hooks::{Answer, Hooks};
 use super::page::{self, DeferredPages};
+use super::trace;
 use crate::bindings;
 use crate::mirror::addr::{PagePtr, Pfn};
 use crate::mirror::error::{Bug, Leak};
+use crate::mirror::external::Operand;
 use crate::mirror::level::{Level, Position};
 use crate::mirror::lock::Exclusive;
 use crate::mirror::mmu::Vm;
+use crate::mirror::spte::Spte;
 use crate::mirror::table::{PageMap, PageSupplier};
 use crate::sept::SeptBackend;
+use crate::tdx::leaf::Leaf;
 use crate::tdx::seamcall::{SeamOut, Seamcall};
 use crate::tdx::status::TdxStatus;
 
 /// The SEAMCALLs of one TD, through the hooks.
 pub(super) struct HookSeamcalls {
     hooks: Arc<Hooks>,
+    td: u32,
 }
 
+/// A SEAMCALL with what it is about.
+#[derive(Clone, Copy)]
+enum Call {
+    Link(Position, PagePtr),
+    Map(Position, Pfn),
+    Block(Position),
+    Track,
+    Remove(Position),
+    Wbinvd(Position, Pfn),
+    Read(Position),
+    ReclaimTable(PagePtr),
+    ReclaimData(Position, Pfn),
+}
+
+/// What the event of a SEAMCALL says about it: the leaf, the entry and the address of the data page.
+/// Of an S-EPT page nothing is asked, not even where it is.
+type Described = (Leaf, Option<Position>, u64);
+
 impl HookSeamcalls {
-    /// The SEAMCALLs behind `hooks`.
-    pub(super) fn new(hooks: Arc<Hooks>) -> Self {
-        Self { hooks }
+    /// The SEAMCALLs behind `hooks`, for the TD with the number `td`.
+    pub(super) fn new(hooks: Arc<Hooks>, td: u32) -> Self {
+        Self { hooks, td }
+    }
+
+    #[inline(always)]
+    fn issue(&self, call: Call) -> Answer {
+        match call {
+            Call::Link(at, page) => self.hooks.link_external_spt(at, page),
+            Call::Map(at, pfn) => self.hooks.set_external_spte(at, pfn),
+            Call::Block(at) => self.hooks.block_external_spte(at),
+            Call::Track => self.hooks.track_external(),
+            Call::Remove(at) => self.hooks.remove_external_spte(at),
+            Call::Wbinvd(at, pfn) => self.hooks.wbinvd_external_page(pfn, at.level()),
+            Call::Read(at) => self.hooks.read_external_spte(at),
+            Call::ReclaimTable(page) => self.hooks.free_external_spt(page),
+            Call::ReclaimData(at, pfn) => self.hooks.reclaim_external_page(pfn, at.level()),
+        }
+    }
+
+    fn describe(&self, call: Call) -> Described {
+        match call {
+            Call::Link(at, _) => (Leaf::MEM_SEPT_ADD, Some(at), 0),
+            Call::Map(at, pfn) if self.hooks.is_finalized() => {
+                (Leaf::MEM_PAGE_AUG, Some(at), pfn.pa())
+            }
+            Call::Map(at, pfn) => (Leaf::MEM_PAGE_ADD, Some(at), pfn.pa()),
+            Call::Block(at) => (Leaf::MEM_RANGE_BLOCK, Some(at), 0),
+            Call::Track => (Leaf::MEM_TRACK, None, 0),
+            Call::Remove(at) => (Leaf::MEM_PAGE_REMOVE, Some(at), 0),
+            Call::Wbinvd(at, pfn) => (Leaf::PHYMEM_PAGE_WBINVD, Some(at), pfn.pa()),
+            Call::Read(at) => (Leaf::MEM_SEPT_RD, Some(at), 0),
+            Call::ReclaimTable(_) => (Leaf::PHYMEM_PAGE_RECLAIM, None, 0),
+            Call::ReclaimData(at, pfn) => (Leaf::PHYMEM_PAGE_RECLAIM, Some(at), pfn.pa()),
+        }
+    }
+
+    /// Issues a SEAMCALL and tells of it.
+    #[cold]
+    #[inline(never)]
+    fn traced(&self, call: Call) -> SeamOut {
+        let begin = trace::cycles();
+        let answer = self.issue(call);
+        let cycles = trace::cycles().wrapping_sub(begin);
+        let (leaf, at, pa) = self.describe(call);
+        let (gpa, level) = trace::entry(at);
+        let leaf = u32::from(leaf.as_u16());
+        trace::seamcall::emit(self.td, leaf, gpa, level, pa, answer.status, cycles);
+        seam_out(answer)
+    }
+
+    #[cold]
+    #[inline(never)]
+    fn traced_kick(&self) {
+        let begin = trace::cycles();
+        self.hooks.kick_vcpus();
+        let cycles = trace::cycles().wrapping_sub(begin);
+        trace::kick::emit(self.td, cycles);
     }
 }
 
@@ -47,46 +125,65 @@ fn seam_out(answer: Answer) -> SeamOut {
     }
 }
 
+/// Issues a SEAMCALL, and tells of it if somebody listens. A macro, so that nothing is put together
+/// before the branch.
+macro_rules! seamcall {
+    ($self:ident, $call:expr) => {
+        if trace::seamcall::is_on() {
+            $self.traced($call)
+        } else {
+            seam_out($self.issue($call))
+        }
+    };
+}
+
 impl Seamcall for HookSeamcalls {
     fn mem_sept_add(&self, at: Position, page: PagePtr) -> SeamOut {
-        seam_out(self.hooks.link_external_spt(at, page))
+        seamcall!(self, Call::Link(at, page))
     }
 
     fn mem_page_map(&self, at: Position, pfn: Pfn) -> SeamOut {
-        seam_out(self.hooks.set_external_spte(at, pfn))
+        seamcall!(self, Call::Map(at, pfn))
     }
 
     fn mem_range_block(&self, at: Position) -> SeamOut {
-        seam_out(self.hooks.block_external_spte(at))
+        seamcall!(self, Call::Block(at))
     }
 
     fn mem_track(&self) -> SeamOut {
-        seam_out(self.hooks.track_external())
+        let out = seamcall!(self, Call::Track);
+        if trace::track::is_on() {
+            trace::track::emit(self.td, out.status.raw());
+        }
+        out
     }
 
     fn mem_page_remove(&self, at: Position) -> SeamOut {
-        seam_out(self.hooks.remove_external_spte(at))
+        seamcall!(self, Call::Remove(at))
     }
 
     fn phymem_page_wbinvd(&self, at: Position, pfn: Pfn) -> SeamOut {
-        seam_out(self.hooks.wbinvd_external_page(pfn, at.level()))
+        seamcall!(self, Call::Wbinvd(at, pfn))
     }
 
     fn mem_sept_rd(&self, at: Position) -> SeamOut {
-        seam_out(self.hooks.read_external_spte(at))
+        seamcall!(self, Call::Read(at))
     }
 
     fn phymem_page_reclaim(&self, page: PagePtr) -> SeamOut {
-        seam_out(self.hooks.free_external_spt(page))
+        seamcall!(self, Call::ReclaimTable(page))
     }
 
     fn phymem_data_reclaim(&self, at: Position, pfn: Pfn) -> SeamOut {
-        seam_out(self.hooks.reclaim_external_page(pfn, at.level()))
+        seamcall!(self, Call::ReclaimData(at, pfn))
     }
 }
 
 impl SeptBackend for HookSeamcalls {
     fn kick_vcpus(&self) {
+        if trace::kick::is_on() {
+            return self.traced_kick();
+        }
         self.hooks.kick_vcpus();
     }
 
@@ -101,6 +198,13 @@ impl SeptBackend for HookSeamcalls {
     fn is_hkid_assigned(&self) -> bool {
         self.hooks.is_hkid_assigned()
     }
+
+    #[inline(always)]
+    fn busy(&self, leaf: Leaf, at: Option<Position>, operand: Operand, left: u32) {
+        if trace::busy::is_on() {
+            trace::contended(self.td, leaf, at, operand, left);
+        }
+    }
 }
 
 /// Lines that the bugs and leaks of one TD may put into the log: a broken TD can have as many as it
@@ -110,15 +214,17 @@ const MAX_REPORTS: u32 = 10;
 /// The VM that a mirror belongs to.
 pub(super) struct KernelVm {
     hooks: Arc<Hooks>,
+    td: u32,
     deferred: DeferredPages,
     reports: AtomicU32,
 }
 
 impl KernelVm {
-    /// The VM behind `hooks`.
-    pub(super) fn new(hooks: Arc<Hooks>) -> Self {
+    /// The VM behind `hooks`, with the number `td`.
+    pub(super) fn new(hooks: Arc<Hooks>, td: u32) -> Self {
         Self {
             hooks,
+            td,
             deferred: DeferredPages::new(),
             reports: AtomicU32::new(0),
         }
@@ -178,6 +284,7 @@ unsafe impl PageMap for KernelVm {
 
 impl Vm for KernelVm {
     fn bug(&self, bug: &Bug) {
+        trace::bugged(self.td, bug);
         if self.may_report() {
             pr_err!("bug, the VM ends, report this line: {bug:?}\n");
         }
@@ -187,6 +294,7 @@ impl Vm for KernelVm {
     }
 
     fn leaked(&self, leak: &Leak) {
+        trace::leaked(self.td, leak);
         if self.may_report() {
             pr_err!("page leaked, unusable until the next boot, report this line: {leak:?}\n");
         }
@@ -224,6 +332,20 @@ impl Vm for KernelVm {
 
     fn yield_lock(&self, _x: &mut Exclusive<'_>) {
         self.hooks.yield_lock();
+    }
+
+    #[inline(always)]
+    fn spte_changed(&self, at: Position, old: Spte, new: Spte) {
+        if trace::spte_changed::is_on() {
+            trace::changed(self.td, at, old, new);
+        }
+    }
+
+    #[inline(always)]
+    fn quarantined(&self, at: Position, pfn: Pfn) {
+        if trace::quarantine::is_on() {
+            trace::kept(self.td, at, pfn);
+        }
     }
 }
 

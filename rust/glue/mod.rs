@@ -12,4 +12,5 @@ pub(crate) mod params;
 mod rcu;
 pub(crate) mod registry;
 mod rwlock;
+mod trace;
 mod vcpu;

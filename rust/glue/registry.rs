@@ -2,7 +2,10 @@
 
 //! All mirrors of this module: the live ones, and the sums of the finished ones.
 
-use core::fmt;
+use core::{
+    fmt,
+    sync::atomic::{AtomicU32, Ordering}, //
+};
 use kernel::{
     list::{List, ListArc},
     prelude::*, //
@@ -85,6 +88,14 @@ kernel::sync::global_lock! {
         finished: ZERO_STATS,
         created: 0,
     };
+}
+
+/// TDs whose creation was begun, wrapping.
+static NUMBERS: AtomicU32 = AtomicU32::new(0);
+
+/// A number for a new TD, by which events and the folder in debugfs name it.
+pub(crate) fn next_number() -> u32 {
+    NUMBERS.fetch_add(1, Ordering::Relaxed).wrapping_add(1)
 }
 
 /// Initialises the registry.

@@ -110,6 +110,7 @@ impl<E: ExternalPt, V: Vm> Mirror<E, V> {
         let (page, external) = (owned.page(), owned.external_page());
         match frozen.link_table(l, &self.ext, &self.vm, owned) {
             Ok(linked) => {
+                self.vm.spte_changed(at, Spte::NON_PRESENT, linked);
                 self.stats.tables.inc();
                 self.vm.account(page, true);
                 self.stats.external_tables.inc();
@@ -139,6 +140,8 @@ impl<E: ExternalPt, V: Vm> Mirror<E, V> {
                     frozen
                         .map_leaf(l, &self.ext, pfn)
                         .map_err(|error| self.refused(at, seen, error))?;
+                    let new = Spte::leaf(pfn, at.level());
+                    self.vm.spte_changed(at, seen, new);
                     self.stats.mapped.inc();
                     self.stats.leaf_transitions.inc();
                     self.vm.page_stats(at.level(), true);

@@ -37,6 +37,15 @@ pub trait Vm: PageMap {
     fn need_resched(&self) -> bool;
     /// Lets go of mmu_lock, held for write, for a moment.
     fn yield_lock(&self, x: &mut Exclusive<'_>);
+
+    // What follows is told to whoever watches.  Nothing depends on it, and it costs nothing where
+    // it is not defined.
+
+    /// The entry `at` has changed, and the external table has followed where it has to.  An entry
+    /// that was frozen meanwhile is told of as a whole: its value before and its value after.
+    fn spte_changed(&self, _at: Position, _old: Spte, _new: Spte) {}
+    /// The page `pfn` of the entry `at` is [held](Self::hold_page) from now on.
+    fn quarantined(&self, _at: Position, _pfn: Pfn) {}
 }
 
 /// The shape of a mirror.

@@ -57,7 +57,10 @@ impl<E: ExternalPt, V: Vm> Mirror<E, V> {
             self.empty_table(x, child, below, at.gfn().as_u64());
         }
         match Transition::classify(slot.spte, Spte::NON_PRESENT, at.level()) {
-            Ok(Transition::UnlinkTable(_)) => slot.cell.replace(x, Spte::NON_PRESENT),
+            Ok(Transition::UnlinkTable(_)) => {
+                slot.cell.replace(x, Spte::NON_PRESENT);
+                self.vm.spte_changed(at, slot.spte, Spte::NON_PRESENT);
+            }
             _ => self.bugged(Bug::Unexpected {
                 at,
                 found: slot.spte,

@@ -120,6 +120,7 @@ impl<E: ExternalPt, V: Vm> Mirror<E, V> {
         }
         .map_err(|failure| Bug::External { at, failure })?;
         slot.cell.replace(x, new);
+        self.vm.spte_changed(at, old, new);
         Ok(change)
     }
 
@@ -233,6 +234,7 @@ impl<E: ExternalPt, V: Vm> Mirror<E, V> {
             return;
         }
         self.vm.hold_page(pfn);
+        self.vm.quarantined(slot.at, pfn);
         self.vm.page_stats(slot.at.level(), false);
         self.stats.quarantined.inc();
     }

@@ -36,6 +36,7 @@ use crate::mirror::external::{
 use crate::mirror::level::Position;
 use crate::mirror::lock::{Exclusive, Shared};
 use crate::mirror::sys::{AtomicBool, Ordering};
+use crate::tdx::leaf::Leaf;
 use crate::tdx::seamcall::{SeamOut, Seamcall};
 use crate::tdx::status::TdxStatus;
 
@@ -49,6 +50,13 @@ pub trait SeptBackend: Seamcall {
     fn is_finalized(&self) -> bool;
     /// Whether the TD's HKID is still assigned.
     fn is_hkid_assigned(&self) -> bool;
+
+    // What follows is told to whoever watches.  Nothing depends on it, and it costs nothing where
+    // it is not defined.
+
+    /// A call of `leaf` found `operand` busy; `at` is the entry that it is about, if it is about
+    /// one, and `left` the number of tries that are left.
+    fn busy(&self, _leaf: Leaf, _at: Option<Position>, _operand: Operand, _left: u32) {}
 }
 
 /// SEAMCALLs by operation, each try counted.
@@ -158,6 +166,7 @@ impl<B: SeptBackend> Sept<B> {
     fn tries(
         &self,
         op: Op,
+        at: Option<Position>,
         tries: u32,
         calls: &Counter,
         call: impl Fn(&B) -> SeamOut,
@@ -170,11 +179,13 @@ impl<B: SeptBackend> Sept<B> {
             if op.is_done(out.status) {
                 return Ok(());
             }
-            match op.contention(out.status, self.backend.is_finalized()) {
+            let built = self.backend.is_finalized();
+            match op.contention(out.status, built) {
                 None => return Err(Stop::Failed(out)),
                 Some(operand) => {
                     self.stats.busy.inc();
                     left = left.saturating_sub(1);
+                    self.backend.busy(op.leaf(built), at, operand, left);
                     if left == 0 {
                         self.stats.giveups.inc();
                         return Err(Stop::Contended(operand, out));
@@ -200,7 +211,7 @@ impl<B: SeptBackend> Sept<B> {
         // A try that found the entry's lock held left a mark there, whatever a later one found.
         let mut marked = owed;
         let mark = |operand| marked |= operand == Operand::SeptEntry;
-        match self.tries(op, tries, calls, call, mark) {
+        match self.tries(op, Some(at), tries, calls, call, mark) {
             Ok(()) => {
                 self.paid(owed);
                 Ok(())
@@ -231,10 +242,11 @@ impl<B: SeptBackend> Sept<B> {
     fn exclusive_call(
         &self,
         op: Op,
+        at: Option<Position>,
         calls: &Counter,
         call: impl Fn(&B) -> SeamOut,
     ) -> Result<(), Stop> {
-        self.tries(op, ZAP_TRIES, calls, call, |_| {
+        self.tries(op, at, ZAP_TRIES, calls, call, |_| {
             // Held before the kick: a vCPU that is kicked must not enter again before the retry.
             if !self.holding.swap(true, Ordering::Relaxed) {
                 self.backend.hold_vcpus(true);
@@ -252,7 +264,7 @@ impl<B: SeptBackend> Sept<B> {
         call: impl Fn(&B) -> SeamOut,
     ) -> Result<(), ExtFailure> {
         let owed = self.book.take(at);
-        match self.exclusive_call(op, calls, call) {
+        match self.exclusive_call(op, Some(at), calls, call) {
             Ok(()) => {
                 self.paid(owed);
                 Ok(())
@@ -278,7 +290,7 @@ impl<B: SeptBackend> Sept<B> {
             let early = SeamOut::of(TdxStatus::LIFECYCLE_STATE_INCORRECT);
             return Err(Op::Reclaim.failure(early));
         }
-        self.tries(Op::Reclaim, TEARDOWN_TRIES, calls, call, |_| ())
+        self.tries(Op::Reclaim, None, TEARDOWN_TRIES, calls, call, |_| ())
             .map_err(|stop| stop.failure(Op::Reclaim))
     }
 }
@@ -312,12 +324,19 @@ impl<B: SeptBackend> Sept<B> {
 
     fn read(&self, at: Position, tries: u32) -> Result<(), Stop> {
         let calls = &self.stats.read_calls;
-        self.tries(Op::Read, tries, calls, |b| b.mem_sept_rd(at), |_| ())
+        self.tries(
+            Op::Read,
+            Some(at),
+            tries,
+            calls,
+            |b| b.mem_sept_rd(at),
+            |_| (),
+        )
     }
 
     fn read_exclusive(&self, at: Position) -> Result<(), Stop> {
         let calls = &self.stats.read_calls;
-        self.exclusive_call(Op::Read, calls, |b| b.mem_sept_rd(at))
+        self.exclusive_call(Op::Read, Some(at), calls, |b| b.mem_sept_rd(at))
     }
 }
 
@@ -391,7 +410,7 @@ impl<B: SeptBackend> ExternalPt for Sept<B> {
     }
 
     fn track(&self, _x: &Exclusive<'_>) -> Result<(), ExtFailure> {
-        self.exclusive_call(Op::Track, &self.stats.track_calls, |b| b.mem_track())
+        self.exclusive_call(Op::Track, None, &self.stats.track_calls, |b| b.mem_track())
             .map_err(|stop| stop.failure(Op::Track))?;
         // Whoever is inside since before the TRACK holds up the removal, and the next TRACK.  The
         // kick is not left out if there was one for contention before: that none entered in

@@ -3,6 +3,7 @@
 //! What the answer of a SEAMCALL means: done, contention that is legitimate there, or a bug.
 
 use crate::mirror::external::{ExtFailure, Operand};
+use crate::tdx::leaf::Leaf;
 use crate::tdx::seamcall::SeamOut;
 use crate::tdx::status::{OperandId, TdxStatus};
 
@@ -30,6 +31,21 @@ impl Op {
             Self::Wbinvd => "TDH.PHYMEM.PAGE.WBINVD",
             Self::Read => "TDH.MEM.SEPT.RD",
             Self::Reclaim => "TDH.PHYMEM.PAGE.RECLAIM",
+        }
+    }
+
+    /// The leaf that the operation calls; `built` is whether the TD is finalized.
+    pub(super) const fn leaf(self, built: bool) -> Leaf {
+        match self {
+            Self::Link => Leaf::MEM_SEPT_ADD,
+            Self::Map if built => Leaf::MEM_PAGE_AUG,
+            Self::Map => Leaf::MEM_PAGE_ADD,
+            Self::Block => Leaf::MEM_RANGE_BLOCK,
+            Self::Track => Leaf::MEM_TRACK,
+            Self::Remove => Leaf::MEM_PAGE_REMOVE,
+            Self::Wbinvd => Leaf::PHYMEM_PAGE_WBINVD,
+            Self::Read => Leaf::MEM_SEPT_RD,
+            Self::Reclaim => Leaf::PHYMEM_PAGE_RECLAIM,
         }
     }
 
