@@ -39,12 +39,15 @@ struct TdxMirror {
     #[pin]
     _files: glue::debugfs::Files,
     _kvm: glue::kvm::Watch,
+    _recording: glue::record::Guard,
 }
 
 impl kernel::InPlaceModule for TdxMirror {
     fn init(_module: &'static ThisModule) -> impl PinInit<Self, Error> {
         // SAFETY: Called once, when the module is loaded, before anything else can reach it.
         unsafe { glue::registry::init() };
+        // SAFETY: As above.
+        let recording = unsafe { glue::record::init() };
         let fault_tries = module_parameters::fault_tries.value();
         let zap_batch = module_parameters::zap_batch.value();
         try_pin_init!(Self {
@@ -58,6 +61,7 @@ impl kernel::InPlaceModule for TdxMirror {
             },
             _files <- glue::debugfs::Files::new(),
             _kvm: glue::kvm::Watch::new()?,
+            _recording: recording,
         })
     }
 }

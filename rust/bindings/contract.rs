@@ -492,6 +492,12 @@ unsafe extern "C" {
     pub fn tdx_mirror_cycles() -> u64_;
 }
 unsafe extern "C" {
+    pub fn tdx_mirror_switch_recording(on: bool);
+}
+unsafe extern "C" {
+    pub fn tdx_mirror_switch_timing(on: bool);
+}
+unsafe extern "C" {
     pub fn tdx_mirror_watch_kvm() -> ffi::c_int;
 }
 unsafe extern "C" {

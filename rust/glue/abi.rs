@@ -16,9 +16,10 @@ use kernel::{
 
 use super::backend::{Caches, HookSeamcalls, KernelVm};
 use super::hooks::Hooks;
+use super::record::Recorder;
 use super::registry;
 use super::rwlock::MmuLock;
-use super::{params, rcu, trace};
+use super::{params, rcu, switches, trace};
 use crate::bindings::{
     self, tdx_mirror, tdx_mirror_action, tdx_mirror_backend, tdx_mirror_ops, tdx_mirror_stats,
     tdx_mirror_vcpu,
@@ -38,6 +39,7 @@ type Inner = mmu::Mirror<Sept<HookSeamcalls>, KernelVm>;
 #[pin_data(PinnedDrop)]
 pub(crate) struct Mirror {
     td: u32,
+    recorder: Recorder,
     hooks: Arc<Hooks>,
     lock: MmuLock,
     inner: ManuallyDrop<Inner>,
@@ -80,8 +82,10 @@ impl Mirror {
         let seamcalls = HookSeamcalls::new(hooks.clone(), td);
         let sept = Sept::with_fault_tries(seamcalls, params::fault_tries());
         let vm = KernelVm::new(hooks.clone(), td);
+        let recorder = Recorder::new(td, config.gfn_bits(), config.root_level().as_kvm());
         let mirror = memory.pin_init_with::<Infallible>(pin_init!(Self {
             td,
+            recorder,
             hooks,
             lock,
             inner: ManuallyDrop::new(mmu::Mirror::new(config, sept, vm, root)),
@@ -178,6 +182,13 @@ impl Mirror {
             let (gfn, pfn) = (gfn.as_u64(), pfn.as_u64());
             trace::fault::emit(self.td, gfn, pfn, trace::level(level), outcome);
         }
+        if switches::recording() {
+            let (gfn, pfn) = (gfn.as_u64(), pfn.as_u64());
+            let finalized = self.hooks.is_finalized();
+            let level = level.as_kvm();
+            self.recorder
+                .map(finalized, vcpu.addr(), gfn, pfn, level, outcome);
+        }
         outcome
     }
 
@@ -192,6 +203,11 @@ impl Mirror {
         if trace::zap::is_on() {
             trace::zap::emit(self.td, range.start(), range.end(), zapped);
         }
+        if switches::recording() {
+            let finalized = self.hooks.is_finalized();
+            self.recorder
+                .zap(finalized, range.start(), range.end(), zapped);
+        }
         zapped
     }
 
@@ -199,6 +215,9 @@ impl Mirror {
         // SAFETY: The contract says that KVM holds mmu_lock for write during the call.
         let exclusive = unsafe { self.lock.assume_write() };
         self.inner.teardown(&exclusive);
+        if switches::recording() {
+            self.recorder.teardown();
+        }
     }
 
     fn walk(&self, gfn: u64) -> (Spte, c_int) {
@@ -335,6 +354,9 @@ unsafe extern "C" fn destroy(mirror: *mut tdx_mirror) {
     // SAFETY: It came from `Arc::into_raw()` in `create()`, and KVM gives it up with this call.
     let mirror = unsafe { Arc::from_raw(mirror.cast::<Mirror>().cast_const()) };
     registry::finish(&mirror);
+    if switches::recording() {
+        mirror.recorder.destroy();
+    }
     // The registry let go of its reference: this is the last one.
     drop(mirror);
 }

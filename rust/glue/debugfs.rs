@@ -4,6 +4,7 @@
 //!
 //! * `stats`: totals of all TDs since load or reset, one `name value` per line.
 //! * `reset`: a write of anything zeroes the totals; -EBUSY while a TD lives.
+//! * `record`: see [`super::record`].
 
 use kernel::{
     debugfs::{Dir, File},
@@ -12,7 +13,7 @@ use kernel::{
     uaccess::UserSliceReader, //
 };
 
-use super::registry;
+use super::{record::Record, registry};
 
 /// The files. They go away when this is dropped, before the module's memory does.
 #[pin_data]
@@ -22,6 +23,8 @@ pub(crate) struct Files {
     _stats: File<()>,
     #[pin]
     _reset: File<()>,
+    #[pin]
+    _record: File<Record>,
 }
 
 fn show(_: &(), f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -32,6 +35,27 @@ fn reset(_: &(), _: &mut UserSliceReader) -> Result {
     registry::reset()
 }
 
+/// The decimal number that was written to a file, with or without a line's end.
+pub(super) fn number(reader: &mut UserSliceReader) -> Result<usize> {
+    let mut text = [0; 12];
+    let text = text.get_mut(..reader.len()).ok_or(EINVAL)?;
+    reader.read_slice(text)?;
+    let digits = text.trim_ascii();
+    if digits.is_empty() {
+        return Err(EINVAL);
+    }
+    digits.iter().try_fold(0usize, |value, digit| {
+        let digit = digit.wrapping_sub(b'0');
+        if digit > 9 {
+            return Err(EINVAL);
+        }
+        value
+            .checked_mul(10)
+            .and_then(|value| value.checked_add(usize::from(digit)))
+            .ok_or(EINVAL)
+    })
+}
+
 impl Files {
     /// Makes the files. Without debugfs, or if it fails, there are none and nothing else differs.
     pub(crate) fn new() -> impl PinInit<Self, Error> {
@@ -39,6 +63,7 @@ impl Files {
         try_pin_init!(Self {
             _stats <- dir.read_callback_file(c"stats", (), &show),
             _reset <- dir.write_callback_file(c"reset", (), &reset),
+            _record <- dir.read_write_binary_file(c"record", Record),
             _dir: dir,
         })
     }

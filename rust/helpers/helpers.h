@@ -26,6 +26,8 @@ void tdx_mirror_warn_reclaim_busy(void);
 const char *tdx_mirror_vp_enter_policy(unsigned int *len);
 
 u64 tdx_mirror_cycles(void);
+void tdx_mirror_switch_recording(bool on);
+void tdx_mirror_switch_timing(bool on);
 
 int tdx_mirror_watch_kvm(void);
 void tdx_mirror_unwatch_kvm(void);

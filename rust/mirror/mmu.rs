@@ -89,8 +89,13 @@ impl Config {
         self.zap_batch
     }
 
+    /// The number of bits of a GFN.
+    pub fn gfn_bits(self) -> u32 {
+        self.gfn_bits
+    }
+
     /// The level of the root's entries.
-    pub(super) fn root_level(self) -> Level {
+    pub fn root_level(self) -> Level {
         self.root_level
     }
 

@@ -1,0 +1,33 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! What may be switched on while the module runs. Off, each site costs one static branch.
+
+use kernel::bindings::static_key_false;
+
+use crate::bindings;
+
+/// `struct tdx_mirror_switches`.
+#[repr(C)]
+struct Switches {
+    recording: static_key_false,
+    timing: static_key_false,
+}
+
+// Nothing is read of it but its keys, by address.
+#[allow(improper_ctypes)]
+extern "C" {
+    static tdx_mirror_switches: Switches;
+}
+
+/// Whether maps and zaps are written down.
+#[inline(always)]
+pub(crate) fn recording() -> bool {
+    // SAFETY: The key is one of `switches.c`, whose structure has this layout.
+    unsafe { kernel::static_branch_unlikely!(tdx_mirror_switches, Switches, recording) }
+}
+
+/// Switches [`recording()`]. Sleeps.
+pub(crate) fn set_recording(on: bool) {
+    // SAFETY: Called in task context.
+    unsafe { bindings::tdx_mirror_switch_recording(on) };
+}
