@@ -3,6 +3,7 @@
 #
 # make run         an emulated TDX host, a TD on the Rust mirror and on KVM's own
 # make boot-linux  Linux as a TD on the emulated host; MIRROR=rust|c|both CPUS= MEMORY= CMD= HELP=1
+# make boot-qemu   QEMU and OVMF build and run a TD there; MIRROR=rust|c|both LINUX=1 HELP=1
 # make test        every test; the last line says how many passed and failed; PARTS='selftests kunit'
 # make test-all    the same, and what takes too long for every change: all kernel flavours, more fuzzing
 # make selftests   the kselftests on the emulated host, in both modes
@@ -23,7 +24,7 @@
 # make clean       remove build/ (the cache stays)
 
 .DEFAULT_GOAL := help
-.PHONY: help run boot-linux test test-all selftests contract testdev kunit host-test loom soak replay bench-emu mutants requirements check modules vm setup clean
+.PHONY: help run boot-linux boot-qemu test test-all selftests contract testdev kunit host-test loom soak replay bench-emu mutants requirements check modules vm setup clean
 
 SESSION := scripts/session
 
@@ -39,6 +40,9 @@ run:
 # MIRROR, CPUS, MEMORY, CMD and the like come through the environment.
 boot-linux:
 	@$(SESSION) scripts/boot-linux $(if $(HELP),--help)
+
+boot-qemu:
+	@$(SESSION) scripts/boot-qemu $(if $(HELP),--help)
 
 test:
 	@$(SESSION) scripts/test $(PARTS)
