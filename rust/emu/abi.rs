@@ -93,6 +93,7 @@ pub(crate) mod op {
     pub(crate) const TDR: u64 = 128;
     pub(crate) const TDVPR: u64 = 130;
     pub(crate) const SEPT_TREE: u64 = 146;
+    pub(crate) const RTMR: u64 = 168;
     pub(crate) const TD_EPOCH: u64 = 169;
     pub(crate) const OP_STATE: u64 = 172;
     pub(crate) const TDMR: u64 = 185;
@@ -167,8 +168,10 @@ macro_rules! guest_leaves {
 guest_leaves! {
     0 VP_VMCALL "tdg_vp_vmcall"
     1 VP_INFO "tdg_vp_info"
+    2 MR_RTMR_EXTEND "tdg_mr_rtmr_extend"
     3 VP_VEINFO_GET "tdg_vp_veinfo_get"
     4 MR_REPORT "tdg_mr_report"
+    5 VP_CPUIDVE_SET "tdg_vp_cpuidve_set"
     6 MEM_PAGE_ACCEPT "tdg_mem_page_accept"
     7 VM_RD "tdg_vm_rd"
     8 VM_WR "tdg_vm_wr"

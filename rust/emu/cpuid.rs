@@ -3,6 +3,7 @@
 //! host's configuration of TD_PARAMS on top. Leaves outside the table cause #VE.
 
 use super::metadata::{CPUID_CONFIG, NO_SUBLEAF};
+use super::msr::XSS_BITS;
 use super::platform::Platform;
 use super::td::{tdcs_word, Tdcs};
 
@@ -15,7 +16,14 @@ const MAX_EXTENDED: u32 = 0x8000_0008;
 pub(crate) struct View {
     pub(crate) x2apic_id: u32,
     pub(crate) xcr0: u64,
+    pub(crate) xss: u64,
+    pub(crate) cr4: u64,
+    /// The topology leaves cause #VE.
+    pub(crate) topology_hidden: bool,
 }
+
+const CR4_OSXSAVE: u64 = 1 << 18;
+const CR4_PKE: u64 = 1 << 22;
 
 /// Number of subleaves of a leaf, 0 if subleaves mean nothing to it; `None` if the
 /// leaf is not virtualised.
@@ -65,8 +73,19 @@ pub(crate) fn virtualise<P: Platform>(
     if count != 0 && sub >= count && leaf != 0xB && leaf != 0x1F {
         return Some([0; 4]);
     }
+    if leaf == 0xB || leaf == 0x1F {
+        if view.topology_hidden {
+            return None;
+        }
+        // Both show what the host configured for the newer one.
+        let v = topology(tdcs, sub, view);
+        return Some(configured(tdcs, 0x1F, sub, v));
+    }
     let native = p.cpuid(leaf, sub);
-    let v = base(tdcs, leaf, sub, native, view);
+    let v = match leaf {
+        0xD => extended_state(p, tdcs.get(tdcs_word::XFAM), sub, native, view),
+        _ => base(tdcs, leaf, sub, native, view),
+    };
     Some(configured(tdcs, leaf, sub, v))
 }
 
@@ -91,8 +110,8 @@ fn configured(tdcs: &Tdcs<'_>, leaf: u32, sub: u32, mut v: [u32; 4]) -> [u32; 4]
     v
 }
 
-const XCR0_BITS: u64 = 0x602E7;
-const XSS_BITS: u64 = 0x1D900;
+/// State components that XCR0 can turn on.
+pub(crate) const XCR0_BITS: u64 = 0x602E7;
 
 fn base(tdcs: &Tdcs<'_>, leaf: u32, sub: u32, n: [u32; 4], view: View) -> [u32; 4] {
     let [a, b, c, d] = n;
@@ -101,16 +120,21 @@ fn base(tdcs: &Tdcs<'_>, leaf: u32, sub: u32, n: [u32; 4], view: View) -> [u32; 
     match leaf {
         0 => [MAX_BASIC, b, c, d],
         1 => {
-            // Neither VMX nor SMX; a hypervisor is there, and x2APIC is the only APIC mode.
-            let osxsave = u32::from(view.xcr0 > 1) << 27;
-            let c = c & !((1 << 5) | (1 << 6) | (1 << 27)) | (1 << 31) | (1 << 21) | osxsave;
-            [a, b & 0x00FF_FFFF | (view.x2apic_id << 24), c, d]
+            // No VMX, SMX, debug store and performance monitoring; a hypervisor is there,
+            // and x2APIC is the only APIC mode.
+            let absent = (1 << 2) | (1 << 4) | (1 << 5) | (1 << 6) | (1 << 15) | (1 << 27);
+            let osxsave = u32::from(view.cr4 & CR4_OSXSAVE != 0) << 27;
+            let c = c & !absent | (1 << 31) | (1 << 21) | osxsave;
+            [
+                a,
+                b & 0x00FF_FFFF | (view.x2apic_id << 24),
+                c,
+                d & !(1 << 21),
+            ]
         }
         2 | 0x4 | 0x8000_0000..=0x8000_0004 | 0x8000_0006 => n,
         6 => [1 << 2, 0, 0, 0],
-        0x7 => structured(xfam, sub, n),
-        0xB | 0x1F => topology(tdcs, sub, view),
-        0xD => extended_state(xfam, sub, n),
+        0x7 => structured(xfam, sub, n, view),
         0x15 => [1, tdcs.get(tdcs_word::TSC_FREQUENCY) as u32, 25_000_000, 0],
         0x21 => [
             0,
@@ -129,7 +153,7 @@ fn base(tdcs: &Tdcs<'_>, leaf: u32, sub: u32, n: [u32; 4], view: View) -> [u32; 
 
 /// Leaf 7: features that depend on XFAM are there with it; those that a TD cannot
 /// use at all are not.
-fn structured(xfam: u64, sub: u32, [a, b, c, d]: [u32; 4]) -> [u32; 4] {
+fn structured(xfam: u64, sub: u32, [a, b, c, d]: [u32; 4], view: View) -> [u32; 4] {
     let unless = |feature: u64, bits: u32| if (xfam >> feature) & 1 != 0 { 0 } else { bits };
     match sub {
         0 => {
@@ -143,10 +167,12 @@ fn structured(xfam: u64, sub: u32, [a, b, c, d]: [u32; 4]) -> [u32; 4] {
                 | unless(8, 1 << 25);
             let b_off = b_off | unless(2, 1 << 5) | unless(5, avx512);
             let c_off = (1 << 5) | (1 << 13) | (1 << 23) | (1 << 24) | (1 << 30) | (1 << 31);
-            let c_off = c_off | unless(12, 1 << 7) | unless(9, (1 << 3) | (1 << 4));
+            let c_off = c_off | unless(12, 1 << 7) | unless(9, 1 << 3) | (1 << 4);
+            let c_off = c_off | unless(10, 1 << 29);
+            let ospke = u32::from(view.cr4 & CR4_PKE != 0) << 4;
             let d_off = (1 << 18) | unless(12, 1 << 20) | unless(14, 1 << 5) | unless(15, 1 << 19);
             let d_off = d_off | unless(18, (1 << 22) | (1 << 24) | (1 << 25));
-            [a, b & !b_off, c & !c_off, d & !d_off]
+            [a, b & !b_off, c & !c_off | ospke, d & !d_off]
         }
         1 => [a, 0, 0, 0],
         _ => [0, 0, 0, d],
@@ -165,13 +191,52 @@ fn topology(tdcs: &Tdcs<'_>, sub: u32, view: View) -> [u32; 4] {
     [a, b, c, view.x2apic_id]
 }
 
-/// Leaf Dh: what XFAM lets in.
-fn extended_state(xfam: u64, sub: u32, [a, b, c, d]: [u32; 4]) -> [u32; 4] {
+/// Leaf Dh: what XFAM lets in, and the sizes of the XSAVE area for it.
+fn extended_state<P: Platform>(
+    p: &P,
+    xfam: u64,
+    sub: u32,
+    [a, b, c, d]: [u32; 4],
+    view: View,
+) -> [u32; 4] {
     let (user, supervisor) = (xfam & XCR0_BITS, xfam & XSS_BITS);
     match sub {
-        0 => [user as u32, b, c, (user >> 32) as u32],
-        1 => [a & 0xF, b, supervisor as u32, (supervisor >> 32) as u32],
+        0 => {
+            let size = |components| area(p, components, false);
+            [
+                user as u32,
+                size(view.xcr0 & user),
+                size(user),
+                (user >> 32) as u32,
+            ]
+        }
+        1 => {
+            let now = area(p, (view.xcr0 | view.xss) & xfam, true);
+            // Not XFD, which is for AMX.
+            [a & 0xF, now, supervisor as u32, (supervisor >> 32) as u32]
+        }
         _ if (xfam >> (sub & 63)) & 1 != 0 => [a, b, c, d],
         _ => [0; 4],
     }
+}
+
+/// Bytes of an XSAVE area for state components, in the standard or compacted format.
+fn area<P: Platform>(p: &P, components: u64, compacted: bool) -> u32 {
+    /// x87 and SSE state, and the header.
+    const LEGACY: u32 = 576;
+    /// ECX: the component is aligned to 64 bytes in the compacted format.
+    const ALIGNED: u32 = 1 << 1;
+
+    let mut end = LEGACY;
+    for i in (2..63u32).filter(|i| (components >> (i & 63)) & 1 != 0) {
+        let [size, offset, flags, _] = p.cpuid(0xD, i);
+        end = if !compacted {
+            end.max(offset.wrapping_add(size))
+        } else if flags & ALIGNED != 0 {
+            (end.wrapping_add(63) & !63).wrapping_add(size)
+        } else {
+            end.wrapping_add(size)
+        };
+    }
+    end
 }

@@ -2,7 +2,6 @@
 //! What the module does when a guest stops: TDCALL leaves, #VE, EPT violations.
 
 use super::abi::{exit, guest_leaf, op, st, Res, GUEST};
-use super::cpuid;
 use super::mem::Page;
 use super::metadata;
 use super::mng::CONFIG_NO_RBP_MOD;
@@ -32,9 +31,13 @@ const EXT_PENDING: u64 = 6;
 /// The host sees bits of the exit qualification other than the linear-address ones.
 const QUALIFICATION: u64 = !0x1F80;
 
-const GP: Inject = Inject::Exception(13, Some(0));
-const UD: Inject = Inject::Exception(6, None);
+pub(crate) const GP: Inject = Inject::Exception(13, Some(0));
+pub(crate) const UD: Inject = Inject::Exception(6, None);
 const DOUBLE_FAULT: Inject = Inject::Exception(8, Some(0));
+
+/// Bits of TDG.VP.CPUIDVE.SET.
+pub(crate) const CPUID_VE_KERNEL: u64 = 1;
+pub(crate) const CPUID_VE_USER: u64 = 2;
 
 /// Words of the #VE information page. The first four are the architecture's.
 mod ve {
@@ -49,12 +52,12 @@ mod ve {
 
 /// What a #VE reports.
 #[derive(Default)]
-struct VeInfo {
-    reason: u32,
-    qualification: u64,
-    gla: u64,
-    gpa: u64,
-    instruction: u64,
+pub(crate) struct VeInfo {
+    pub(crate) reason: u32,
+    pub(crate) qualification: u64,
+    pub(crate) gla: u64,
+    pub(crate) gpa: u64,
+    pub(crate) instruction: u64,
 }
 
 /// End of a TDCALL.
@@ -111,12 +114,12 @@ impl Entered<'_> {
         }
     }
 
-    fn advance(&mut self, len: u64) {
+    pub(crate) fn advance(&mut self, len: u64) {
         self.regs.rip = self.regs.rip.wrapping_add(len);
     }
 
     /// Injects #VE, or #DF if the guest has not read the information of the last.
-    fn inject_ve<P: Platform>(&mut self, m: &Machine<P>, info: VeInfo) -> Next {
+    pub(crate) fn inject_ve<P: Platform>(&mut self, m: &Machine<P>, info: VeInfo) -> Next {
         let Some(page) = m.ve_info_page(&self.tdvps) else {
             return Next::Dead(m.fatal());
         };
@@ -138,10 +141,7 @@ impl Entered<'_> {
         const ON_EPT_FAULTS: u64 = 1;
         let v = &self.tdvps;
         let wanted = self.tdcs.get(tdcs_word::NOTIFY_ENABLES) & ON_EPT_FAULTS != 0;
-        let free = m
-            .ve_info_page(v)
-            .is_some_and(|page| page.get(ve::REASON) & ve::VALID == 0);
-        if !wanted || !free || v.get(word::FAULTED) == 0 {
+        if !wanted || self.ve_outstanding(m) || v.get(word::FAULTED) == 0 {
             return;
         }
         let info = VeInfo {
@@ -200,87 +200,6 @@ impl Entered<'_> {
         Next::Exit(exit::EPT_VIOLATION, out)
     }
 
-    /// An instruction that the CPU does not execute in a TD by itself.
-    fn instruction<P: Platform>(
-        &mut self,
-        m: &Machine<P>,
-        reason: u32,
-        qualification: u64,
-        len: u32,
-        info: u32,
-    ) -> Next {
-        let answered = match reason {
-            exit::CPUID => self.cpuid(m),
-            exit::RDMSR => self.rdmsr(),
-            exit::XSETBV => return self.xsetbv(len),
-            // GETSEC, RSM, VMX instructions, ENCLS, ENCLV, SEAMCALL.
-            11 | 17 | 18..=27 | 50 | 53 | 59 | 60 | 70 | 76 => return Next::Inject(UD),
-            // HLT, INVD, RDPMC, I/O, WRMSR, MWAIT, MONITOR, WBINVD.
-            12 | 13 | 15 | 30 | exit::WRMSR | 36 | 39 | 54 => false,
-            _ => return Next::Dead(st::NON_RECOVERABLE_VCPU | u64::from(reason & 0xFFFF)),
-        };
-        if answered {
-            self.advance(u64::from(len));
-            return Next::Resume;
-        }
-        let instruction = (u64::from(info) << 32) | u64::from(len);
-        self.inject_ve(
-            m,
-            VeInfo {
-                reason,
-                qualification,
-                instruction,
-                ..VeInfo::default()
-            },
-        )
-    }
-
-    fn cpuid<P: Platform>(&mut self, m: &Machine<P>) -> bool {
-        let view = cpuid::View {
-            x2apic_id: self.tdvps.get(word::X2APIC_ID) as u32,
-            xcr0: self.tdvps.get(word::XCR0),
-        };
-        let (leaf, sub) = (self.regs.gpr[0] as u32, self.regs.gpr[1] as u32);
-        let Some([a, b, c, d]) = cpuid::virtualise(&m.p, &self.tdcs, leaf, sub, view) else {
-            return false;
-        };
-        let g = &mut self.regs.gpr;
-        (g[0], g[1], g[2], g[3]) = (a.into(), c.into(), d.into(), b.into());
-        true
-    }
-
-    /// MSRs that a guest reads before it can take a #VE.
-    fn rdmsr(&mut self) -> bool {
-        let value: u64 = match self.regs.gpr[1] as u32 {
-            // IA32_APIC_BASE: x2APIC mode, boot processor.
-            0x1B => 0xFEE0_0C00 | (u64::from(self.vcpu.index == 0) << 8),
-            // IA32_FEATURE_CONTROL: locked.
-            0x3A => 1,
-            // IA32_MISC_ENABLE: fast strings, neither BTS nor PEBS.
-            0x1A0 => 1 | (1 << 11) | (1 << 12),
-            _ => return false,
-        };
-        self.regs.gpr[0] = value & 0xFFFF_FFFF;
-        self.regs.gpr[2] = value >> 32;
-        true
-    }
-
-    fn xsetbv(&mut self, len: u32) -> Next {
-        let g = &self.regs.gpr;
-        let value = g[0] & 0xFFFF_FFFF | (g[2] << 32);
-        let avx = value & 6 == 4;
-        let avx512 = !matches!(value & 0xE0, 0 | 0xE0) || value & 0xE0 != 0 && value & 4 == 0;
-        let amx = !matches!((value >> 17) & 3, 0 | 3);
-        let allowed = self.tdcs.get(tdcs_word::XFAM) & 0x602E7;
-        if g[1] as u32 != 0 || value & 1 == 0 || value & !allowed != 0 || avx || avx512 || amx {
-            return Next::Inject(GP);
-        }
-        self.tdvps.set(word::XCR0, value);
-        self.entry.xcr0 = value;
-        self.advance(u64::from(len));
-        Next::Resume
-    }
-
     fn tdcall<P: Platform>(&mut self, m: &Machine<P>) -> Next {
         m.stats.add(Count::GuestTdcalls);
         let hkid = || m.hkid_of(self.vcpu.tdr);
@@ -334,7 +253,9 @@ impl Entered<'_> {
         match leaf {
             guest_leaf::VP_VMCALL => self.vmcall(),
             guest_leaf::VP_INFO => Ok(self.vp_info()),
+            guest_leaf::MR_RTMR_EXTEND => self.rtmr_extend(m).map(Call::Done),
             guest_leaf::VP_VEINFO_GET => self.veinfo_get(m),
+            guest_leaf::VP_CPUIDVE_SET => self.cpuidve_set(),
             guest_leaf::MR_REPORT => self.mr_report(m).map(Call::Done),
             guest_leaf::MEM_PAGE_ACCEPT => self.page_accept(m),
             guest_leaf::VM_RD => {
@@ -392,6 +313,22 @@ impl Entered<'_> {
         g[10] = 1; // TDG.SYS.RD is there
         g[11] = 0;
         Call::Done(st::SUCCESS)
+    }
+
+    /// TDG.VP.CPUIDVE.SET. RCX: bit 0 has CPUID cause #VE at CPL 0, bit 1 at other CPLs.
+    fn cpuidve_set(&mut self) -> Res<Call> {
+        let when = self.regs.gpr[1];
+        if when & !(CPUID_VE_KERNEL | CPUID_VE_USER) != 0 {
+            return Err(st::OPERAND_INVALID | op::RCX);
+        }
+        self.tdvps.set(word::CPUID_VE, when);
+        Ok(Call::Done(st::SUCCESS))
+    }
+
+    /// Whether the last #VE's information waits to be read.
+    pub(crate) fn ve_outstanding<P: Platform>(&self, m: &Machine<P>) -> bool {
+        m.ve_info_page(&self.tdvps)
+            .is_none_or(|page| page.get(ve::REASON) & ve::VALID != 0)
     }
 
     /// TDG.VP.VEINFO.GET.
@@ -477,7 +414,10 @@ fn named(rax: u64) -> u16 {
 }
 
 fn clear<P: Platform>(m: &Machine<P>, pa: u64) -> Res<()> {
-    Page::at(&m.p, pa).ok_or_else(|| m.fatal())?.fill(0);
+    let page = Page::at(&m.p, pa).ok_or_else(|| m.fatal())?;
+    if !m.p.clear_page(pa) {
+        page.fill(0);
+    }
     Ok(())
 }
 

@@ -11,7 +11,10 @@ use super::metadata as md;
 use super::pamt::pt;
 use super::platform::{Platform, Regs};
 use super::sys::{kot, Machine};
-use super::td::{tdcs_word, Tdcs, Tdr, MAX_TDCX, MIN_TDCX, TDCX_MSR_BITMAP, TDCX_SEPT_ROOT};
+use super::td::{
+    tdcs_word, Tdcs, Tdr, ENUM_TOPOLOGY, MAX_TDCX, MIN_TDCX, PENDING_VE_DISABLE, TDCX_MSR_BITMAP,
+    TDCX_SEPT_ROOT,
+};
 use super::tree::FREE;
 
 /// TD_PARAMS as far as it counts.
@@ -42,6 +45,8 @@ const GPAW: u64 = 1;
 /// in microseconds; its first value and what it can be set to.
 const HP_LOCK_TIMEOUT: u64 = 0x9100_0000_0000_0011;
 const HP_LOCK_TIMEOUT_US: u64 = 1_000_000;
+/// Field TOPOLOGY_ENUM_CONFIGURED: the guest may set TD_CTLS.ENUM_TOPOLOGY.
+const TOPOLOGY_ENUM_CONFIGURED: u64 = 0x9100_0000_0000_0019;
 const HP_LOCK_TIMEOUTS_US: core::ops::RangeInclusive<u64> = 10_000..=100_000_000;
 
 impl Tdcs<'_> {
@@ -288,7 +293,7 @@ impl<P: Platform> Machine<P> {
             0x1100_0000_0000_0017 => tdcs.get(w::TD_CTLS),
             0x9100_0000_0000_0010 => tdcs.get(w::NOTIFY_ENABLES),
             HP_LOCK_TIMEOUT => tdcs.get(w::HP_LOCK_TIMEOUT),
-            0x9100_0000_0000_0019 => 0, // topology enumeration is not configured
+            TOPOLOGY_ENUM_CONFIGURED => u64::from(tdcs.topology_configured()),
             f @ 0x9400_0000_0000_0000..=0x9400_0000_0001_FFFF => {
                 return cpuid::field(&self.p, tdcs, f & 0x1FFFF)
             }
@@ -320,8 +325,12 @@ impl<P: Platform> Machine<P> {
     /// TDG.VM.WR of the fields that a guest may write. Returns the old value.
     pub(crate) fn set_td_field(&self, tdcs: &Tdcs<'_>, id: u64, v: u64, mask: u64) -> Res<u64> {
         let flexible = tdcs.get(tdcs_word::CONFIG_FLAGS) & CONFIG_FLEXIBLE_PENDING_VE != 0;
+        let topology = u64::from(tdcs.topology_configured()) * ENUM_TOPOLOGY;
         let (word, writable) = match md::field(id) {
-            0x1100_0000_0000_0017 => (tdcs_word::TD_CTLS, u64::from(flexible)),
+            0x1100_0000_0000_0017 => {
+                let pending_ve = u64::from(flexible) * PENDING_VE_DISABLE;
+                (tdcs_word::TD_CTLS, pending_ve | topology)
+            }
             0x9100_0000_0000_0010 => (tdcs_word::NOTIFY_ENABLES, 1),
             _ => return Err(st::METADATA_FIELD_NOT_WRITABLE | op::RDX),
         };

@@ -14,6 +14,7 @@ pub(crate) mod epoch;
 pub(crate) mod guestop;
 pub(crate) mod hold;
 pub(crate) mod inject;
+pub(crate) mod instruction;
 pub mod interp;
 pub(crate) mod lock;
 pub(crate) mod mem;
@@ -23,6 +24,7 @@ pub(crate) mod mem_size;
 pub(crate) mod metadata;
 pub(crate) mod mng;
 pub(crate) mod mr;
+pub(crate) mod msr;
 pub(crate) mod pamt;
 pub(crate) mod phymem;
 pub(crate) mod platform;
@@ -220,7 +222,7 @@ impl<P: Platform, G: GuestRun<P>> Module<P, G> {
     fn vp_init(&self, lp: u32, version: u8, r: &Regs) -> Res<()> {
         let (v, init) = self.m.vp_init_begin(lp, version, r)?;
         let ok = self.guest.init(&self.m.p, &init).is_ok();
-        self.m.vp_init_end(&v, &init, ok)
+        self.m.vp_init_end(&v, &init, ok, version)
     }
 
     #[inline(never)]

@@ -72,6 +72,12 @@ pub unsafe trait Platform: Sync {
     /// if there is no memory. `pa` is page aligned and carries no HKID.
     fn page(&self, pa: u64) -> Option<NonNull<u8>>;
 
+    /// Zeroes the page at `pa`, which nothing else uses at the moment. False if the
+    /// platform leaves that to the core, which does it word by word.
+    fn clear_page(&self, _pa: u64) -> bool {
+        false
+    }
+
     /// Properties of the machine; the answer never changes.
     fn config(&self) -> Config;
 
@@ -154,6 +160,10 @@ pub struct GuestRegs {
     /// RIP. After an exit it points at the instruction that exited; the core
     /// moves it on itself where the instruction is complete.
     pub rip: u64,
+    /// CR4, for CPUID. Stored by the `GuestRun` at an exit, ignored at an entry.
+    pub cr4: u64,
+    /// CPL was not 0, for CPUID. Likewise.
+    pub user: bool,
 }
 
 /// State of a vCPU after TDH.VP.INIT: 32-bit protected mode, flat segments,
@@ -201,6 +211,8 @@ pub struct Vcpu {
     pub xfam: u64,
     /// Index of the vCPU in its TD.
     pub index: u32,
+    /// Its x2APIC identifier: that of TDH.VP.INIT version 1, else the index.
+    pub x2apic_id: u32,
     /// The logical processor that executes it now.
     pub lp: u32,
 }

@@ -1,10 +1,12 @@
 // SPDX-License-Identifier: GPL-2.0
-//! TDG.MR.REPORT: the measurements of a TD, as the TD can show them. The MAC is
+//! TDG.MR.{REPORT, RTMR.EXTEND}: the measurements of a TD, as the TD can show them. The MAC is
 //! zero: no key exists that could vouch for an emulated TD.
 
 use super::abi::{op, st, Res};
+use super::lock::{Mode, ShareX};
 use super::mem::Page;
 use super::platform::Platform;
+use super::sha384;
 use super::sys::Machine;
 use super::td::tdcs_word;
 use super::tree::HPA;
@@ -14,6 +16,9 @@ use super::vcpu::Entered;
 const REPORT_DATA: usize = 16;
 /// Word of TDINFO.
 const TDINFO: usize = 64;
+/// Run-time measurement registers, and words of each.
+const RTMRS: usize = 4;
+const RTMR_WORDS: usize = 6;
 
 impl Entered<'_> {
     /// RCX: GPA of the report (1024 bytes), RDX: GPA of 64 bytes that it shall
@@ -49,6 +54,40 @@ impl Entered<'_> {
                 i.wrapping_add(TDINFO + 8),
                 self.tdcs.get(i.wrapping_add(tdcs_word::OWNER)),
             );
+        }
+        for i in 0..RTMR_WORDS * RTMRS {
+            set(
+                i.wrapping_add(TDINFO + 26),
+                self.tdcs.get(i.wrapping_add(tdcs_word::RTMR)),
+            );
+        }
+        Ok(st::SUCCESS)
+    }
+
+    /// TDG.MR.RTMR.EXTEND. RCX: GPA of 48 bytes, aligned to 64; RDX: number of the
+    /// register, which becomes the SHA-384 of its old value and those bytes.
+    pub(crate) fn rtmr_extend<P: Platform>(&mut self, m: &Machine<P>) -> Res<u64> {
+        let (data, index) = (self.regs.gpr[1], self.regs.gpr[2] as usize);
+        if index >= RTMRS {
+            return Err(st::OPERAND_INVALID | op::RDX);
+        }
+        let (page, from) = self.guest_words(m, data, 63, op::RCX)?;
+        let lock = self.tdcs.word(tdcs_word::RTMR_LOCK);
+        let _lock =
+            ShareX::try_lock(lock, Mode::Exclusive).map_err(|_| st::OPERAND_BUSY | op::RTMR)?;
+
+        let first = tdcs_word::RTMR.wrapping_add(index.wrapping_mul(RTMR_WORDS));
+        let mut block = [0; 16];
+        for (i, word) in block.iter_mut().take(2 * RTMR_WORDS).enumerate() {
+            let bytes = if i < RTMR_WORDS {
+                self.tdcs.get(first.wrapping_add(i))
+            } else {
+                page.get(from.wrapping_add(i.wrapping_sub(RTMR_WORDS)))
+            };
+            *word = bytes.swap_bytes();
+        }
+        for (i, v) in sha384::of_12_words(block).into_iter().enumerate() {
+            self.tdcs.set(first.wrapping_add(i), v.swap_bytes());
         }
         Ok(st::SUCCESS)
     }

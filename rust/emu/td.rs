@@ -21,7 +21,9 @@ pub(crate) const TDCX_SEPT_ROOT: u64 = 3;
 
 /// ATTRIBUTES.SEPT_VE_DISABLE.
 const SEPT_VE_DISABLE: u64 = 1 << 28;
+/// Bits of TD_CTLS.
 pub(crate) const PENDING_VE_DISABLE: u64 = 1;
+pub(crate) const ENUM_TOPOLOGY: u64 = 2;
 
 /// Words of the TDR page.
 pub(crate) mod tdr_word {
@@ -64,6 +66,11 @@ pub(crate) mod tdcs_word {
     pub(crate) const OWNER: usize = 40;
     /// Two words for each entry of the CPUID configuration list.
     pub(crate) const CPUID: usize = 64;
+    /// vCPUs whose x2APIC identifier the host chose.
+    pub(crate) const IDENTIFIED: usize = 93;
+    pub(crate) const RTMR_LOCK: usize = 94;
+    /// RTMR0 to RTMR3, six words each.
+    pub(crate) const RTMR: usize = 96;
 }
 
 /// A TD whose TDR is locked.
@@ -170,6 +177,15 @@ impl<'m> Tdcs<'m> {
     /// A private page that is pending makes the guest exit instead of taking #VE.
     pub(crate) fn pending_ve_disabled(&self) -> bool {
         self.get(tdcs_word::TD_CTLS) & PENDING_VE_DISABLE != 0
+    }
+    /// The host named the x2APIC identifiers of all vCPUs, so that they can be shown.
+    pub(crate) fn topology_configured(&self) -> bool {
+        let vcpus = self.get(tdcs_word::NUM_VCPUS);
+        vcpus != 0 && self.get(tdcs_word::IDENTIFIED) == vcpus
+    }
+    /// The guest reads its topology in CPUID instead of taking #VE.
+    pub(crate) fn topology_enumerated(&self) -> bool {
+        self.get(tdcs_word::TD_CTLS) & ENUM_TOPOLOGY != 0
     }
     /// TD_CTLS as ATTRIBUTES define it at first.
     pub(crate) fn initial_td_ctls(attributes: u64) -> u64 {

@@ -132,7 +132,7 @@ impl<P: Platform> Machine<P> {
             e.regs.gpr[0] &= !RECOVERABLE_HINT;
             e.regs.gpr[0] |= if hint { RECOVERABLE_HINT } else { 0 };
         }
-        e.take_nmi();
+        e.take_nmi(self);
         drop(tree_lock);
         Ok(Enter::Guest(e))
     }
@@ -171,9 +171,10 @@ fn associate(v: &Tdvps<'_>, tdcs: &Tdcs<'_>, lp: u32) -> Res<bool> {
 }
 
 impl Entered<'_> {
-    /// Injects an NMI that the host asked for. Behind a #VE it waits for the next entry.
-    fn take_nmi(&mut self) {
-        let free = self.entry.inject == Inject::None;
+    /// Injects an NMI that the host asked for. It waits behind another event, and until
+    /// the guest has read the information of a #VE: the NMI handler might cause the next.
+    fn take_nmi<P: Platform>(&mut self, m: &Machine<P>) {
+        let free = self.entry.inject == Inject::None && !self.ve_outstanding(m);
         let nmi = self.tdvps.word(word::PEND_NMI);
         if free && nmi.swap(0, Ordering::Relaxed) != 0 {
             self.entry.inject = Inject::Nmi;
@@ -213,7 +214,10 @@ impl Entered<'_> {
             xcr0: self.tdvps.get(word::XCR0),
         };
         match self.decide(m, why) {
-            Next::Resume => None,
+            Next::Resume => {
+                self.take_nmi(m);
+                None
+            }
             Next::Inject(event) => {
                 self.entry.inject = event;
                 None

@@ -49,8 +49,14 @@ pub(crate) mod word {
     pub(crate) const FAULT_QUALIFICATION: usize = 27;
     pub(crate) const FAULT_GPA: usize = 28;
     pub(crate) const FAULT_GLA: usize = 29;
+    /// CPUIDVE.SET: bit 0 CPL 0, bit 1 other CPLs.
+    pub(crate) const CPUID_VE: usize = 30;
     pub(crate) const GPR: usize = 32;
     pub(crate) const RIP: usize = 48;
+    /// MSRs that the core keeps.
+    pub(crate) const XSS: usize = 49;
+    pub(crate) const SPEC_CTRL: usize = 50;
+    pub(crate) const DEBUGCTL: usize = 51;
     pub(crate) const ZS_LIST: usize = 64;
 }
 
@@ -99,6 +105,7 @@ impl<'m> Tdvps<'m> {
         GuestRegs {
             gpr: core::array::from_fn(|i| self.get(word::GPR.wrapping_add(i))),
             rip: self.get(word::RIP),
+            ..GuestRegs::default()
         }
     }
     pub(crate) fn store_regs(&self, regs: &GuestRegs) {
@@ -126,6 +133,7 @@ impl<'m> Tdvps<'m> {
             attributes: tdcs.get(tdcs_word::ATTRIBUTES),
             xfam: tdcs.get(tdcs_word::XFAM),
             index: self.get(word::INDEX) as u32,
+            x2apic_id: self.get(word::X2APIC_ID) as u32,
             lp,
         }
     }
@@ -267,7 +275,13 @@ impl<P: Platform> Machine<P> {
 
     /// Second half of TDH.VP.INIT; `ok`: whether the guest could be prepared.
     #[inline(never)]
-    pub(crate) fn vp_init_end(&self, v: &LockedVcpu<'_>, init: &VcpuInit, ok: bool) -> Res<()> {
+    pub(crate) fn vp_init_end(
+        &self,
+        v: &LockedVcpu<'_>,
+        init: &VcpuInit,
+        ok: bool,
+        version: u8,
+    ) -> Res<()> {
         if !ok {
             v.tdcs
                 .word(tdcs_word::NUM_VCPUS)
@@ -276,6 +290,12 @@ impl<P: Platform> Machine<P> {
         }
         self.before_commit(leaf::VP_INIT, v.tdr.pa);
         v.tdvps.store_regs(&init.regs);
+        if version > 0 {
+            // The TDR is held exclusively.
+            let identified = v.tdcs.get(tdcs_word::IDENTIFIED);
+            v.tdcs
+                .set(tdcs_word::IDENTIFIED, identified.wrapping_add(1));
+        }
         v.tdvps
             .set(word::ASSOC, u64::from(init.vcpu.lp).wrapping_add(1));
         v.tdcs

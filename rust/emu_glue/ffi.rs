@@ -25,6 +25,7 @@ extern "C" {
     fn emu_cpuid(leaf: u32, subleaf: u32, out: *mut u32);
     fn emu_random(value: *mut u64) -> bool;
     fn emu_page(pa: u64) -> *mut c_void;
+    fn emu_clear_page(pa: u64) -> bool;
     fn emu_register() -> c_int;
     fn emu_rebooting() -> bool;
     fn emu_check_level() -> u32;
@@ -101,6 +102,16 @@ pub(super) fn random() -> Option<u64> {
 pub(super) fn page(pa: u64) -> Option<NonNull<u8>> {
     // SAFETY: Computes an address only.
     NonNull::new(unsafe { emu_page(pa) }.cast())
+}
+
+/// Zeroes the page at `pa`; false if there is none.
+///
+/// # Safety
+///
+/// Nothing but the TDX module may use the page.
+pub(super) unsafe fn clear_page(pa: u64) -> bool {
+    // SAFETY: Writes to that page only, if it exists; nobody else uses it by the contract.
+    unsafe { emu_clear_page(pa) }
 }
 
 /// Attaches this module to the kernel's hook, which runs the TDX bring-up. 0 or a

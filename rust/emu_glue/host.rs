@@ -70,6 +70,12 @@ unsafe impl Platform for Host {
         ffi::page(pa)
     }
 
+    fn clear_page(&self, pa: u64) -> bool {
+        // SAFETY: The core asks for it with the page's S-EPT entry locked and not yet
+        // present, so that neither a guest nor a SEAMCALL uses the page.
+        unsafe { ffi::clear_page(pa) }
+    }
+
     fn config(&self) -> Config {
         self.config.as_ref().copied().unwrap_or(UNKNOWN)
     }

@@ -13,7 +13,17 @@ const ENTRY_FAILED: u32 = 1 << 31;
 const TYPE_NMI: u32 = 2;
 const TYPE_HARDWARE: u32 = 3;
 const UD: u8 = 6;
+const DF: u8 = 8;
 const GP: u8 = 13;
+const PF: u8 = 14;
+const VE: u8 = 20;
+/// Interruptibility: blocking by STI, MOV SS and NMI.
+const NMI_BLOCKING: u32 = 0xb;
+const BLOCKING_BY_NMI: u64 = 8;
+/// Exit qualification: the exit interrupted an IRET that ended the blocking of NMIs.
+const UNBLOCKED_NMI: u64 = 1 << 12;
+/// Processor-based control: exit as soon as the guest can take an NMI.
+const NMI_WINDOW: u32 = 1 << 22;
 
 /// What is to be done about an exit reason.
 #[derive(Clone, Copy)]
@@ -28,6 +38,8 @@ enum Kind {
     EptViolation,
     /// EPT misconfiguration.
     EptMisconfig,
+    /// The guest can take the NMI that waits.
+    NmiWindow,
     /// The preemption timer ran out.
     Timer,
     /// An instruction about which the core decides.
@@ -43,6 +55,7 @@ const KINDS: &[(u16, Kind)] = &[
     (0, Kind::Exception),
     (1, Kind::Interrupt),
     (2, Kind::TripleFault),
+    (8, Kind::NmiWindow),
     (10, Kind::Instruction), // CPUID
     (11, Kind::Instruction), // GETSEC
     (12, Kind::Instruction), // HLT
@@ -74,13 +87,47 @@ const KINDS: &[(u16, Kind)] = &[
 ];
 
 /// Has the guest take an exception at the next entry.
-pub(super) fn raise(vm: &Current, vector: u8, code: Option<u32>) -> Result<(), VmxError> {
+fn raise(vm: &Current, vector: u8, code: Option<u32>) -> Result<(), VmxError> {
     raise_event(vm, TYPE_HARDWARE, vector, code)
 }
 
-/// Has the guest take an NMI at the next entry.
-pub(super) fn raise_nmi(vm: &Current) -> Result<(), VmxError> {
+/// Has the guest take an exception that the core raises. If the exit came during the
+/// delivery of another exception, the rules of the double fault apply: #VE counts as
+/// a page fault.
+pub(super) fn raise_fault(vm: &Current, vector: u8, code: Option<u32>) -> Result<(), VmxError> {
+    let first = vm.read32(field::ENTRY_INTR_INFO)?;
+    let delivering = first & VALID != 0 && first >> 8 & 7 == TYPE_HARDWARE;
+    let doubles = match first as u8 {
+        PF | VE => matches!(vector, PF | VE) || is_contributory(vector),
+        first => is_contributory(first) && is_contributory(vector),
+    };
+    match (delivering, doubles) {
+        (true, true) => raise(vm, DF, Some(0)),
+        _ => raise(vm, vector, code),
+    }
+}
+
+/// #DE, #TS, #NP, #SS, #GP.
+fn is_contributory(vector: u8) -> bool {
+    matches!(vector, 0 | 10..=13)
+}
+
+/// Has the guest take an NMI at the next entry, or as soon as it can if `wait` is set: behind
+/// an event whose delivery goes on first, and after the end of another NMI.
+pub(super) fn raise_nmi(vm: &Current, wait: bool) -> Result<(), VmxError> {
+    let blocked = vm.read32(field::GUEST_INTERRUPTIBILITY)? & NMI_BLOCKING != 0
+        || vm.read32(field::ENTRY_INTR_INFO)? & VALID != 0;
+    let controls = vm.read32(field::CPU_CONTROLS)? & !NMI_WINDOW;
+    if wait && blocked {
+        return vm.write(field::CPU_CONTROLS, u64::from(controls | NMI_WINDOW));
+    }
+    vm.write(field::CPU_CONTROLS, u64::from(controls))?;
     raise_event(vm, TYPE_NMI, 2, None)
+}
+
+/// Whether the guest is at a privilege level other than 0.
+pub(super) fn is_user(vm: &Current) -> Result<bool, VmxError> {
+    Ok(vm.read32(field::GUEST_SS_ACCESS)? >> 5 & 3 != 0)
 }
 
 fn raise_event(vm: &Current, kind: u32, vector: u8, code: Option<u32>) -> Result<(), VmxError> {
@@ -92,6 +139,12 @@ fn raise_event(vm: &Current, kind: u32, vector: u8, code: Option<u32>) -> Result
     vm.write(field::ENTRY_INTR_INFO, u64::from(info))
 }
 
+fn block_nmis(vm: &Current, block: bool) -> Result<(), VmxError> {
+    let state = vm.read(field::GUEST_INTERRUPTIBILITY)? & !BLOCKING_BY_NMI;
+    let bit = if block { BLOCKING_BY_NMI } else { 0 };
+    vm.write(field::GUEST_INTERRUPTIBILITY, state | bit)
+}
+
 /// The exit came while an event was being delivered: deliver it again.
 fn keep_event(vm: &Current) -> Result<(), VmxError> {
     let info = vm.read32(field::IDT_VECTORING_INFO)?;
@@ -101,6 +154,10 @@ fn keep_event(vm: &Current) -> Result<(), VmxError> {
     if info & ERROR_CODE_VALID != 0 {
         let code = vm.read(field::IDT_VECTORING_ERROR_CODE)?;
         vm.write(field::ENTRY_ERROR_CODE, code)?;
+    }
+    if info >> 8 & 7 == TYPE_NMI {
+        // Not delivered yet, so it does not block itself.
+        block_nmis(vm, false)?;
     }
     // Software interrupts and exceptions: RIP is that of the instruction.
     let len = vm.read(field::EXIT_INSTRUCTION_LEN)?;
@@ -121,7 +178,7 @@ fn exception<P: Platform>(p: &P, vcpu: &Vcpu, vm: &Current) -> Result<Option<Gue
         }));
     }
     if walk::at_tdcall(p, vcpu, vm)? {
-        let user = vm.read32(field::GUEST_SS_ACCESS)? >> 5 & 3 != 0;
+        let user = is_user(vm)?;
         return Ok(Some(GuestExit::Tdcall { user }));
     }
     raise(vm, UD, None)?;
@@ -152,6 +209,10 @@ pub(super) fn decode<P: Platform>(
         .map_or(Kind::Unexpected, |(_, kind)| *kind);
     Ok(Some(match kind {
         Kind::Exception => return exception(p, vcpu, vm),
+        Kind::NmiWindow => {
+            raise_nmi(vm, false)?;
+            return Ok(None);
+        }
         Kind::Forbidden => {
             raise(vm, GP, Some(0))?;
             return Ok(None);
@@ -162,6 +223,10 @@ pub(super) fn decode<P: Platform>(
         Kind::TripleFault => GuestExit::TripleFault,
         Kind::EptViolation => {
             let gpa = vm.read(field::GUEST_PHYSICAL_ADDRESS)?;
+            let delivering = vm.read32(field::IDT_VECTORING_INFO)? & VALID != 0;
+            if qualification & UNBLOCKED_NMI != 0 && !delivering {
+                block_nmis(vm, true)?;
+            }
             if ept::refresh_entry(p, vcpu, gpa) == Some(true) {
                 return Ok(None);
             }

@@ -28,6 +28,7 @@ pub(super) struct Guest {
     pub(super) xcr0: u64,
     pub(super) xfam: u64,
     pub(super) msrs: [u64; 6],
+    pub(super) drs: [u64; 5],
 }
 
 /// `struct emu_host_fields`.
@@ -55,7 +56,7 @@ pub(super) struct HostFields {
 // The layouts are checked on the C side, rust/helpers/emu_abi_check.c, against
 // these numbers.
 const _: () = assert!(core::mem::size_of::<Gprs>() == 136);
-const _: () = assert!(core::mem::size_of::<Guest>() == 64);
+const _: () = assert!(core::mem::size_of::<Guest>() == 104);
 const _: () = assert!(core::mem::size_of::<HostFields>() == 128);
 
 extern "C" {

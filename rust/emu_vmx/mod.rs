@@ -27,7 +27,6 @@ use vmcs::{field, Current};
 
 /// Entries that one `run` makes by itself when the exit needs no decision.
 const SELF_HANDLED_MAX: u32 = 64;
-const RFLAGS_IF: u64 = 1 << 9;
 /// Interruptibility: blocking by STI and by MOV SS, which last one instruction.
 const SHADOW: u64 = 3;
 /// Exit reason of a failed VM entry, see `GuestExit::Failed`.
@@ -36,11 +35,8 @@ const NOT_ENTERED: u16 = 0xffff;
 /// VMX of this machine as an executor of TDs.
 pub(crate) struct Vmx {
     controls: Controls,
-    /// Ticks of the preemption timer while the guest has interrupts off: some
-    /// CPUs do not recognize a host interrupt then.
-    timer_off: u64,
-    /// Ticks otherwise, when interrupts exit.
-    timer_on: u64,
+    /// Ticks of the preemption timer, the longest that the host waits for its CPU.
+    timer: u64,
     /// VMX turned out to be off.
     gone: AtomicBool,
     /// Reason (low 16 bits) and detail of the last exit that killed a vCPU, 0 if
@@ -52,12 +48,9 @@ impl Vmx {
     /// `None` if the CPU lacks VMX or something of it that is needed here.
     pub(crate) fn probe(tsc_hz: u64) -> Option<Self> {
         let controls = Controls::probe()?;
-        let ticks =
-            |per_second: u64| (tsc_hz / per_second >> controls.timer_shift).clamp(16, 0xffff_ffff);
         Some(Self {
             controls,
-            timer_off: ticks(1000),
-            timer_on: ticks(20),
+            timer: (tsc_hz / 20 >> controls.timer_shift).clamp(16, 0xffff_ffff),
             gone: AtomicBool::new(false),
             failure: AtomicU64::new(0),
         })
@@ -128,15 +121,13 @@ impl Vmx {
         }
         match entry.inject {
             Inject::None => (),
-            Inject::Ve => exits::raise(vm, 20, None)?,
-            Inject::Exception(vector, code) => exits::raise(vm, vector, code)?,
-            Inject::Nmi => exits::raise_nmi(vm)?,
+            Inject::Ve => exits::raise_fault(vm, 20, None)?,
+            Inject::Exception(vector, code) => exits::raise_fault(vm, vector, code)?,
+            Inject::Nmi => exits::raise_nmi(vm, true)?,
         }
 
-        let open = vm.read(field::GUEST_RFLAGS)? & RFLAGS_IF != 0;
-        posted::request(p, vcpu, vm, open)?;
-        let ticks = if open { self.timer_on } else { self.timer_off };
-        vm.write(field::PREEMPTION_TIMER, ticks)
+        posted::request(p, vcpu, vm)?;
+        vm.write(field::PREEMPTION_TIMER, self.timer)
     }
 
     /// Enters until an exit needs a decision.
@@ -200,11 +191,16 @@ impl<P: Platform> GuestRun<P> for Vmx {
         state.cr2 = gprs.cr2;
         regs.gpr = gprs.gpr;
 
-        let exit = match exit.and_then(|exit| Ok((exit, vm.read(field::GUEST_RIP)?))) {
-            Ok((exit, rip)) => {
-                regs.rip = rip;
-                exit
+        let exit = exit.and_then(|exit| {
+            regs.rip = vm.read(field::GUEST_RIP)?;
+            if let GuestExit::Instruction { reason: 10, .. } = exit {
+                regs.cr4 = vm.read(field::GUEST_CR4)?;
+                regs.user = exits::is_user(&vm)?;
             }
+            Ok(exit)
+        });
+        let exit = match exit {
+            Ok(exit) => exit,
             Err(error) => self.failed(Some(&vm), error),
         };
         if let GuestExit::Failed { reason, detail } = exit {

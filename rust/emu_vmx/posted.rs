@@ -1,11 +1,10 @@
 // SPDX-License-Identifier: GPL-2.0
 //! Interrupts of the guest: moved from KVM's posted-interrupt descriptor into the
-//! virtual APIC by hand at each TDH.VP.ENTER, and requested from the CPU when the
-//! guest can take one.
+//! virtual APIC by hand at each TDH.VP.ENTER, and requested from the CPU, which
+//! delivers them when the guest can take them.
 //!
-//! The CPU could do the first, but Bochs wants the descriptor page aligned, where
-//! the architecture asks for 64 bytes only. And Bochs delivers a requested virtual
-//! interrupt although RFLAGS.IF is 0 if an interrupt of the host comes then.
+//! The CPU could do the first as well, but Bochs wants the descriptor page aligned,
+//! where the architecture asks for 64 bytes only.
 
 use core::sync::atomic::Ordering;
 
@@ -53,33 +52,25 @@ pub(super) fn sync<P: Platform>(p: &P, vcpu: &Vcpu) -> Result<(), VmxError> {
 }
 
 /// Sets the requesting virtual interrupt for an entry: the highest vector of the
-/// virtual APIC that waits, or none if the guest has interrupts off. It is asked
-/// again at the latest when the preemption timer runs out.
-pub(super) fn request<P: Platform>(
-    p: &P,
-    vcpu: &Vcpu,
-    vm: &Current,
-    open: bool,
-) -> Result<(), VmxError> {
+/// virtual APIC that waits, or none.
+pub(super) fn request<P: Platform>(p: &P, vcpu: &Vcpu, vm: &Current) -> Result<(), VmxError> {
     let vapic = vcpu
         .pages
         .get(TDVPS_VAPIC)
         .and_then(|pa| ept::table(p, *pa));
     let mut requested = 0;
-    if open {
-        let mut base = 0;
-        for word in vapic
-            .ok_or(VmxError::Fail)?
-            .iter()
-            .skip(VIRR / 8)
-            .step_by(2)
-            .take(8)
-        {
-            if let Some(bit) = (word.load(Ordering::Relaxed) as u32).checked_ilog2() {
-                requested = base | u64::from(bit);
-            }
-            base = u64::wrapping_add(base, 32);
+    let mut base = 0;
+    for word in vapic
+        .ok_or(VmxError::Fail)?
+        .iter()
+        .skip(VIRR / 8)
+        .step_by(2)
+        .take(8)
+    {
+        if let Some(bit) = (word.load(Ordering::Relaxed) as u32).checked_ilog2() {
+            requested = base | u64::from(bit);
         }
+        base = u64::wrapping_add(base, 32);
     }
     let status = vm.read(field::GUEST_INTR_STATUS)?;
     if status & 0xff != requested {

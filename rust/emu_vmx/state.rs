@@ -17,6 +17,7 @@ const STATE_OFFSET: usize = 3072;
 /// Offset of MXCSR in the area and its reset value.
 const MXCSR_WORD: usize = 24 / 8;
 const MXCSR_RESET: u64 = 0x1f80;
+const DR6_RESET: u64 = 0xffff_0ff0;
 
 /// vCPU state that is neither in the VMCS nor with the core.
 #[repr(C)]
@@ -91,7 +92,7 @@ pub(super) fn init<P: Platform>(p: &P, init: &VcpuInit, revision: u32) -> Option
     let vapic = ept::table(p, *vcpu.pages.get(TDVPS_VAPIC)?)?;
     fill(vapic, 0);
     for (register, value) in [
-        (0x20, u64::from(vcpu.index)),
+        (0x20, u64::from(vcpu.x2apic_id)),
         (0x30, 0x0005_0014),
         (0xf0, 0xff),
         (0x320, 0x1_0000),
@@ -112,6 +113,7 @@ pub(super) fn init<P: Platform>(p: &P, init: &VcpuInit, revision: u32) -> Option
     state.ready = false;
     state.guest.xcr0 = 1;
     state.guest.xfam = vcpu.xfam;
+    state.guest.drs = [0, 0, 0, 0, DR6_RESET];
 
     open_msrs(p, vcpu.msr_bitmap)
 }
@@ -132,8 +134,8 @@ fn open_msrs<P: Platform>(p: &P, bitmap: u64) -> Option<()> {
         }
     };
 
-    // TSC, EFER; virtual x2APIC: ID, version, TPR, PPR, LDR, SVR, ISR, TMR, IRR.
-    for msr in [0x10, 0xc000_0080, 0x802, 0x803, 0x808, 0x80a, 0x80d, 0x80f] {
+    // TSC, EFER; virtual x2APIC: TPR, PPR, ISR, TMR, IRR. The VMM has the others.
+    for msr in [0x10, 0xc000_0080, 0x808, 0x80a] {
         open(READ, msr);
     }
     for msr in 0x810..0x828 {
@@ -143,7 +145,7 @@ fn open_msrs<P: Platform>(p: &P, bitmap: u64) -> Option<()> {
     for msr in [0x808, 0x80b, 0x83f] {
         open(WRITE, msr);
     }
-    // SYSENTER, PAT, STAR, LSTAR, CSTAR, FMASK, FS, GS and KERNEL_GS base, TSC_AUX.
+    // SYSENTER, PAT, STAR, LSTAR, FMASK, FS, GS and KERNEL_GS base, TSC_AUX.
     for msr in [
         0x174,
         0x175,
@@ -151,7 +153,6 @@ fn open_msrs<P: Platform>(p: &P, bitmap: u64) -> Option<()> {
         0x277,
         0xc000_0081,
         0xc000_0082,
-        0xc000_0083,
         0xc000_0084,
         0xc000_0100,
         0xc000_0101,

@@ -33,17 +33,20 @@ struct emu_gprs {
 };
 
 #define EMU_NR_MSRS	6
+#define EMU_NR_DRS	5
 
 /**
  * struct emu_guest - guest state that the VMCS does not switch
  * @xcr0: XCR0 of the guest
  * @xfam: state components that the guest may have
  * @msrs: KERNEL_GS_BASE, STAR, LSTAR, CSTAR, FMASK, TSC_AUX
+ * @drs: DR0 to DR3, DR6
  */
 struct emu_guest {
 	u64 xcr0;
 	u64 xfam;
 	u64 msrs[EMU_NR_MSRS];
+	u64 drs[EMU_NR_DRS];
 };
 
 /* Host state fields of a VMCS, as they are on this CPU now. */
@@ -97,6 +100,7 @@ void emu_pause(u64 us);
 void emu_cpuid(u32 leaf, u32 subleaf, u32 out[4]);
 bool emu_random(u64 *value);
 void *emu_page(u64 pa);
+bool emu_clear_page(u64 pa);
 int emu_register(void);
 bool emu_rebooting(void);
 u32 emu_check_level(void);

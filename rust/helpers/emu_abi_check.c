@@ -11,8 +11,9 @@
 
 static_assert(sizeof(struct emu_gprs) == 136);
 static_assert(offsetof(struct emu_gprs, cr2) == EMU_GPRS_CR2);
-static_assert(sizeof(struct emu_guest) == 64);
+static_assert(sizeof(struct emu_guest) == 104);
 static_assert(offsetof(struct emu_guest, msrs) == 16);
+static_assert(offsetof(struct emu_guest, drs) == 64);
 static_assert(sizeof(struct emu_host_fields) == 128);
 static_assert(offsetof(struct emu_host_fields, fs_base) == 48);
 static_assert(offsetof(struct emu_host_fields, pat) == 120);

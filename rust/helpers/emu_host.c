@@ -11,6 +11,7 @@
 #include <linux/mutex.h>
 #include <linux/seq_file.h>
 #include <linux/slab.h>
+#include <linux/string.h>
 #include <linux/topology.h>
 #include <linux/uaccess.h>
 #include <asm/apic.h>
@@ -134,6 +135,16 @@ void *emu_page(u64 pa)
 	u64 pfn = pa >> PAGE_SHIFT;
 
 	return pfn_valid(pfn) ? pfn_to_kaddr(pfn) : NULL;
+}
+
+/* False unless @pa lies in memory of the direct map. */
+bool emu_clear_page(u64 pa)
+{
+	void *page = emu_page(pa);
+
+	if (page)
+		memset(page, 0, PAGE_SIZE);
+	return page;
 }
 
 static const struct tdx_emu_ops emu_ops = {

@@ -11,6 +11,7 @@
 #include <linux/irqflags.h>
 #include <linux/string.h>
 #include <asm/asm.h>
+#include <asm/debugreg.h>
 #include <asm/desc.h>
 #include <asm/fpu/xcr.h>
 #include <asm/msr.h>
@@ -141,6 +142,23 @@ static void emu_load_msrs(const u64 *load, u64 *saved)
 	}
 }
 
+/* @reg is a constant, as the register is part of the instruction. */
+static __always_inline void emu_load_dr(int reg, u64 load, u64 *saved)
+{
+	*saved = native_get_debugreg(reg);
+	if (*saved != load)
+		native_set_debugreg(reg, load);
+}
+
+static void emu_load_drs(const u64 *load, u64 *saved)
+{
+	emu_load_dr(0, load[0], &saved[0]);
+	emu_load_dr(1, load[1], &saved[1]);
+	emu_load_dr(2, load[2], &saved[2]);
+	emu_load_dr(3, load[3], &saved[3]);
+	emu_load_dr(6, load[4], &saved[4]);
+}
+
 static void emu_xsave(void *area, u64 mask)
 {
 	asm volatile("xsave64 (%0)"
@@ -182,7 +200,7 @@ int emu_vmx_enter(struct emu_gprs *regs, struct emu_guest *guest, void *xsave,
 		  bool launch)
 {
 	u64 xcr0 = xgetbv(XCR_XFEATURE_ENABLED_MASK);
-	u64 host_msrs[EMU_NR_MSRS];
+	u64 host_msrs[EMU_NR_MSRS], host_drs[EMU_NR_DRS];
 	struct desc_ptr gdt, idt;
 	u32 pkru = 0;
 	int ret;
@@ -195,6 +213,12 @@ int emu_vmx_enter(struct emu_gprs *regs, struct emu_guest *guest, void *xsave,
 	if (cpu_feature_enabled(X86_FEATURE_OSPKE))
 		pkru = rdpkru();
 
+	/*
+	 * No breakpoint of the host may fire at an address of the guest's.  An
+	 * exit clears DR7 anyway, and KVM sets it again.
+	 */
+	native_set_debugreg(7, 0);
+	emu_load_drs(guest->drs, host_drs);
 	emu_load_msrs(guest->msrs, host_msrs);
 	xsetbv(XCR_XFEATURE_ENABLED_MASK, guest->xfam);
 	emu_xrstor(xsave, guest->xfam);
@@ -212,6 +236,7 @@ int emu_vmx_enter(struct emu_gprs *regs, struct emu_guest *guest, void *xsave,
 	emu_xsave(xsave, guest->xfam);
 	xsetbv(XCR_XFEATURE_ENABLED_MASK, xcr0);
 	emu_load_msrs(host_msrs, guest->msrs);
+	emu_load_drs(host_drs, guest->drs);
 
 	if (cpu_feature_enabled(X86_FEATURE_OSPKE))
 		wrpkru(pkru);
