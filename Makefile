@@ -13,6 +13,8 @@
 # make host-test   the tests that run on this machine (cargo)
 # make loom        the mirror's source under every interleaving, to 2 preemptions
 # make replay      recorded calls of the TDX module against rust/emu; TRACES='a.jsonl.gz ...'
+# make bench       KVM's own mirror against tdx_mirror on the emulated host: table, json, plots
+# make bench-host  nanoseconds of the mirror's operations, on this machine
 # make bench-emu   calls per second of each leaf of rust/emu, on one thread
 # make mutants     does a test fail for each small change of the mirror's code; FILES='rust/sept/mod.rs ...'
 # make requirements  each requirement with its tests; fails when one has none
@@ -24,7 +26,7 @@
 # make clean       remove build/ (the cache stays)
 
 .DEFAULT_GOAL := help
-.PHONY: help run boot-linux boot-qemu test test-all selftests contract testdev kunit host-test loom soak replay bench-emu mutants requirements check modules vm setup clean
+.PHONY: help run boot-linux boot-qemu test test-all selftests contract testdev kunit host-test loom soak replay bench bench-host bench-emu mutants requirements check modules vm setup clean
 
 SESSION := scripts/session
 
@@ -71,6 +73,12 @@ loom:
 # A relative path is one from where make was started.
 replay:
 	@TDX_CALLER='$(PWD)' $(SESSION) scripts/replay $(TRACES)
+
+bench:
+	@$(SESSION) scripts/bench $(WORKLOADS)
+
+bench-host:
+	@$(SESSION) scripts/bench-host
 
 bench-emu:
 	@$(SESSION) scripts/bench-emu

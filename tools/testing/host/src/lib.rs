@@ -16,5 +16,7 @@ pub mod sept;
 #[path = "../../../../rust/kunit/mod.rs"]
 pub mod kunit;
 
+#[cfg(not(loom))]
+pub mod aside;
 pub mod mock;
 pub mod vm;

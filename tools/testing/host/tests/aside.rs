@@ -8,78 +8,15 @@
 //! fault: each waits for the SEAMCALLs of the other.  Times of both are printed by
 //! `cargo test --release --test aside -- --nocapture`.
 
-use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};
-use tdx_mirror_host::mirror::addr::{Gfn, PagePtr, Pfn};
+use tdx_mirror_host::aside::Aside;
 use tdx_mirror_host::mirror::error::MapOutcome;
-use tdx_mirror_host::mirror::level::{Level, Position};
+use tdx_mirror_host::mirror::level::Level;
 use tdx_mirror_host::mock::{Call, Mock};
-use tdx_mirror_host::sept::SeptBackend;
-use tdx_mirror_host::tdx::seamcall::Seamcall;
 use tdx_mirror_host::vm::Td;
-
-/// What is known of the S-EPT, under the one lock.
-#[derive(Default)]
-struct Known {
-    tables: BTreeSet<(u64, u64)>,
-    leaves: BTreeMap<u64, u64>,
-    next_page: usize,
-}
-
-struct Aside {
-    mock: Mock,
-    known: Mutex<Known>,
-}
-
-impl Aside {
-    fn new(mock: Mock) -> Self {
-        Self {
-            mock,
-            known: Mutex::default(),
-        }
-    }
-
-    fn map(&self, gfn: u64, pfn: u64) {
-        let mut known = self.known.lock().unwrap();
-        if known.leaves.contains_key(&gfn) {
-            return;
-        }
-        let (frame, page) = (Gfn::new(gfn).unwrap(), Pfn::new(pfn).unwrap());
-        let mut level = Level::L512G;
-        while let Some(below) = level.child() {
-            let at = Position::covering(frame, level);
-            if known.tables.insert((level.as_sept(), at.gfn().as_u64())) {
-                known.next_page += 1;
-                let page = std::ptr::without_provenance_mut((1 << 60) + known.next_page * 4096);
-                let out = self.mock.mem_sept_add(at, PagePtr::new(page).unwrap());
-                assert!(out.status.is_success(), "{out:?}");
-            }
-            level = below;
-        }
-        let out = self
-            .mock
-            .mem_page_map(Position::covering(frame, level), page);
-        assert!(out.status.is_success(), "{out:?}");
-        known.leaves.insert(gfn, pfn);
-    }
-
-    fn zap(&self, gfn: u64) {
-        let mut known = self.known.lock().unwrap();
-        let Some(pfn) = known.leaves.remove(&gfn) else {
-            return;
-        };
-        let at = Position::covering(Gfn::new(gfn).unwrap(), Level::L4K);
-        assert!(self.mock.mem_range_block(at).status.is_success());
-        assert!(self.mock.mem_track().status.is_success());
-        self.mock.kick_vcpus();
-        assert!(self.mock.mem_page_remove(at).status.is_success());
-        let out = self.mock.phymem_page_wbinvd(at, Pfn::new(pfn).unwrap());
-        assert!(out.status.is_success());
-    }
-}
 
 const SEAMCALLS: [Call; 6] = [
     Call::SeptAdd,
@@ -103,7 +40,7 @@ fn r23_both_variants_build_the_same_s_ept() {
         if seed % 3 == 0 {
             td.zap(gfn, gfn + 1);
             aside.zap(gfn);
-        } else if aside.known.lock().unwrap().leaves.contains_key(&gfn) {
+        } else if aside.maps(gfn) {
             let pfn = td.mock().leaves()[&gfn];
             assert_eq!(td.map(gfn, pfn), Ok(MapOutcome::Spurious));
         } else {
@@ -111,11 +48,11 @@ fn r23_both_variants_build_the_same_s_ept() {
             aside.map(gfn, step);
         }
     }
-    assert_eq!(td.mock().leaves(), aside.mock.leaves());
-    assert_eq!(td.mock().tables(), aside.mock.tables());
+    assert_eq!(td.mock().leaves(), aside.backend.leaves());
+    assert_eq!(td.mock().tables(), aside.backend.tables());
     // One page at a time, neither needs more SEAMCALLs than the other.
     for call in SEAMCALLS {
-        assert_eq!(td.mock().count(call), aside.mock.count(call), "{call:?}");
+        assert_eq!(td.mock().count(call), aside.backend.count(call), "{call:?}");
     }
 }
 
@@ -128,9 +65,9 @@ fn r23_off_to_the_side_needs_no_mirror_pages_and_no_freeze() {
         assert_eq!(td.map(n * 512, n), Ok(MapOutcome::Fixed));
         aside.map(n * 512, n);
     }
-    assert_eq!(td.mock().tables(), aside.mock.tables());
+    assert_eq!(td.mock().tables(), aside.backend.tables());
     // Where it wins: a page and a freeze for each table, a freeze for each leaf.
-    let tables = aside.mock.tables();
+    let tables = aside.backend.tables();
     assert_eq!(tables, 66);
     assert_eq!(td.host().used_pages(), tables + 1);
     assert_eq!(td.mirror().stats().frozen.get(), tables as u64 + 64);
