@@ -7,6 +7,8 @@
 # make test        every test; the last line says how many passed and failed; PARTS='selftests kunit'
 # make test-all    the same, and what takes too long for every change: all kernel flavours, more fuzzing
 # make selftests   the kselftests on the emulated host, in both modes
+# make failnth     each SEAMCALL and each allocation of a TD's life fails; QUICK=1: a part
+# make planted     bugs planted into the module, each of which a test must find
 # make contract    the C contract's test module, on an emulated PC
 # make testdev    the test device: mirror and software TDX module without KVM
 # make kunit       the unit tests of the mirror inside a kernel
@@ -54,6 +56,12 @@ test-all:
 
 selftests:
 	@$(SESSION) scripts/selftests $(TESTS)
+
+failnth:
+	@$(SESSION) scripts/failnth $(if $(QUICK),--quick)
+
+planted:
+	@$(SESSION) scripts/planted $(BUGS)
 
 contract:
 	@$(SESSION) scripts/contract

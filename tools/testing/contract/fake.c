@@ -18,7 +18,7 @@ static bool fake_begin(struct fake *f, enum fake_call call, u64 gfn,
 {
 	atomic_inc(&f->calls[call]);
 	*err = (struct tdx_mirror_err){};
-	if ((f->held && !f->fail_if_held) || !atomic_read(&f->fail[call]) ||
+	if ((f->held && f->kicked && !f->fail_if_held) || !atomic_read(&f->fail[call]) ||
 	    atomic_dec_if_positive(&f->skip[call]) >= 0 ||
 	    atomic_dec_if_positive(&f->fail[call]) < 0) {
 		if (gfn < FAKE_GFNS)
@@ -187,6 +187,8 @@ static void fake_kick(void *ctx)
 
 	lockdep_assert_held_write(&f->mmu_lock);
 	atomic_inc(&f->kicks);
+	/* Whoever was inside is out, and stays out if held. */
+	f->kicked = f->held;
 }
 
 static void fake_hold(void *ctx, bool hold)
@@ -196,6 +198,7 @@ static void fake_hold(void *ctx, bool hold)
 	lockdep_assert_held_write(&f->mmu_lock);
 	RULE(f, f->held != hold);
 	f->held = hold;
+	f->kicked = false;
 }
 
 static void fake_bug(void *ctx)

@@ -68,7 +68,8 @@ enum fake_call {
  * @fail: how many of the next calls of each hook answer @fail_err
  * @fail_err: what they answer; a busy status without its operand
  * @operand: operand that a busy call reports, that of TRACK excepted
- * @fail_if_held: also with all vCPUs held out, when nobody is left to contend
+ * @kicked: vCPUs were kicked since they are held, so that none is inside
+ * @fail_if_held: also with all vCPUs held and kicked out, when nobody is left to contend
  * @spt: mirror tables taken and not put back
  * @ext_spt: S-EPT pages taken and not put back
  * @accounted: mirror tables by the mirror's own account
@@ -77,7 +78,7 @@ enum fake_call {
  */
 struct fake {
 	rwlock_t mmu_lock;
-	bool finalized, hkid_released, torn_down, held, resched, fail_if_held;
+	bool finalized, hkid_released, torn_down, held, kicked, resched, fail_if_held;
 	atomic_t bugged, kicks, yields, errors;
 	atomic_t spt, ext_spt, linked, accounted, ext_accounted;
 	atomic_long_t mapped_pages;

@@ -338,6 +338,12 @@ unsigned int td_klog_count(const char *pattern)
 	return found;
 }
 
+const char *td_klog_text(void)
+{
+	td_klog_count("");
+	return klog_text;
+}
+
 unsigned int td_klog_end(void)
 {
 	if (klog_fd < 0)

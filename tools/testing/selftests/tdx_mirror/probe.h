@@ -109,6 +109,8 @@ __u64 td_ept_violations(void);
 int td_klog_begin(const char *why);
 /* How many records hold @pattern so far. */
 unsigned int td_klog_count(const char *pattern);
+/* All of them, a line each. */
+const char *td_klog_text(void);
 /* Ends what td_klog_begin() began, if anything; the number of WARNs. */
 unsigned int td_klog_end(void);
 

@@ -77,6 +77,9 @@ struct td_vcpu {
 	__u32 port_echo;
 	__u8 mmio[TD_PAGE];
 
+	/* times in a row that KVM_RUN may say "try again", 0: any number */
+	unsigned int give_up;
+
 	/* what the VMM answers to the next MapGPA requests */
 	unsigned int map_gpa_retries;
 	bool map_gpa_refuse;

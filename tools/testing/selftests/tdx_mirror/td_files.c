@@ -89,20 +89,40 @@ void *td_read_firmware(size_t *size, char path[256])
 	return data;
 }
 
-__u64 td_counter(const char *path, const char *name, bool *found)
+/* The value of @name in the text of a file of counters. */
+static __u64 counter_in(const char *text, const char *name, bool *found)
 {
-	FILE *file = fopen(path, "r");
-	unsigned long long value = 0;
-	char line[256], word[128];
+	size_t length = strlen(name);
+	const char *at = text;
 
 	*found = false;
-	if (!file)
-		return 0;
-	while (!*found && fgets(line, sizeof(line), file))
-		*found = sscanf(line, "%127s %llu", word, &value) == 2 &&
-			 !strcmp(word, name);
-	fclose(file);
-	return *found ? value : 0;
+	while (at && *at) {
+		if (!strncmp(at, name, length) && at[length] == ' ') {
+			*found = true;
+			return strtoull(at + length, NULL, 10);
+		}
+		at = strchr(at, '\n');
+		at = at ? at + 1 : NULL;
+	}
+	return 0;
+}
+
+/* Of the size of a file in debugfs nothing is known beforehand. */
+static char *read_counters(const char *path, char *text, size_t size)
+{
+	FILE *file = fopen(path, "r");
+
+	text[file ? fread(text, 1, size - 1, file) : 0] = 0;
+	if (file)
+		fclose(file);
+	return text;
+}
+
+__u64 td_counter(const char *path, const char *name, bool *found)
+{
+	char text[16384];
+
+	return counter_in(read_counters(path, text, sizeof(text)), name, found);
 }
 
 static enum td_mode read_mode(void)
@@ -128,28 +148,26 @@ static enum td_mode read_mode(void)
 
 void td_counters_read(struct td_counters *c)
 {
+	char text[16384];
 	bool found;
 
 	memset(c, 0, sizeof(*c));
 	c->mode = read_mode();
-	c->leaf_transitions = td_counter(MIRROR_STATS, "leaf_transitions",
-					 &c->has_mirror);
-	if (c->has_mirror) {
-		c->set_calls = td_counter(MIRROR_STATS, "set_external_spte_calls", &found);
-		c->mapped = td_counter(MIRROR_STATS, "mapped", &found);
-		c->zapped = td_counter(MIRROR_STATS, "zapped", &found);
-		c->leaked = td_counter(MIRROR_STATS, "leaked", &found);
-		c->quarantined = td_counter(MIRROR_STATS, "quarantined", &found);
-		c->resolved = td_counter(MIRROR_STATS, "resolved", &found);
-		c->tables = td_counter(MIRROR_STATS, "tables", &found);
-		c->tds_live = td_counter(MIRROR_STATS, "tds_live", &found);
-	}
-	c->emu_present = td_counter(EMU_STATS, "leaf_present_transitions", &c->has_emu);
-	if (c->has_emu) {
-		c->emu_removed = td_counter(EMU_STATS, "leaf_removed", &found);
-		c->emu_pages = td_counter(EMU_STATS, "pamt_pages_owned", &found);
-		c->emu_errors = td_counter(EMU_STATS, "invariant_errors", &found);
-	}
+	read_counters(MIRROR_STATS, text, sizeof(text));
+	c->leaf_transitions = counter_in(text, "leaf_transitions", &c->has_mirror);
+	c->set_calls = counter_in(text, "set_external_spte_calls", &found);
+	c->mapped = counter_in(text, "mapped", &found);
+	c->zapped = counter_in(text, "zapped", &found);
+	c->leaked = counter_in(text, "leaked", &found);
+	c->quarantined = counter_in(text, "quarantined", &found);
+	c->resolved = counter_in(text, "resolved", &found);
+	c->tables = counter_in(text, "tables", &found);
+	c->tds_live = counter_in(text, "tds_live", &found);
+	read_counters(EMU_STATS, text, sizeof(text));
+	c->emu_present = counter_in(text, "leaf_present_transitions", &c->has_emu);
+	c->emu_removed = counter_in(text, "leaf_removed", &found);
+	c->emu_pages = counter_in(text, "pamt_pages_owned", &found);
+	c->emu_errors = counter_in(text, "invariant_errors", &found);
 }
 
 const char *td_counters_note(const struct td_counters *c)

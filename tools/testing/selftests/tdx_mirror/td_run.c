@@ -117,6 +117,7 @@ static bool handle_exit(struct td_vcpu *vcpu)
 enum td_exit td_vcpu_run(struct td_vcpu *vcpu)
 {
 	struct td *td = vcpu->td;
+	unsigned int again = 0;
 
 	for (;;) {
 		int ret = ioctl(vcpu->fd, KVM_RUN, 0) ? -errno : 0;
@@ -125,10 +126,13 @@ enum td_exit td_vcpu_run(struct td_vcpu *vcpu)
 		vcpu->reason = vcpu->run->exit_reason;
 		if (ret == -EINTR || ret == -EAGAIN) {
 			vcpu->run->immediate_exit = 0;
-			if (!__atomic_load_n(&vcpu->cancel, __ATOMIC_ACQUIRE))
+			if (__atomic_load_n(&vcpu->cancel, __ATOMIC_ACQUIRE))
+				return vcpu->exit = TD_EXIT_CANCELLED;
+			if (!vcpu->give_up || ++again < vcpu->give_up)
 				continue;
-			return vcpu->exit = TD_EXIT_CANCELLED;
+			return vcpu->exit = TD_EXIT_ERROR;
 		}
+		again = 0;
 		if (ret && vcpu->reason == KVM_EXIT_MEMORY_FAULT &&
 		    (ret == -EFAULT || ret == -EHWPOISON)) {
 			vcpu->fault_gpa = vcpu->run->memory_fault.gpa;
