@@ -132,7 +132,7 @@ fn base(tdcs: &Tdcs<'_>, leaf: u32, sub: u32, n: [u32; 4], view: View) -> [u32; 
                 d & !(1 << 21),
             ]
         }
-        2 | 0x4 | 0x8000_0000..=0x8000_0004 | 0x8000_0006 => n,
+        2 | 0x4 | 0x16 | 0x8000_0000..=0x8000_0004 | 0x8000_0006 => n,
         6 => [1 << 2, 0, 0, 0],
         0x7 => structured(xfam, sub, n, view),
         0x15 => [1, tdcs.get(tdcs_word::TSC_FREQUENCY) as u32, 25_000_000, 0],
@@ -172,7 +172,8 @@ fn structured(xfam: u64, sub: u32, [a, b, c, d]: [u32; 4], view: View) -> [u32; 
             let ospke = u32::from(view.cr4 & CR4_PKE != 0) << 4;
             let d_off = (1 << 18) | unless(12, 1 << 20) | unless(14, 1 << 5) | unless(15, 1 << 19);
             let d_off = d_off | unless(18, (1 << 22) | (1 << 24) | (1 << 25));
-            [a, b & !b_off, c & !c_off | ospke, d & !d_off]
+            // IA32_ARCH_CAPABILITIES is there.
+            [a, b & !b_off, c & !c_off | ospke, d & !d_off | (1 << 29)]
         }
         1 => [a, 0, 0, 0],
         _ => [0, 0, 0, d],

@@ -281,6 +281,19 @@ unsafe extern "C" fn tdx_emu_inject_show(m: *mut ffi::SeqFile) {
     let _ = write!(SeqText(m), "{}", MODULE.inject());
 }
 
+/// Prints the last VM exits of all vCPUs, the oldest first.
+///
+/// # Safety
+///
+/// `m` must be a seq_file in its show callback.
+#[no_mangle]
+unsafe extern "C" fn tdx_emu_exits_show(m: *mut ffi::SeqFile) {
+    if let Some(exits) = MODULE.guest().exits() {
+        // A seq_file that is full is shown again with more room.
+        let _ = write!(SeqText(m), "{exits}");
+    }
+}
+
 /// Checks all TDs and prints what is wrong, also what was wrong first.
 ///
 /// # Safety

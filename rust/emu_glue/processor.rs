@@ -33,6 +33,11 @@ impl Processor {
         self.vmx.as_ref()?.take_failure()
     }
 
+    /// The last VM exits as text; nothing without VMX.
+    pub(super) fn exits(&self) -> Option<&impl core::fmt::Display> {
+        self.vmx.as_ref().map(Vmx::exits)
+    }
+
     /// Whether VMX was turned off under us.
     pub(super) fn is_gone(&self) -> bool {
         self.vmx.as_ref().is_some_and(Vmx::is_gone)

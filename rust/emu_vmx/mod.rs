@@ -12,6 +12,7 @@ mod ffi;
 mod posted;
 mod setup;
 mod state;
+mod trace;
 mod vmcs;
 mod walk;
 
@@ -23,6 +24,7 @@ use crate::emu::{
 use ffi::{Gprs, VmxError};
 use setup::Controls;
 use state::{Pages, State};
+use trace::TRACE;
 use vmcs::{field, Current};
 
 /// Entries that one `run` makes by itself when the exit needs no decision.
@@ -72,6 +74,11 @@ impl Vmx {
             0 => None,
             failure => Some((failure as u16, failure >> 16)),
         }
+    }
+
+    /// The last VM exits, a line for each.
+    pub(crate) fn exits(&self) -> &impl core::fmt::Display {
+        &TRACE
     }
 
     fn failed(&self, vm: Option<&Current>, error: VmxError) -> GuestExit {
@@ -149,6 +156,7 @@ impl Vmx {
             // `state::init` has checked that XFAM fits.
             unsafe { ffi::enter(gprs, &mut state.guest, xsave, launch)? };
             launch = false;
+            TRACE.record(vcpu, vm, gprs)?;
             if let Some(exit) = exits::decode(p, vcpu, vm)? {
                 return Ok(exit);
             }

@@ -120,6 +120,7 @@ void tdx_emu_stats_reset(void);
 int tdx_emu_inject_load(const u8 *script, size_t len, u8 *reason, size_t size);
 void tdx_emu_inject_show(struct seq_file *m);
 void tdx_emu_invariants_show(struct seq_file *m);
+void tdx_emu_exits_show(struct seq_file *m);
 
 #endif /* !__ASSEMBLER__ */
 #endif /* _TDX_EMU_HELPERS_H */

@@ -200,6 +200,13 @@ static int invariants_show(struct seq_file *m, void *unused)
 }
 DEFINE_SHOW_ATTRIBUTE(invariants);
 
+static int exits_show(struct seq_file *m, void *unused)
+{
+	tdx_emu_exits_show(m);
+	return 0;
+}
+DEFINE_SHOW_ATTRIBUTE(exits);
+
 static ssize_t reset_write(struct file *file, const char __user *buf, size_t len,
 			   loff_t *pos)
 {
@@ -282,6 +289,7 @@ int emu_debugfs_init(void)
 	debugfs_create_file("tds", 0444, emu_dir, NULL, &tds_fops);
 	debugfs_create_file("invariants", 0400, emu_dir, NULL,
 			    &invariants_fops);
+	debugfs_create_file("exits", 0400, emu_dir, NULL, &exits_fops);
 	debugfs_create_file("reset", 0200, emu_dir, NULL, &reset_fops);
 	debugfs_create_file("inject", 0600, emu_dir, NULL, &inject_fops);
 	debugfs_create_file("inject_error", 0400, emu_dir, NULL,
