@@ -20,7 +20,7 @@ use crate::lock::MmuLock;
 use crate::td::Machine;
 
 /// Pages that an arena has.
-const PAGES: usize = 160;
+const PAGES: usize = 1024;
 const SIZE: usize = 4096;
 /// Frame number of an arena's first page.  No machine has memory there.
 const FIRST_PFN: u64 = 0x80_0000_0000;

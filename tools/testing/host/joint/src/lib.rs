@@ -16,5 +16,6 @@ pub mod guests;
 pub mod lock;
 pub mod model;
 pub mod ops;
+pub mod replay;
 pub mod tally;
 pub mod td;

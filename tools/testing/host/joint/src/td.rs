@@ -9,7 +9,7 @@ use std::thread::JoinHandle;
 use tdx_emu_host::asm::{Asm, R12, R13, RAX, RCX};
 use tdx_emu_host::emu::{CheckLevel, Regs, StatName};
 use tdx_emu_host::host::layout;
-use tdx_emu_host::vmm::{regs, Vmm, GLOBAL_HKID, TDMR};
+use tdx_emu_host::vmm::{regs, Vmm, GLOBAL_HKID, TDMR, TDMR_SIZE};
 use tdx_mirror_host::mirror::addr::{Gfn, GfnRange, Pfn};
 use tdx_mirror_host::mirror::error::{MapError, MapOutcome};
 use tdx_mirror_host::mirror::level::{Level, Position};
@@ -34,6 +34,9 @@ pub const LP: u32 = 1;
 
 /// Data pages begin here: beyond what the module's own pages are taken from.
 const DATA: u64 = TDMR + (64 << 20);
+
+/// Data pages that there are.
+pub const DATA_PAGES: u64 = (TDMR + TDMR_SIZE - DATA) >> 12;
 
 /// PFN of data page `n`.
 pub fn data_pfn(n: u64) -> u64 {
