@@ -3,6 +3,7 @@
 
 use std::fs::File;
 use std::io::Read;
+use std::os::unix::fs::FileExt;
 use std::path::Path;
 
 use anyhow::{bail, ensure, Context, Result};
@@ -190,9 +191,9 @@ impl Boot<'_> {
 }
 
 fn load_elf(memory: &GuestMemoryMmap, file: &mut File) -> Result<Kernel> {
+    let start = elf_start(file)?;
     let result = Elf::load(memory, None, file, None)?;
-    let entry = result.kernel_load.0;
-    let loaded = Range::new(entry, result.kernel_end);
+    let loaded = Range::new(start, result.kernel_end);
     // Fields that the kernel looks at even without a loader of the old protocol.
     let header = setup_header {
         boot_flag: 0xaa55,
@@ -202,11 +203,36 @@ fn load_elf(memory: &GuestMemoryMmap, file: &mut File) -> Result<Kernel> {
         ..Default::default()
     };
     Ok(Kernel {
-        entry,
+        entry: result.kernel_load.0,
         loaded,
         needed: loaded,
         header,
     })
+}
+
+/// Lowest physical address of a vmlinux; its entry point may lie anywhere in it.
+fn elf_start(file: &File) -> Result<u64> {
+    const PHOFF: u64 = 32;
+    const PHNUM: u64 = 56;
+    const PHDR_SIZE: u64 = 56;
+    const PT_LOAD: u32 = 1;
+
+    let mut phoff = [0; 8];
+    let mut phnum = [0; 2];
+    file.read_exact_at(&mut phoff, PHOFF)?;
+    file.read_exact_at(&mut phnum, PHNUM)?;
+    let mut start = None;
+    for n in 0..u64::from(u16::from_le_bytes(phnum)) {
+        let mut phdr = [0; PHDR_SIZE as usize];
+        let at = u64::from_le_bytes(phoff).wrapping_add(n * PHDR_SIZE);
+        file.read_exact_at(&mut phdr, at)?;
+        let kind = u32::from_le_bytes(phdr[..4].try_into()?);
+        let paddr = u64::from_le_bytes(phdr[24..32].try_into()?);
+        if kind == PT_LOAD {
+            start = Some(start.map_or(paddr, |start: u64| start.min(paddr)));
+        }
+    }
+    start.context("no loadable part")
 }
 
 fn load_bzimage(memory: &GuestMemoryMmap, file: &mut File) -> Result<Kernel> {
@@ -230,8 +256,7 @@ fn load_bzimage(memory: &GuestMemoryMmap, file: &mut File) -> Result<Kernel> {
 }
 
 /// Where a bzImage decompresses itself to, if it can: it need not move then.
-fn preferred_address(file: &mut File) -> Result<u64> {
-    use std::os::unix::fs::FileExt;
+fn preferred_address(file: &File) -> Result<u64> {
     const PREF_ADDRESS: u64 = 0x258;
     let mut bytes = [0; 8];
     file.read_exact_at(&mut bytes, PREF_ADDRESS)?;

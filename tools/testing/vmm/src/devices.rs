@@ -7,6 +7,7 @@
 //! | f4 | the TD's own result, one byte: 0 is success |
 //! | f5 | a milestone, one byte, noted with the time |
 //! | f6 | parking of vCPUs that wait for Linux, see `payload` |
+//! | 40..43, 61 | a PIT that stands still: reads 0, and channel 2 is over (20h) |
 //! | 600, 601 | ACPI sleep control and status: power-off |
 //! | all others | reads are all ones, writes are lost |
 
@@ -112,6 +113,9 @@ impl Devices {
             (_, Some(offset)) => *first = locked(&self.serial).read(offset),
             (PORT_PARK, _) => std::thread::sleep(PARK_TIME),
             (PORT_SLEEP_CONTROL | PORT_SLEEP_STATUS, _) => *first = 0,
+            // All ones would have Linux poll for 50,000 exits.
+            (0x40..=0x43, _) => *first = 0,
+            (0x61, _) => *first = 0x20,
             _ => (),
         }
     }

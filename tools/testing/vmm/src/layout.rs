@@ -124,6 +124,7 @@ impl Layout {
     }
 
     /// Bytes of RAM.
+    #[cfg(test)]
     pub fn memory(&self) -> u64 {
         self.memory
     }
