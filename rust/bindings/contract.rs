@@ -459,9 +459,6 @@ unsafe extern "C" {
     pub fn tdx_mirror_virt_to_pfn(virt: *mut ffi::c_void) -> u64_;
 }
 unsafe extern "C" {
-    pub fn tdx_mirror_pfn_to_virt(pfn: u64_) -> *mut ffi::c_void;
-}
-unsafe extern "C" {
     pub fn tdx_mirror_page_private(virt: *mut ffi::c_void) -> *mut ffi::c_void;
 }
 unsafe extern "C" {

@@ -81,7 +81,7 @@ impl Mirror {
         let td = registry::next_number();
         let seamcalls = HookSeamcalls::new(hooks.clone(), td);
         let sept = Sept::with_fault_tries(seamcalls, params::fault_tries());
-        let vm = KernelVm::new(hooks.clone(), td);
+        let vm = KernelVm::new(hooks.clone(), td, page);
         let recorder = Recorder::new(td, config.gfn_bits(), config.root_level().as_kvm());
         let mirror = memory.pin_init_with::<Infallible>(pin_init!(Self {
             td,

@@ -14,7 +14,7 @@ use kernel::{
 };
 
 use super::hooks::{Answer, Hooks};
-use super::page::{self, DeferredPages};
+use super::page::{self, DeferredPages, DirectMap};
 use super::trace;
 use crate::bindings;
 use crate::mirror::addr::{PagePtr, Pfn};
@@ -215,16 +215,18 @@ const MAX_REPORTS: u32 = 10;
 pub(super) struct KernelVm {
     hooks: Arc<Hooks>,
     td: u32,
+    map: DirectMap,
     deferred: DeferredPages,
     reports: AtomicU32,
 }
 
 impl KernelVm {
-    /// The VM behind `hooks`, with the number `td`.
-    pub(super) fn new(hooks: Arc<Hooks>, td: u32) -> Self {
+    /// The VM behind `hooks`, with the number `td` and the root's page `root`.
+    pub(super) fn new(hooks: Arc<Hooks>, td: u32, root: PagePtr) -> Self {
         Self {
             hooks,
             td,
+            map: DirectMap::with(root),
             deferred: DeferredPages::new(),
             reports: AtomicU32::new(0),
         }
@@ -251,11 +253,11 @@ impl KernelVm {
 // word until `put_deferred()`, which runs when no walk is left.
 unsafe impl PageMap for KernelVm {
     fn pfn_of(&self, page: PagePtr) -> Pfn {
-        page::pfn_of(page)
+        self.map.pfn_of(page)
     }
 
     fn page_at(&self, pfn: Pfn) -> Option<PagePtr> {
-        page::page_at(pfn)
+        self.map.page_at(pfn)
     }
 
     fn set_companion(&self, page: PagePtr, with: Option<PagePtr>) {

@@ -11,17 +11,36 @@ use core::sync::atomic::{AtomicPtr, Ordering};
 use crate::bindings;
 use crate::mirror::addr::{PagePtr, Pfn, PAGE_SHIFT};
 
-/// The frame of a page that a page supplier of KVM handed out.
-pub(super) fn pfn_of(page: PagePtr) -> Pfn {
-    // SAFETY: Only arithmetic on the address, which is in the direct map.
-    let pfn = unsafe { bindings::tdx_mirror_virt_to_pfn(page.as_ptr().cast()) };
-    Pfn::from_pa_bits(pfn << PAGE_SHIFT)
+/// The direct map: pages lie in it as their frames do in memory, so that no table of the kernel has
+/// to be asked. A walk goes through it at each level.
+#[derive(Clone, Copy)]
+pub(super) struct DirectMap {
+    /// Where frame 0 is.
+    start: usize,
 }
 
-/// The page of a frame, or `None` if the frame is no memory of the kernel.
-pub(super) fn page_at(pfn: Pfn) -> Option<PagePtr> {
-    // SAFETY: The helper takes any number.
-    PagePtr::new(unsafe { bindings::tdx_mirror_pfn_to_virt(pfn.as_u64()) }.cast())
+impl DirectMap {
+    /// The direct map, as `page` shows, which KVM's allocator handed out.
+    pub(super) fn with(page: PagePtr) -> Self {
+        // SAFETY: Only arithmetic on the address, which is in the direct map.
+        let pfn = unsafe { bindings::tdx_mirror_virt_to_pfn(page.as_ptr().cast()) };
+        let pa = Pfn::from_pa_bits(pfn << PAGE_SHIFT).pa() as usize;
+        Self {
+            start: (page.as_ptr() as usize).wrapping_sub(pa),
+        }
+    }
+
+    /// The frame of a page that a page supplier of KVM handed out.
+    #[inline]
+    pub(super) fn pfn_of(self, page: PagePtr) -> Pfn {
+        Pfn::from_pa_bits((page.as_ptr() as usize).wrapping_sub(self.start) as u64)
+    }
+
+    /// The page of a frame that [`pfn_of()`](Self::pfn_of) answered.
+    #[inline]
+    pub(super) fn page_at(self, pfn: Pfn) -> Option<PagePtr> {
+        PagePtr::new(self.start.wrapping_add(pfn.pa() as usize) as *mut u8)
+    }
 }
 
 /// Keeps `word` with a page that a page supplier handed out and that was not put back.

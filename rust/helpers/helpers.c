@@ -27,14 +27,6 @@ u64 tdx_mirror_virt_to_pfn(void *virt)
 	return page_to_pfn(virt_to_page(virt));
 }
 
-/* NULL for a PFN that is no memory of the direct map. */
-void *tdx_mirror_pfn_to_virt(u64 pfn)
-{
-	if (!pfn_valid(pfn))
-		return NULL;
-	return page_to_virt(pfn_to_page(pfn));
-}
-
 /*
  * The word that a page from the allocator leaves to its owner: a mirror table
  * keeps its S-EPT page there.

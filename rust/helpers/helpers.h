@@ -12,7 +12,6 @@ void tdx_mirror_assert_held_read(void *mmu_lock);
 void tdx_mirror_assert_held_write(void *mmu_lock);
 
 u64 tdx_mirror_virt_to_pfn(void *virt);
-void *tdx_mirror_pfn_to_virt(u64 pfn);
 void *tdx_mirror_page_private(void *virt);
 void tdx_mirror_set_page_private(void *virt, void *value);
 void tdx_mirror_hold_page(u64 pfn);

@@ -43,8 +43,18 @@ pub fn find<'t, M: PageMap, L: TablesStay>(
     root_level: Level,
     gfn: Gfn,
 ) -> Option<Slot<'t>> {
-    let mut table = root;
-    let mut level = root_level;
+    descend(map, l, (root, root_level), gfn).map(|(slot, _)| slot)
+}
+
+/// Walks from `from`, a table with the level of its entries, to the entry that ends the walk for
+/// `gfn`; answers the entry's table too.
+fn descend<'t, M: PageMap, L: TablesStay>(
+    map: &M,
+    l: &'t L,
+    from: (&'t Table, Level),
+    gfn: Gfn,
+) -> Option<(Slot<'t>, &'t Table)> {
+    let (mut table, mut level) = from;
     // At most five rounds: the level falls in each, and at 4K nothing is a table.
     loop {
         let at = Position::covering(gfn, level);
@@ -55,12 +65,12 @@ pub fn find<'t, M: PageMap, L: TablesStay>(
                 table = table::child(map, l, spte, at)?;
                 level = below;
             }
-            _ => return Some(Slot { at, cell, spte }),
+            _ => return Some((Slot { at, cell, spte }, table)),
         }
     }
 }
 
-/// The entries that end the walk for the GFNs of a range, each once, in order of GFN.
+/// Where a walk over the entries of a range is.
 ///
 /// It keeps a GFN only, no pointer, so it may live on while the lock is yielded.
 #[derive(Debug)]
@@ -83,20 +93,48 @@ impl Cursor {
         self.next
     }
 
-    /// The next entry, or `None` at the end of the range.
-    pub fn next<'t, M: PageMap, L: TablesStay>(
-        &mut self,
-        map: &M,
+    /// The entries from here on, for as long as no table can be freed.
+    pub fn entries<'c, 't, L: TablesStay>(
+        &'c mut self,
         l: &'t L,
         root: &'t Table,
         root_level: Level,
-    ) -> Option<Slot<'t>> {
-        if self.next >= self.end {
+    ) -> Entries<'c, 't, L> {
+        Entries {
+            cursor: self,
+            l,
+            root: (root, root_level),
+            last: None,
+        }
+    }
+}
+
+/// The entries that end the walk for the GFNs of a range, each once, in order of GFN.
+#[derive(Debug)]
+pub struct Entries<'c, 't, L: TablesStay> {
+    cursor: &'c mut Cursor,
+    l: &'t L,
+    root: (&'t Table, Level),
+    /// The table of the entry met last, and the level of its entries.  The next entry is in it too
+    /// or below it, unless it was the last one of the table, so that one walk serves a table.
+    last: Option<(&'t Table, Level)>,
+}
+
+impl<'t, L: TablesStay> Entries<'_, 't, L> {
+    /// The next entry, or `None` at the end of the range.
+    pub fn next<M: PageMap>(&mut self, map: &M) -> Option<Slot<'t>> {
+        if self.cursor.next >= self.cursor.end {
             return None;
         }
-        let slot = find(map, l, root, root_level, Gfn::new(self.next)?)?;
+        let gfn = Gfn::new(self.cursor.next)?;
+        let from = match self.last {
+            Some((table, level)) if level.index(gfn) != 0 => (table, level),
+            _ => self.root,
+        };
+        let (slot, table) = descend(map, self.l, from, gfn)?;
+        self.last = Some((table, slot.at.level()));
         // Always further: the entry covers `next`, so it ends after it.
-        self.next = slot.end();
+        self.cursor.next = slot.end();
         Some(slot)
     }
 }

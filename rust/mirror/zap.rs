@@ -134,9 +134,9 @@ impl<E: ExternalPt, V: Vm> Mirror<E, V> {
     ) -> Batch {
         let mut batch = Batch::default();
         let mut empty = 0u32;
-        let root = self.root.table(x);
+        let mut entries = cursor.entries(x, self.root.table(x), self.config.root_level());
         while batch.leaves < self.config.zap_batch() && empty < ZAP_EMPTY {
-            let Some(slot) = cursor.next(&self.vm, x, root, self.config.root_level()) else {
+            let Some(slot) = entries.next(&self.vm) else {
                 batch.last = true;
                 break;
             };
@@ -173,8 +173,8 @@ impl<E: ExternalPt, V: Vm> Mirror<E, V> {
         };
         let mut cursor = Cursor::new(covered);
         let mut removed = 0u64;
-        let root = self.root.table(x);
-        while let Some(slot) = cursor.next(&self.vm, x, root, self.config.root_level()) {
+        let mut entries = cursor.entries(x, self.root.table(x), self.config.root_level());
+        while let Some(slot) = entries.next(&self.vm) {
             match slot.kind() {
                 SpteKind::Blocked(pfn) if tracked => {
                     removed = removed.saturating_add(self.remove(x, &slot, pfn));

@@ -17,7 +17,7 @@ use mirror::mmu::Vm;
 use mirror::table::Root;
 
 pub fn keep<V: Vm>(vm: &V, x: &mut Exclusive<'_>, root: &Root, cursor: &mut Cursor) {
-    let slot = cursor.next(vm, &*x, root.table(&*x), Level::L512G);
+    let slot = cursor.entries(&*x, root.table(&*x), Level::L512G).next(vm);
     #[cfg(control)]
     drop(slot);
     vm.yield_lock(x);
