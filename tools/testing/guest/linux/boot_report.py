@@ -104,7 +104,7 @@ def parse(text, folder):
             current = None
         elif line.startswith("@stat ") and current and len(words) == 5 and words[4].isdigit():
             current.stats[words[2]][words[3]] = int(words[4])
-        if line.startswith("@reset-failed") or report.ALARM.search(line):
+        if line.startswith(("@reset-failed", "@record-failed")) or report.ALARM.search(line):
             suspects.append(line)
         ended = ended or line.startswith("vm: exit ")
     for boot in boots:
