@@ -27,10 +27,10 @@ const DEBUGCTL: u32 = 0x1D9;
 const X2APIC_ID: u32 = 0x802;
 const XSS: u32 = 0xDA0;
 
-/// IA32_ARCH_CAPABILITIES: RDCL_NO, IBRS_ALL, SKIP_L1DFL_VMENTRY, MDS_NO, PSCHANGE_MC_NO,
-/// TAA_NO, and XAPIC_DISABLE_STATUS: the APIC cannot leave x2APIC mode.
+/// IA32_ARCH_CAPABILITIES: RDCL_NO, SKIP_L1DFL_VMENTRY, MDS_NO, PSCHANGE_MC_NO, TAA_NO,
+/// and XAPIC_DISABLE_STATUS: the APIC cannot leave x2APIC mode.
 const ARCH_CAPABILITIES_BITS: u64 =
-    (1 << 0) | (1 << 1) | (1 << 3) | (1 << 5) | (1 << 6) | (1 << 8) | (1 << 21);
+    (1 << 0) | (1 << 3) | (1 << 5) | (1 << 6) | (1 << 8) | (1 << 21);
 /// IA32_XAPIC_DISABLE_STATUS.LEGACY_XAPIC_DISABLED.
 const LEGACY_XAPIC_DISABLED: u64 = 1;
 
@@ -108,9 +108,9 @@ impl Entered<'_> {
             APIC_BASE => Done(0xFEE0_0C00 | (u64::from(self.vcpu.index == 0) << 8)),
             // Locked.
             FEATURE_CONTROL => Done(1),
-            // Fast strings, neither BTS nor PEBS.
             ARCH_CAPABILITIES => Done(ARCH_CAPABILITIES_BITS),
             XAPIC_DISABLE_STATUS => Done(LEGACY_XAPIC_DISABLED),
+            // Fast strings, neither BTS nor PEBS.
             MISC_ENABLE => Done(1 | (1 << 11) | (1 << 12)),
             SPEC_CTRL if self.speculation_features(m) & SPEC_CTRL_FEATURES != 0 => {
                 Done(self.tdvps.get(word::SPEC_CTRL))

@@ -370,3 +370,34 @@ fn wide_addresses_need_a_fifth_level() {
         }
     }
 }
+
+/// Reads the MSR that the host names in R13, over and over: R12 and R14 have its halves.
+fn msr_reader() -> Asm {
+    let mut a = Asm::new(CODE);
+    let again = a.here();
+    a.vmcall(1).mov(RCX, R13).exit(31);
+    a.mov(R12, RAX).mov(R14, RDX).jmp(again);
+    a
+}
+
+#[test]
+fn x2apic_mode_cannot_be_left() {
+    const X2APIC: u64 = 3 << 10;
+    const XAPIC_DISABLE_STATUS: u64 = 1 << 21;
+
+    let v = Vmm::new(Interpreter);
+    let td = td_with(&v, &msr_reader());
+    let read = |msr: u64| {
+        let r13 = Regs {
+            r13: msr,
+            ..Regs::default()
+        };
+        let (rax, out) = enter(&v, &td, r13);
+        assert_eq!((rax, out.r11), (77, 1), "MSR {msr:#x}");
+        out.r12 | out.r14 << 32
+    };
+    assert_eq!(enter(&v, &td, Regs::default()).0, 77);
+    assert_eq!(read(0x1B) & X2APIC, X2APIC);
+    assert_ne!(read(0x10A) & XAPIC_DISABLE_STATUS, 0);
+    assert_eq!(read(0xBD), 1);
+}
