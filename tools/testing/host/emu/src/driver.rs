@@ -10,7 +10,7 @@ use crate::emu::mem::Page;
 use crate::emu::td::{tdcs_word, tdr_word};
 use crate::emu::tree::{shift, EntryLock, Root, FREE, HPA, PS, RWX};
 use crate::emu::vcpu::{Enter, Entered};
-use crate::emu::{GuestExit, Module, Regs};
+use crate::emu::{GuestExit, GuestRegs, Inject, Module, Regs};
 use crate::host::Host;
 
 /// Logical processors that a vCPU can be on.
@@ -165,6 +165,32 @@ impl<'m> Driver<'m> {
         let end = End::Guest(e.regs.gpr[0], waits);
         self.entered[lp as usize] = Some(e);
         end
+    }
+
+    /// Any exit of the guest on `lp`, whose registers `set` changes before. What is
+    /// injected then and the guest's registers; a TD exit is not expected.
+    pub fn exit(
+        &mut self,
+        lp: u32,
+        why: GuestExit,
+        set: impl FnOnce(&mut GuestRegs),
+    ) -> (Inject, GuestRegs) {
+        let e = self.entered[lp as usize]
+            .as_mut()
+            .expect("a guest on this processor");
+        set(&mut e.regs);
+        let out = e.event(&self.module.m, why, &mut Regs::default());
+        assert_eq!(out, None, "{why:x?} went to the host");
+        (e.entry.inject, e.regs)
+    }
+
+    /// What the guest on `lp` is entered with.
+    pub fn injected(&self, lp: u32) -> Inject {
+        self.entered[lp as usize]
+            .as_ref()
+            .expect("a guest on this processor")
+            .entry
+            .inject
     }
 
     /// Takes a lock as a concurrent holder would. `None`: somebody has it, or there is none.

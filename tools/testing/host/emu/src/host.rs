@@ -140,6 +140,12 @@ unsafe impl Platform for Host {
         match (leaf, subleaf) {
             (0, _) => [0x21, name(b"Genu"), name(b"ntel"), name(b"ineI")],
             (1, _) => [0x806F8, 0x10_0800, !0, !0],
+            // Sizes and offsets of AVX, AVX-512 and PKRU state.
+            (0xD, 2) => [256, 576, 0, 0],
+            (0xD, 5) => [64, 1088, 0, 0],
+            (0xD, 6) => [512, 1152, 0, 0],
+            (0xD, 7) => [1024, 1664, 0, 0],
+            (0xD, 9) => [8, 2688, 0, 0],
             _ => [!0; 4],
         }
     }
