@@ -113,8 +113,8 @@ impl Devices {
             (_, Some(offset)) => *first = locked(&self.serial).read(offset),
             (PORT_PARK, _) => std::thread::sleep(PARK_TIME),
             (PORT_SLEEP_CONTROL | PORT_SLEEP_STATUS, _) => *first = 0,
-            // All ones would have Linux poll for 50,000 exits.
-            (0x40..=0x43, _) => *first = 0,
+            // All ones would have Linux poll: a PIT for 50,000 exits, an RTC for a second.
+            (0x40..=0x43 | 0x70..=0x71, _) => *first = 0,
             (0x61, _) => *first = 0x20,
             _ => (),
         }
