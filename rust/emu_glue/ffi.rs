@@ -29,7 +29,6 @@ extern "C" {
     fn emu_register() -> c_int;
     fn emu_rebooting() -> bool;
     fn emu_check_level() -> u32;
-    fn emu_cycles_wanted() -> bool;
     fn emu_seq_value(m: *mut SeqFile, name: *const u8, len: usize, value: u64);
     fn emu_seq_text(m: *mut SeqFile, text: *const u8, len: usize);
     fn emu_seq_td(m: *mut SeqFile, tdr: u64, hkid: u64, vcpus: u64, children: u64, mrtd: *const u8);
@@ -73,8 +72,6 @@ readers! {
     rebooting => emu_rebooting() -> bool;
     /// Module parameter `check`.
     check_level => emu_check_level() -> u32;
-    /// Module parameter `cycles`.
-    cycles_wanted => emu_cycles_wanted() -> bool;
 }
 
 /// CPUID as EAX, EBX, ECX, EDX.

@@ -2,7 +2,6 @@
 //! Kernel side of the software TDX module: the one instance of it, and the C
 //! entry points that the hook and debugfs call.
 
-mod cost;
 mod ffi;
 mod host;
 mod processor;
@@ -90,11 +89,7 @@ unsafe extern "C" fn tdx_emu_seamcall(leaf: u64, args: *mut Regs) -> u64 {
     // which rust/helpers/emu_abi_check.c checks.
     let regs = unsafe { &mut *args };
     let (tdr, hkid) = (regs.rcx, regs.rdx);
-    let (cpu, cost) = (ffi::this_cpu(), cost::start());
-    let status = MODULE.seamcall(cpu, leaf, regs);
-    if let Some(start) = cost {
-        start.end(cpu, leaf);
-    }
+    let status = MODULE.seamcall(ffi::this_cpu(), leaf, regs);
     if leaf == MNG_CREATE && status == 0 {
         if let Some(slot) = TDRS.get(hkid as usize) {
             slot.store(tdr, Ordering::Relaxed);
@@ -167,15 +162,13 @@ impl Write for Text {
 /// `m` must be a seq_file in its show callback.
 #[no_mangle]
 unsafe extern "C" fn tdx_emu_stats_show(m: *mut ffi::SeqFile) {
-    let show = |name: &dyn core::fmt::Display, value| {
+    MODULE.stats().each(|name, value| {
         let mut text = Text::new();
         // A name that does not fit is cut, not an error.
         let _ = write!(text, "{name}");
         // SAFETY: By the contract.
         unsafe { ffi::seq_value(m, text.bytes(), value) };
-    };
-    MODULE.stats().each(|name, value| show(&name, value));
-    cost::each(|name, value| show(&name, value));
+    });
 }
 
 /// Prints a line for each TD that has its TDCS.
@@ -201,7 +194,6 @@ unsafe extern "C" fn tdx_emu_tds_show(m: *mut ffi::SeqFile) {
 #[no_mangle]
 extern "C" fn tdx_emu_stats_reset() {
     MODULE.stats().reset();
-    cost::reset();
 }
 
 /// Bytes of a C string in the making, cut to what fits before the closing NUL.

@@ -104,7 +104,6 @@ bool emu_clear_page(u64 pa);
 int emu_register(void);
 bool emu_rebooting(void);
 u32 emu_check_level(void);
-bool emu_cycles_wanted(void);
 void emu_seq_value(struct seq_file *m, const u8 *name, size_t len, u64 value);
 void emu_seq_text(struct seq_file *m, const u8 *text, size_t len);
 void emu_seq_td(struct seq_file *m, u64 tdr, u64 hkid, u64 vcpus, u64 children,

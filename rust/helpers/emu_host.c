@@ -29,15 +29,6 @@ static uint check;
 module_param(check, uint, 0444);
 MODULE_PARM_DESC(check, "Invariants checked after calls: 0 none, 1 what a call touched, 2 everything");
 
-static bool cycles;
-module_param(cycles, bool, 0444);
-MODULE_PARM_DESC(cycles, "Sum up how long SEAMCALLs take, by leaf and by CPU (default no)");
-
-bool emu_cycles_wanted(void)
-{
-	return cycles;
-}
-
 u32 emu_check_level(void)
 {
 	return check;
@@ -147,14 +138,73 @@ bool emu_clear_page(u64 pa)
 	return page;
 }
 
+static bool cycles;
+module_param(cycles, bool, 0444);
+MODULE_PARM_DESC(cycles, "Sum up how long SEAMCALLs take, by leaf and by CPU (default no)");
+
+/* Leaf numbers are below this. */
+#define EMU_NR_LEAVES	72
+
+/* TSC ticks of the calls of each leaf on each CPU. */
+static DEFINE_PER_CPU(u64 [EMU_NR_LEAVES], emu_cycles);
+
+/*
+ * All of the software TDX module is between both readings of the TSC, so that
+ * what an operation takes beside its SEAMCALLs is the kernel's.  Preemption is
+ * off; on an emulated CPU the clock may be its instructions.
+ */
+static u64 emu_timed_call(u64 fn, struct tdx_module_args *args)
+{
+	u64 start = rdtsc(), ret = tdx_emu_seamcall(fn, args);
+
+	if ((u16)fn < EMU_NR_LEAVES)
+		this_cpu_add(emu_cycles[(u16)fn], rdtsc() - start);
+
+	return ret;
+}
+
+static void emu_cycles_show(struct seq_file *m)
+{
+	unsigned int cpu, leaf;
+	u64 sum;
+
+	for (leaf = 0; leaf < EMU_NR_LEAVES; leaf++) {
+		sum = 0;
+		for_each_possible_cpu(cpu)
+			sum += per_cpu(emu_cycles, cpu)[leaf];
+		if (sum)
+			seq_printf(m, "cycles_leaf_%u %llu\n", leaf, sum);
+	}
+	for_each_present_cpu(cpu) {
+		sum = 0;
+		for (leaf = 0; leaf < EMU_NR_LEAVES; leaf++)
+			sum += per_cpu(emu_cycles, cpu)[leaf];
+		seq_printf(m, "cycles_cpu_%u %llu\n", cpu, sum);
+	}
+}
+
+/* Not exact for a CPU that is in a SEAMCALL. */
+static void emu_cycles_reset(void)
+{
+	unsigned int cpu;
+
+	for_each_possible_cpu(cpu)
+		memset(per_cpu(emu_cycles, cpu), 0, sizeof(emu_cycles));
+}
+
 static const struct tdx_emu_ops emu_ops = {
 	.owner = THIS_MODULE,
 	.call = tdx_emu_seamcall,
 };
 
+static const struct tdx_emu_ops emu_timed_ops = {
+	.owner = THIS_MODULE,
+	.call = emu_timed_call,
+};
+
 int emu_register(void)
 {
-	return tdx_emu_register(&emu_ops);
+	return tdx_emu_register(cycles ? &emu_timed_ops : &emu_ops);
 }
 
 bool emu_rebooting(void)
@@ -189,6 +239,8 @@ DEFINE_SHOW_ATTRIBUTE(tds);
 static int stats_show(struct seq_file *m, void *unused)
 {
 	tdx_emu_stats_show(m);
+	if (cycles)
+		emu_cycles_show(m);
 	return 0;
 }
 DEFINE_SHOW_ATTRIBUTE(stats);
@@ -211,6 +263,7 @@ static ssize_t reset_write(struct file *file, const char __user *buf, size_t len
 			   loff_t *pos)
 {
 	tdx_emu_stats_reset();
+	emu_cycles_reset();
 	return len;
 }
 

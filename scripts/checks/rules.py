@@ -222,7 +222,7 @@ PARTS = [
     ("edge to C, in Rust", ("rust/glue/", "rust/tdx_mirror_main.rs"), None),
     ("edge to C, in C", ("rust/helpers/helpers", "rust/helpers/exports.c", "rust/helpers/abi_check.c",
                          "rust/helpers/trace.c"), None),
-    ("off to the side, the baseline", ("tools/testing/host/tests/aside",), 0),
+    ("off to the side, the baseline", ("tools/testing/host/src/aside",), 0),
 ]
 
 

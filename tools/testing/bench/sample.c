@@ -29,17 +29,17 @@ static void read_sums(struct bench_sums *sums)
 	for (line = strtok_r(text, "\n", &rest); line; line = strtok_r(NULL, "\n", &rest)) {
 		if (sscanf(line, "busy %llu", &value) == 1)
 			sums->calls.busy = value;
-		if (sscanf(line, "cpu_%u_cycles %llu", &n, &value) == 2 && n < BENCH_MAX_CPUS)
+		if (sscanf(line, "cycles_cpu_%u %llu", &n, &value) == 2 && n < BENCH_MAX_CPUS) {
 			sums->cpu[n] = value;
+			sums->have_cycles = true;
+		}
+		if (sscanf(line, "cycles_leaf_%u %llu", &n, &value) == 2 && n < TD_LEAVES)
+			sums->cycles[n] = value;
 		if (sscanf(line, "leaf_%u_%63s %llu", &n, tail, &value) != 3 || n >= TD_LEAVES)
 			continue;
 		if (strstr(tail, "_calls")) {
 			sums->calls.leaf[n] = value;
 			sums->calls.total += value;
-		}
-		if (strstr(tail, "_cycles")) {
-			sums->cycles[n] = value;
-			sums->have_cycles = true;
 		}
 	}
 }
