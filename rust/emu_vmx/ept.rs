@@ -42,45 +42,71 @@ fn shared_root<'p, P: Platform>(p: &'p P, vcpu: &Vcpu) -> Option<&'p [AtomicU64;
     }
 }
 
-fn copy(root: &[AtomicU64], source: &[AtomicU64]) {
-    for (entry, from) in root.iter().zip(source) {
-        let value = from.load(Ordering::Acquire);
-        if entry.load(Ordering::Relaxed) != value {
-            entry.store(value, Ordering::Release);
-        }
+/// Which entries of a combined root hold a copy; all others are absent. Few do, so
+/// that comparing them with their sources is quick.
+#[repr(transparent)]
+pub(super) struct Copied([u64; ENTRIES / 64]);
+
+impl Copied {
+    fn words(&mut self, index: usize) -> Option<(&mut u64, u64)> {
+        let word = self.0.get_mut(index / 64)?;
+        Some((word, 1 << (index % 64)))
     }
 }
 
-/// Copies the halves of the two roots into the combined root of `vcpu`. To be
-/// done at each TDH.VP.ENTER: whoever takes an entry out of a root has the vCPU
-/// leave and the TLBs flushed, and frees what was below only then. `None` if a
-/// page is missing.
-pub(super) fn refresh_root<P: Platform>(p: &P, vcpu: &Vcpu) -> Option<()> {
-    let root = table(p, *vcpu.pages.get(TDVPS_EPT_ROOT)?)?;
-    let private = table(p, vcpu.sept_root)?;
-    let (low, high) = root.split_at_checked(ENTRIES / 2)?;
+/// Where entry `index` of the combined root comes from.
+fn source<'p, P: Platform>(p: &'p P, vcpu: &Vcpu, index: usize) -> Option<&'p AtomicU64> {
+    let root = if index < ENTRIES / 2 {
+        table(p, vcpu.sept_root)?
+    } else {
+        shared_root(p, vcpu)?
+    };
+    root.get(index)
+}
 
-    copy(low, private);
-    match shared_root(p, vcpu) {
-        Some(shared) => copy(high, shared.get(ENTRIES / 2..)?),
-        None => high
-            .iter()
-            .for_each(|entry| entry.store(ABSENT, Ordering::Relaxed)),
+/// Makes all entries of the combined root of `vcpu` absent. `None` if it has none.
+pub(super) fn clear_root<P: Platform>(p: &P, vcpu: &Vcpu, copied: &mut Copied) -> Option<()> {
+    for entry in table(p, *vcpu.pages.get(TDVPS_EPT_ROOT)?)? {
+        entry.store(ABSENT, Ordering::Relaxed);
+    }
+    copied.0.fill(0);
+    Some(())
+}
+
+/// Brings the copies in the combined root of `vcpu` up to date. To be done at each
+/// TDH.VP.ENTER: whoever takes an entry out of a root has the vCPU leave and the TLBs
+/// flushed, and frees what was below only then. What has come is copied when the guest
+/// asks for it. `None` if a page is missing.
+pub(super) fn refresh_root<P: Platform>(p: &P, vcpu: &Vcpu, copied: &mut Copied) -> Option<()> {
+    let root = table(p, *vcpu.pages.get(TDVPS_EPT_ROOT)?)?;
+    let mut base = 0usize;
+    for word in &copied.0 {
+        let mut rest = *word;
+        while rest != 0 {
+            let index = base.wrapping_add(rest.trailing_zeros() as usize);
+            rest &= rest.wrapping_sub(1);
+            let from = source(p, vcpu, index);
+            let value = from.map_or(ABSENT, |from| from.load(Ordering::Acquire));
+            root.get(index)?.store(value, Ordering::Release);
+        }
+        base = base.wrapping_add(64);
     }
     Some(())
 }
 
 /// Copies the one entry that covers `gpa`, which may have come since the vCPU was
 /// entered. True if it differed, so that the access is worth a new try.
-pub(super) fn refresh_entry<P: Platform>(p: &P, vcpu: &Vcpu, gpa: u64) -> Option<bool> {
+pub(super) fn refresh_entry<P: Platform>(
+    p: &P,
+    vcpu: &Vcpu,
+    copied: &mut Copied,
+    gpa: u64,
+) -> Option<bool> {
     let (index, _) = geometry(gpa, vcpu.sept_levels);
     let entry = table(p, *vcpu.pages.get(TDVPS_EPT_ROOT)?)?.get(index)?;
-    let source = if index < ENTRIES / 2 {
-        table(p, vcpu.sept_root)?
-    } else {
-        shared_root(p, vcpu)?
-    };
-    let value = source.get(index)?.load(Ordering::Acquire);
+    let value = source(p, vcpu, index)?.load(Ordering::Acquire);
+    let (word, bit) = copied.words(index)?;
+    *word |= bit;
     Some(entry.swap(value, Ordering::AcqRel) != value)
 }
 

@@ -190,6 +190,7 @@ pub(super) fn decode<P: Platform>(
     p: &P,
     vcpu: &Vcpu,
     vm: &Current,
+    copied: &mut ept::Copied,
 ) -> Result<Option<GuestExit>, VmxError> {
     let full = vm.read32(field::EXIT_REASON)?;
     let reason = full as u16;
@@ -227,7 +228,7 @@ pub(super) fn decode<P: Platform>(
             if qualification & UNBLOCKED_NMI != 0 && !delivering {
                 block_nmis(vm, true)?;
             }
-            if ept::refresh_entry(p, vcpu, gpa) == Some(true) {
+            if ept::refresh_entry(p, vcpu, copied, gpa) == Some(true) {
                 return Ok(None);
             }
             GuestExit::EptViolation {

@@ -110,11 +110,13 @@ impl Vmx {
     ) -> Result<(), VmxError> {
         if !state.ready {
             setup::write_first(vm, &self.controls, vcpu)?;
+            ept::clear_root(p, vcpu, &mut state.copied).ok_or(VmxError::Fail)?;
+            state.host = ffi::HostFields::default();
             state.ready = true;
         }
-        setup::write_host(vm)?;
+        setup::write_host(vm, &mut state.host)?;
         if entry.first {
-            ept::refresh_root(p, vcpu).ok_or(VmxError::Fail)?;
+            ept::refresh_root(p, vcpu, &mut state.copied).ok_or(VmxError::Fail)?;
             posted::sync(p, vcpu)?;
         }
         if entry.flush {
@@ -157,7 +159,7 @@ impl Vmx {
             unsafe { ffi::enter(gprs, &mut state.guest, xsave, launch)? };
             launch = false;
             TRACE.record(vcpu, vm, gprs)?;
-            if let Some(exit) = exits::decode(p, vcpu, vm)? {
+            if let Some(exit) = exits::decode(p, vcpu, vm, &mut state.copied)? {
                 return Ok(exit);
             }
         }

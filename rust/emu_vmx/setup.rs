@@ -100,47 +100,33 @@ impl Controls {
     }
 }
 
-/// Writes what changes from CPU to CPU and from process to process.
-pub(super) fn write_host(vm: &Current) -> Result<(), VmxError> {
-    let HostFields {
-        cr0,
-        cr3,
-        cr4,
-        cs,
-        ss,
-        tr,
-        fs_base,
-        gs_base,
-        tr_base,
-        gdt_base,
-        idt_base,
-        sysenter_cs,
-        sysenter_esp,
-        sysenter_eip,
-        efer,
-        pat,
-    } = ffi::host_fields();
-
-    for (f, value) in [
-        (field::HOST_CR0, cr0),
-        (field::HOST_CR3, cr3),
-        (field::HOST_CR4, cr4),
-        (field::HOST_CS_SELECTOR, cs),
-        (field::HOST_SS_SELECTOR, ss),
-        (field::HOST_TR_SELECTOR, tr),
-        (field::HOST_FS_BASE, fs_base),
-        (field::HOST_GS_BASE, gs_base),
-        (field::HOST_TR_BASE, tr_base),
-        (field::HOST_GDTR_BASE, gdt_base),
-        (field::HOST_IDTR_BASE, idt_base),
-        (field::HOST_SYSENTER_CS, sysenter_cs),
-        (field::HOST_SYSENTER_ESP, sysenter_esp),
-        (field::HOST_SYSENTER_EIP, sysenter_eip),
-        (field::HOST_EFER, efer),
-        (field::HOST_PAT, pat),
+/// Writes what changes from CPU to CPU and from process to process, as far as it
+/// differs from what the VMCS holds, `old`.
+pub(super) fn write_host(vm: &Current, old: &mut HostFields) -> Result<(), VmxError> {
+    let new = ffi::host_fields();
+    for (f, old, new) in [
+        (field::HOST_CR0, old.cr0, new.cr0),
+        (field::HOST_CR3, old.cr3, new.cr3),
+        (field::HOST_CR4, old.cr4, new.cr4),
+        (field::HOST_CS_SELECTOR, old.cs, new.cs),
+        (field::HOST_SS_SELECTOR, old.ss, new.ss),
+        (field::HOST_TR_SELECTOR, old.tr, new.tr),
+        (field::HOST_FS_BASE, old.fs_base, new.fs_base),
+        (field::HOST_GS_BASE, old.gs_base, new.gs_base),
+        (field::HOST_TR_BASE, old.tr_base, new.tr_base),
+        (field::HOST_GDTR_BASE, old.gdt_base, new.gdt_base),
+        (field::HOST_IDTR_BASE, old.idt_base, new.idt_base),
+        (field::HOST_SYSENTER_CS, old.sysenter_cs, new.sysenter_cs),
+        (field::HOST_SYSENTER_ESP, old.sysenter_esp, new.sysenter_esp),
+        (field::HOST_SYSENTER_EIP, old.sysenter_eip, new.sysenter_eip),
+        (field::HOST_EFER, old.efer, new.efer),
+        (field::HOST_PAT, old.pat, new.pat),
     ] {
-        vm.write(f, value)?;
+        if old != new {
+            vm.write(f, new)?;
+        }
     }
+    *old = new;
     Ok(())
 }
 
@@ -185,6 +171,11 @@ pub(super) fn write_first(vm: &Current, controls: &Controls, vcpu: &Vcpu) -> Res
         field::EOI_EXIT_BITMAP0 + 2,
         field::EOI_EXIT_BITMAP0 + 4,
         field::EOI_EXIT_BITMAP0 + 6,
+        field::HOST_FS_BASE,
+        field::HOST_GS_BASE,
+        field::HOST_SYSENTER_CS,
+        field::HOST_SYSENTER_ESP,
+        field::HOST_SYSENTER_EIP,
         field::HOST_ES_SELECTOR,
         field::HOST_DS_SELECTOR,
         field::HOST_FS_SELECTOR,

@@ -4,8 +4,8 @@
 use core::ptr::NonNull;
 use core::sync::atomic::{AtomicU64, Ordering};
 
-use super::ept;
-use super::ffi::Guest;
+use super::ept::{self, Copied};
+use super::ffi::{Guest, HostFields};
 use crate::emu::{Platform, Vcpu, VcpuInit, TDVPS_EPT_ROOT, TDVPS_VAPIC, TDVPS_VMCS, TDVPS_XSAVE};
 
 /// State components that fit the XSAVE area: x87, SSE, AVX, AVX-512 and PKRU. The
@@ -28,6 +28,10 @@ pub(super) struct State {
     pub(super) cr2: u64,
     /// Switched by hand around each entry.
     pub(super) guest: Guest,
+    /// Host state that the VMCS has.
+    pub(super) host: HostFields,
+    /// Content of the combined EPT root.
+    pub(super) copied: Copied,
 }
 
 const _: () = assert!(STATE_OFFSET + core::mem::size_of::<State>() <= 4096);

@@ -58,13 +58,36 @@ fn translate<P: Platform>(p: &P, vcpu: &Vcpu, paging: &Paging, linear: u64) -> O
     None
 }
 
-/// One byte at a linear address.
-fn byte<P: Platform>(p: &P, vcpu: &Vcpu, paging: &Paging, linear: u64) -> Option<u8> {
-    let gpa = translate(p, vcpu, paging, linear)?;
-    let pa = ept::translate(p, vcpu, gpa)?;
-    let word = ept::table(p, pa)?.get((pa as usize & 0xfff) / 8)?;
-    let bytes = word.load(Ordering::Relaxed).to_le_bytes();
-    bytes.get(pa as usize & 7).copied()
+/// Whether the bytes at a linear address are `code`. They are read page by page: a
+/// translation of an address takes some thirty accesses to memory.
+fn holds<P: Platform>(
+    p: &P,
+    vcpu: &Vcpu,
+    paging: &Paging,
+    linear: u64,
+    code: &[u8],
+) -> Option<bool> {
+    let mut at = linear;
+    let mut rest = code;
+    while !rest.is_empty() {
+        let gpa = translate(p, vcpu, paging, at)?;
+        let pa = ept::translate(p, vcpu, gpa)?;
+        let page = ept::table(p, pa)?;
+        let mut offset = pa as usize & 0xfff;
+        while let [first, tail @ ..] = rest {
+            let Some(word) = page.get(offset / 8) else {
+                break;
+            };
+            let bytes = word.load(Ordering::Relaxed).to_le_bytes();
+            if bytes.get(offset & 7) != Some(first) {
+                return Some(false);
+            }
+            rest = tail;
+            offset = offset.wrapping_add(1);
+            at = at.wrapping_add(1);
+        }
+    }
+    Some(true)
 }
 
 /// Whether the instruction at RIP is TDCALL.
@@ -85,12 +108,5 @@ pub(super) fn at_tdcall<P: Platform>(p: &P, vcpu: &Vcpu, vm: &Current) -> Result
         rip.wrapping_add(vm.read(field::GUEST_CS_BASE)?) & 0xffff_ffff
     };
 
-    let mut at = start;
-    for expected in TDCALL {
-        if byte(p, vcpu, &paging, at) != Some(expected) {
-            return Ok(false);
-        }
-        at = at.wrapping_add(1);
-    }
-    Ok(true)
+    Ok(holds(p, vcpu, &paging, start, &TDCALL) == Some(true))
 }
