@@ -23,8 +23,10 @@ while [ $# -gt 1 ]; do
 	esac
 	shift 2
 done
-[ $# = 1 ] && [ -f "$kernel/Module.symvers" ] ||
-	{ echo "build.sh: needs --kernel with a built kernel, and a folder for the result" >&2; exit 2; }
+if [ $# != 1 ] || [ ! -f "$kernel/Module.symvers" ]; then
+	echo "build.sh: needs --kernel with a built kernel, and a folder for the result" >&2
+	exit 2
+fi
 mkdir -p "$1"
 out=$(cd "$1" && pwd)
 

@@ -133,7 +133,8 @@ static void *memory_thread(void *arg)
 
 		page = me * pages + i;
 		for (word = 0; word < WORDS; word++)
-			__atomic_store_n(&words[word * STRIDE], page_word(page, word), __ATOMIC_RELAXED);
+			__atomic_store_n(&words[word * STRIDE], page_word(page, word),
+					 __ATOMIC_RELAXED);
 		if (i + 1 == pages * quarter / 4) {
 			printf("td-work: vCPU %u wrote %u of 4 parts\n", me, quarter);
 			quarter++;
@@ -146,7 +147,8 @@ static void *memory_thread(void *arg)
 
 		page = other * pages + i;
 		for (word = 0; word < WORDS; word++)
-			wrong += __atomic_load_n(&words[word * STRIDE], __ATOMIC_RELAXED) != page_word(page, word);
+			wrong += __atomic_load_n(&words[word * STRIDE], __ATOMIC_RELAXED) !=
+				 page_word(page, word);
 	}
 	if (wrong)
 		bad("vCPU %u found %zu wrong words in the memory of vCPU %u", me, wrong, other);
@@ -158,24 +160,28 @@ static void work_memory(unsigned long leave)
 	long available = meminfo("MemAvailable"), before = meminfo("Unaccepted"), after;
 
 	if (available < 0 || (unsigned long)available / 1024 <= leave + cpus) {
-		printf("td-work: MemAvailable is %ld KiB, that is too little to leave %lu MiB\n", available, leave);
+		printf("td-work: MemAvailable is %ld KiB, that is too little to leave %lu MiB\n",
+		       available, leave);
 		exit(2);
 	}
 	share = (available / 1024 - leave) / cpus * MIB;
-	memory = mmap(NULL, cpus * share, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+	memory = mmap(NULL, cpus * share, PROT_READ | PROT_WRITE,
+		      MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
 	if (memory == MAP_FAILED)
 		give_up("mmap");
 	printf("td-work: memory: %lu MiB of %ld MiB, on %u vCPUs; unaccepted %ld KiB\n",
 	       cpus * share / MIB, meminfo("MemTotal") / 1024, cpus, before);
 	on_cpus(cpus, memory_thread);
 	after = meminfo("Unaccepted");
-	printf("td-work: memory: %lu pages written and verified; unaccepted %ld KiB\n", cpus * share / PAGE, after);
+	printf("td-work: memory: %lu pages written and verified; unaccepted %ld KiB\n",
+	       cpus * share / PAGE, after);
 	if (munmap(memory, cpus * share))
 		give_up("munmap");
 	if (before > 0 && after >= before)
 		bad("unaccepted memory was %ld KiB and is %ld KiB", before, after);
 	if (after > (long)(leave * 1024))
-		bad("%ld KiB are still not accepted, more than the %lu MiB that were left", after, leave);
+		bad("%ld KiB are still not accepted, more than the %lu MiB that were left", after,
+		    leave);
 }
 
 /* wake */
@@ -185,10 +191,11 @@ static unsigned long rounds;
 
 static void futex(int op, unsigned int value)
 {
-	struct timespec limit = { .tv_sec = 60 };
+	struct timespec minute = { .tv_sec = 60 };
+	struct timespec *limit = op == FUTEX_WAIT_PRIVATE ? &minute : NULL;
 
-	if (syscall(SYS_futex, &turn, op, value, op == FUTEX_WAIT_PRIVATE ? &limit : NULL, NULL, 0) < 0 &&
-	    errno != EAGAIN && errno != EINTR)
+	if (syscall(SYS_futex, &turn, op, value, limit, NULL, 0) < 0 && errno != EAGAIN &&
+	    errno != EINTR)
 		give_up("futex");
 }
 
@@ -208,7 +215,8 @@ static void *wake_thread(void *arg)
 		if (sched_getcpu() != (int)me)
 			bad("a thread of vCPU %u runs on %d", me, sched_getcpu());
 		/* An IPI to the other vCPU that must be answered before it returns. */
-		if (round % 8 == 0 && syscall(SYS_membarrier, MEMBARRIER_CMD_PRIVATE_EXPEDITED, 0, 0))
+		if (round % 8 == 0 &&
+		    syscall(SYS_membarrier, MEMBARRIER_CMD_PRIVATE_EXPEDITED, 0, 0))
 			give_up("membarrier");
 		atomic_fetch_add(&turn, 1);
 		futex(FUTEX_WAKE_PRIVATE, 1);

@@ -104,7 +104,8 @@ static int convert(void *block, unsigned int round, bool *known)
 	*known = false;
 	ret = set_memory_decrypted((unsigned long)block, 1 << order);
 	if (ret) {
-		pr_err("page %#llx, round %u: set_memory_decrypted: %d\n", (u64)virt_to_phys(block), round, ret);
+		pr_err("page %#llx, round %u: set_memory_decrypted: %d\n",
+		       (u64)virt_to_phys(block), round, ret);
 		return ret;
 	}
 	/* What the TD wrote into private memory must not be seen in shared memory. */
@@ -117,7 +118,8 @@ static int convert(void *block, unsigned int round, bool *known)
 		ret = wrong(block, round, all - found, "of shared memory are not what was written");
 
 	if (set_memory_encrypted((unsigned long)block, 1 << order)) {
-		pr_err("page %#llx, round %u: set_memory_encrypted failed\n", (u64)virt_to_phys(block), round);
+		pr_err("page %#llx, round %u: set_memory_encrypted failed\n",
+		       (u64)virt_to_phys(block), round);
 		return ret ?: -EIO;
 	}
 	*known = true;
@@ -128,7 +130,7 @@ static int convert(void *block, unsigned int round, bool *known)
 	fill(block, round, PRIVATE_AGAIN);
 	found = matching(block, round, PRIVATE_AGAIN);
 	if (found != all)
-		ret = wrong(block, round, all - found, "of private memory are not what was written");
+		ret = wrong(block, round, all - found, "of accepted memory are not as written");
 	return ret;
 }
 
@@ -170,7 +172,8 @@ static int __init tdx_share_init(void)
 	}
 	ret = run(block, known);
 	if (!ret)
-		pr_info("%u conversions of %u pages to shared and back are good\n", rounds * blocks, 1U << order);
+		pr_info("%u conversions of %u pages to shared and back are good\n",
+			rounds * blocks, 1U << order);
 out:
 	for (i = 0; i < blocks && block[i]; i++) {
 		if (known[i])
