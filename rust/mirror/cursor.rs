@@ -122,11 +122,31 @@ pub struct Entries<'c, 't, L: TablesStay> {
 
 impl<'t, L: TablesStay> Entries<'_, 't, L> {
     /// The next entry, or `None` at the end of the range.
+    #[inline]
     pub fn next<M: PageMap>(&mut self, map: &M) -> Option<Slot<'t>> {
         if self.cursor.next >= self.cursor.end {
             return None;
         }
         let gfn = Gfn::new(self.cursor.next)?;
+        // Nearly always: one more leaf, or room for one, of the table that the last one was in.
+        if let Some((table, Level::L4K)) = self.last {
+            if Level::L4K.index(gfn) != 0 {
+                let at = Position::covering(gfn, Level::L4K);
+                let cell = table.cell(at)?;
+                self.cursor.next = gfn.as_u64().saturating_add(1);
+                return Some(Slot {
+                    at,
+                    cell,
+                    spte: cell.load(),
+                });
+            }
+        }
+        self.walk(map, gfn)
+    }
+
+    /// The entry for `gfn`, by a walk from the lowest table that is known to lead there.
+    #[inline(never)]
+    fn walk<M: PageMap>(&mut self, map: &M, gfn: Gfn) -> Option<Slot<'t>> {
         let from = match self.last {
             Some((table, level)) if level.index(gfn) != 0 => (table, level),
             _ => self.root,

@@ -10,7 +10,7 @@
 use super::addr::{GfnRange, Pfn};
 use super::cursor::{Cursor, Slot};
 use super::error::Bug;
-use super::external::ExternalPt;
+use super::external::{ExtFailure, ExternalPt};
 use super::level::Position;
 use super::lock::Exclusive;
 use super::mmu::{Mirror, Vm, ZAP_BATCH};
@@ -119,8 +119,7 @@ impl<E: ExternalPt, V: Vm> Mirror<E, V> {
             | Transition::UnlinkTable(_) => return Err(Bug::Unexpected { at, found: old }),
         }
         .map_err(|failure| Bug::External { at, failure })?;
-        slot.cell.replace(x, new);
-        self.vm.spte_changed(at, old, new);
+        self.follow(x, slot, new);
         Ok(change)
     }
 
@@ -186,32 +185,54 @@ impl<E: ExternalPt, V: Vm> Mirror<E, V> {
         removed
     }
 
+    // Both passes know from the entry's kind what they do to it: leaf to blocked, leaf or blocked to
+    // non-present.  So these two classify nothing, which `change()` would do for each page twice.
+
     /// Blocks a leaf; answers whether it is.
     fn block(&self, x: &Exclusive<'_>, slot: &Slot<'_>, pfn: Pfn) -> bool {
-        match self.change(x, slot, Spte::blocked(pfn)) {
-            Ok(_) => true,
-            Err(bug) => {
-                self.bugged(bug);
-                self.quarantine(x, slot, pfn);
-                false
+        match self.ext.block_leaf(x, slot.at) {
+            Ok(()) => {
+                self.follow(x, slot, Spte::blocked(pfn));
+                true
             }
+            Err(failure) => self.refused_zap(x, slot, pfn, failure),
         }
     }
 
     /// Removes a leaf, blocked or not; answers how many were removed.
     fn remove(&self, x: &Exclusive<'_>, slot: &Slot<'_>, pfn: Pfn) -> u64 {
-        match self.change(x, slot, Spte::NON_PRESENT) {
-            Ok(_) => {
+        match self.ext.zap_leaf(x, slot.at, pfn) {
+            Ok(()) => {
+                self.follow(x, slot, Spte::NON_PRESENT);
                 self.stats.zapped.inc();
                 self.vm.page_stats(slot.at.level(), false);
                 1
             }
-            Err(bug) => {
-                self.bugged(bug);
-                self.quarantine(x, slot, pfn);
-                0
-            }
+            Err(failure) => self.refused_zap(x, slot, pfn, failure).into(),
         }
+    }
+
+    /// The mirror's entry follows the external one.
+    fn follow(&self, x: &Exclusive<'_>, slot: &Slot<'_>, new: Spte) {
+        slot.cell.replace(x, new);
+        self.vm.spte_changed(slot.at, slot.spte, new);
+    }
+
+    /// The external table did not block or remove a leaf, which must not fail.  Answers `false`.
+    #[cold]
+    fn refused_zap(
+        &self,
+        x: &Exclusive<'_>,
+        slot: &Slot<'_>,
+        pfn: Pfn,
+        failure: ExtFailure,
+    ) -> bool {
+        self.bugged(Bug::External {
+            at: slot.at,
+            failure,
+        });
+        self.quarantine(x, slot, pfn);
+        false
     }
 
     /// An entry that cannot be there under mmu_lock held for write, or a leaf that is larger than
