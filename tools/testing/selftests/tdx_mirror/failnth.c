@@ -372,9 +372,10 @@ static void lead(const struct leaf *leaf, enum way way, __u64 n, enum life_step 
 static const char *judge_result(const struct rule *rule, enum life_step step,
 				const struct outcome *out)
 {
-	/* When vCPUs are interrupted is never the same, so the guest may be a step on. */
+	/* When vCPUs are interrupted is never the same, so the guest may be in the other step. */
 	bool here = out->end == step ||
-		    (rule->leaf == TD_VP_ENTER && out->end == LIFE_RUN_AGAIN);
+		    (rule->leaf == TD_VP_ENTER &&
+		     (out->end == LIFE_RUN || out->end == LIFE_RUN_AGAIN));
 
 	switch (rule->result) {
 	case GOES_ON:
@@ -399,22 +400,22 @@ static const char *judge_result(const struct rule *rule, enum life_step step,
 static const char *judge_loss(const struct rule *rule, const struct outcome *out, long *owned)
 {
 	long tables = calls_of(TD_SEPT_ADD);
-	bool one = rule->loss == DATA_PAGE || rule->loss == TABLE;
-	long leaked = rule->loss == WHOLE_TD ? tables : one;
+	bool data = rule->loss == DATA_PAGE, table = rule->loss == TABLE;
+	long leaked = rule->loss == WHOLE_TD ? tables : data || table;
 	/* The log gets the first ten of a TD. */
 	long lines = leaked < 10 ? leaked : 10;
 
 	*owned = rule->loss == WHOLE_TD ?
 		 tables + calls_of(TD_VP_CREATE) + calls_of(TD_VP_ADDCX) +
 		 calls_of(MNG_ADDCX) + 1 :
-		 rule->loss == TABLE || rule->loss == CONTROL ? 2 : rule->loss == TDR;
+		 table || rule->loss == CONTROL ? 2 : rule->loss == TDR;
 	if (out->owned != *owned)
 		return "the TDX module has other pages";
 	if (out->leaked != leaked || out->page_lines != lines)
 		return "pages are leaked without a report";
 	if (rule->loss == QUARANTINE ?
 	    !out->quarantined || out->quarantined != out->resolved :
-	    out->quarantined != (rule->loss == DATA_PAGE) || out->resolved)
+	    out->quarantined != data || out->resolved)
 		return "the quarantine";
 	return NULL;
 }

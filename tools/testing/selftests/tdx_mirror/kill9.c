@@ -102,13 +102,13 @@ TEST_F(kill9, after_each_step)
 		kill_after(_metadata, &self->before, i, 0);
 }
 
-TEST_F(kill9, while_it_runs_and_zaps)
+TEST_F_TIMEOUT(kill9, while_it_runs_and_zaps, 900)
 {
+	unsigned int i, times = td_times(6, 200);
 	__u64 random = __rdtsc() | 1;
-	int i;
 
 	TH_LOG("seed %llx", random);
-	for (i = 0; i < 6; i++) {
+	for (i = 0; i < times; i++) {
 		random = random * 6364136223846793005ull + 1442695040888963407ull;
 		kill_after(_metadata, &self->before, 3 + (random >> 33) % 16,
 			   (random >> 20) % 4000000);

@@ -10,7 +10,7 @@
 
 #include "life.h"
 
-/* Time of the emulated machine after which a guest that gets nowhere is stopped. */
+/* Time after which a step that gets nowhere is stopped. */
 #define PATIENCE_US	20000
 
 const char *life_step_name(enum life_step step)
@@ -122,20 +122,10 @@ static int prefault(struct life *life)
 	return ret;
 }
 
-static void alarm_handler(int signal)
-{
-}
-
 /* The vCPU's list, or the rest of it. */
 static int run(struct td_vcpu *vcpu)
 {
-	const struct itimerval patience = { .it_value.tv_usec = PATIENCE_US }, off = {};
-	struct sigaction action = { .sa_handler = alarm_handler };
-
-	sigaction(SIGALRM, &action, NULL);
-	setitimer(ITIMER_REAL, &patience, NULL);
 	td_vcpu_run(vcpu);
-	setitimer(ITIMER_REAL, &off, NULL);
 	return td_ops_join(vcpu);
 }
 
@@ -207,6 +197,23 @@ static int attempt(struct life *life, bool again)
 	}
 }
 
+static void alarm_handler(int signal)
+{
+}
+
+/* A step that gets nowhere, as KVM may go round without end, is told by a signal. */
+static void set_alarm(const struct life *life, bool on)
+{
+	const struct itimerval timer = { .it_value.tv_usec = on ? PATIENCE_US : 0 };
+	struct sigaction action = { .sa_handler = alarm_handler };
+
+	if (life->step != LIFE_ADD && life->step != LIFE_PREFAULT &&
+	    life->step != LIFE_RUN && life->step != LIFE_RUN_AGAIN)
+		return;
+	sigaction(SIGALRM, &action, NULL);
+	setitimer(ITIMER_REAL, &timer, NULL);
+}
+
 static int lead_step(struct life *life)
 {
 	int tries, ret;
@@ -214,7 +221,9 @@ static int lead_step(struct life *life)
 	for (tries = 0; tries < LIFE_TRIES; tries++) {
 		if (life->before)
 			life->before(life);
+		set_alarm(life, true);
 		ret = attempt(life, tries);
+		set_alarm(life, false);
 		if (life->after)
 			life->after(life);
 		if (!tries)

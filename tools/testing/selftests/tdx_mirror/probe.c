@@ -373,6 +373,11 @@ const char *td_param(const char *name, const char *otherwise)
 	return otherwise;
 }
 
+unsigned int td_times(unsigned int usual, unsigned int often)
+{
+	return getenv("TDX_TEST_LONG") ? often : usual;
+}
+
 __u64 td_vmstat(const char *name)
 {
 	bool found;

@@ -369,7 +369,7 @@ int td_add_memory(struct td_vcpu *vcpu, __u64 gpa, const void *data,
 	return 0;
 }
 
-int td_load_image(struct td *td, const char *name)
+static int load_image(struct td *td, const char *name, bool measure)
 {
 	char file[64];
 	void *image, *pages;
@@ -392,9 +392,14 @@ int td_load_image(struct td *td, const char *name)
 	}
 	memcpy(pages, image, size);
 	free(image);
-	ret = td_add_memory(&td->vcpu[0], TD_IMAGE_GPA, pages, size / TD_PAGE, true);
+	ret = td_add_memory(&td->vcpu[0], TD_IMAGE_GPA, pages, size / TD_PAGE, measure);
 	munmap(pages, size);
 	return ret;
+}
+
+int td_load_image(struct td *td, const char *name)
+{
+	return load_image(td, name, true);
 }
 
 int td_finalize(struct td *td)
@@ -434,7 +439,8 @@ int td_build(struct td *td, const struct td_config *config)
 		td_ops_clear(&td->vcpu[i]);
 	}
 	if (!ret && !config->no_image)
-		ret = td_load_image(td, config->image ? config->image : "ops");
+		ret = load_image(td, config->image ? config->image : "ops",
+				 !config->no_measure);
 	if (!ret && !config->no_finalize)
 		ret = td_finalize(td);
 	return ret;

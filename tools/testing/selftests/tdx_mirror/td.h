@@ -108,6 +108,7 @@ struct td_config {
 	__u64 ram_size;		/* default 4 MiB */
 	const char *image;	/* default "ops" */
 	bool no_image;
+	bool no_measure;	/* of the image, which takes 16 SEAMCALLs a page */
 	bool no_finalize;
 };
 

@@ -1,0 +1,253 @@
+// SPDX-License-Identifier: GPL-2.0
+/*
+ * A guest that accepts, touches and converts at random, with nonsense among it, and
+ * a VMM whose threads convert, punch holes and prefault in the same pages: the TD may
+ * come to harm, the host may not.
+ */
+#include <errno.h>
+#include <stdlib.h>
+#include <x86intrin.h>
+
+#include "test.h"
+
+#define PAGES		32ull
+#define LIST		64	/* operations of a vCPU at a time */
+#define MAX_THREADS	4
+
+TD_FIXTURE(hostile);
+
+struct rng {
+	__u64 state;
+};
+
+static __u64 below(struct rng *rng, __u64 n)
+{
+	rng->state = rng->state * 6364136223846793005ull + 1442695040888963407ull;
+	return (rng->state >> 33) % n;
+}
+
+static __u64 some_page(struct rng *rng)
+{
+	return TD_RAM_GPA + below(rng, PAGES - 4) * TD_PAGE;
+}
+
+/* What no well-behaved guest asks for; the answer does not matter. */
+static void nonsense(struct td_vcpu *vcpu, struct rng *rng)
+{
+	__u64 page = some_page(rng);
+
+	switch (below(rng, 6)) {
+	case 0:		/* levels, reserved bits */
+		td_op(vcpu, GUEST_RAW_ACCEPT, page | below(rng, TD_PAGE), 0, 0);
+		break;
+	case 1:		/* the shared half */
+		td_op(vcpu, GUEST_RAW_ACCEPT, page | TD_SHARED_BIT, 0, 0);
+		break;
+	case 2:		/* beyond the TD's address space */
+		td_op(vcpu, GUEST_RAW_ACCEPT, page << 20, 0, 0);
+		break;
+	case 3:
+		td_op(vcpu, GUEST_MAP_GPA, page + below(rng, TD_PAGE), below(rng, 1 << 20), 0);
+		break;
+	case 4:		/* wraps, or is not memory */
+		td_op(vcpu, GUEST_MAP_GPA, ~0ull << below(rng, 52), TD_PAGE, 0);
+		break;
+	default:
+		td_op(vcpu, GUEST_RAW_VMCALL, 0x20000 + below(rng, 1 << 16), page, ~page);
+	}
+}
+
+static void some_op(struct td_vcpu *vcpu, struct rng *rng)
+{
+	__u64 page = some_page(rng), pages = 1 + below(rng, 4);
+
+	switch (below(rng, 8)) {
+	case 0:
+	case 1:
+		td_op(vcpu, GUEST_TOUCH, page, pages, 0)->flags = GUEST_FLAG_WRITE;
+		break;
+	case 2:
+		td_op(vcpu, GUEST_ACCEPT, page, pages, 0);
+		break;
+	case 3:
+		td_op(vcpu, GUEST_STORE, page, 1, 1);
+		break;
+	case 4:
+		td_op(vcpu, GUEST_MAP_GPA, page | TD_SHARED_BIT, pages * TD_PAGE, 0);
+		break;
+	case 5:
+		td_op(vcpu, GUEST_MAP_GPA, page, pages * TD_PAGE, 0);
+		break;
+	case 6:		/* of both names one is wrong, and the VMM finds out which */
+		td_op(vcpu, GUEST_TOUCH, page | TD_SHARED_BIT, 1, 0);
+		break;
+	default:
+		nonsense(vcpu, rng);
+	}
+}
+
+/* What the threads share. */
+struct storm {
+	struct td *td;
+	pthread_mutex_t turn;	/* of vCPUs that disagree about a page */
+	bool stop;
+	__u64 seed, steps;	/* of each vCPU */
+	__u64 done, faults, changes;
+	int failed;
+};
+
+struct worker {
+	struct storm *storm;
+	struct td_vcpu *vcpu;
+	pthread_t thread;
+	__u64 seed;
+};
+
+static void fail(struct storm *storm, int ret)
+{
+	__atomic_store_n(&storm->failed, ret ? ret : -EIO, __ATOMIC_SEQ_CST);
+	__atomic_store_n(&storm->stop, true, __ATOMIC_SEQ_CST);
+}
+
+/* Runs lists until enough is done or the guest has brought itself down. */
+static void *run_guest(void *arg)
+{
+	struct worker *worker = arg;
+	struct storm *storm = worker->storm;
+	struct td_vcpu *vcpu = worker->vcpu;
+	struct rng rng = { worker->seed };
+	__u64 done = 0;
+	unsigned int i;
+
+	while (done < storm->steps && !__atomic_load_n(&storm->stop, __ATOMIC_SEQ_CST)) {
+		td_ops_clear(vcpu);
+		for (i = 0; i < LIST; i++)
+			some_op(vcpu, &rng);
+		/*
+		 * A private access to a shared page, or the other way round.  Until this
+		 * vCPU has got further, no other one has the page its way.
+		 */
+		td_vcpu_run(vcpu);
+		while (vcpu->exit == TD_EXIT_MEMORY_FAULT) {
+			int ret;
+
+			__atomic_add_fetch(&storm->faults, 1, __ATOMIC_SEQ_CST);
+			pthread_mutex_lock(&storm->turn);
+			ret = td_set_private(storm->td, vcpu->fault_gpa & ~(TD_PAGE - 1),
+					     TD_PAGE, vcpu->fault_private);
+			if (!ret)
+				td_vcpu_run(vcpu);
+			pthread_mutex_unlock(&storm->turn);
+			if (ret) {
+				fail(storm, ret);
+				return NULL;
+			}
+		}
+		if (vcpu->exit == TD_EXIT_FATAL || vcpu->exit == TD_EXIT_SHUTDOWN)
+			break;
+		if (vcpu->exit != TD_EXIT_DONE) {
+			fail(storm, vcpu->ret);
+			return NULL;
+		}
+		done += LIST;
+	}
+	__atomic_add_fetch(&storm->done, done, __ATOMIC_SEQ_CST);
+	return NULL;
+}
+
+static void *run_vmm(void *arg)
+{
+	struct worker *worker = arg;
+	struct storm *storm = worker->storm;
+	struct td *td = storm->td;
+	struct rng rng = { worker->seed };
+
+	while (!__atomic_load_n(&storm->stop, __ATOMIC_SEQ_CST)) {
+		__u64 page = some_page(&rng), size = (1 + below(&rng, 4)) * TD_PAGE;
+		int ret = 0;
+
+		switch (below(&rng, 4)) {
+		case 0:
+			ret = td_set_private(td, page, size, false);
+			break;
+		case 1:
+			ret = td_set_private(td, page, size, true);
+			break;
+		case 2:
+			ret = td_punch_hole(td, 0, page - TD_RAM_GPA, size);
+			break;
+		default:
+			/* Refused for shared pages; the vCPU's mutex is free at times. */
+			td_prefault_once(worker->vcpu, page, TD_PAGE);
+		}
+		if (ret)
+			fail(storm, ret);
+		__atomic_add_fetch(&storm->changes, 1, __ATOMIC_SEQ_CST);
+		sched_yield();
+	}
+	return NULL;
+}
+
+static void storm(struct __test_metadata *_metadata, struct td *td, unsigned int threads,
+		  __u64 steps)
+{
+	const struct td_config config = {
+		.nr_vcpus = 2, .no_measure = true, .ram_size = PAGES * TD_PAGE,
+	};
+	struct worker guest[2], vmm[MAX_THREADS];
+	__u64 done = 0, tds = 0, faults = 0, changes = 0, seed = __rdtsc();
+	const char *given = getenv("TDX_TEST_SEED");
+	unsigned int i;
+
+	if (given)
+		seed = strtoull(given, NULL, 0);
+	TH_LOG("seed 0x%llx (TDX_TEST_SEED)", seed);
+	while (done < steps) {
+		struct storm s = {
+			.td = td, .turn = PTHREAD_MUTEX_INITIALIZER,
+			.steps = (steps - done + 1) / 2,
+		};
+
+		ASSERT_TD_OK(td, td_build(td, &config));
+		for (i = 0; i < 2; i++) {
+			guest[i] = (struct worker) { &s, &td->vcpu[i], 0, seed + tds * 16 + i };
+			ASSERT_EQ(0, pthread_create(&guest[i].thread, NULL, run_guest,
+						    &guest[i]));
+		}
+		for (i = 0; i < threads; i++) {
+			vmm[i] = (struct worker) { &s, &td->vcpu[i % 2], 0,
+						   seed + tds * 16 + 8 + i };
+			ASSERT_EQ(0, pthread_create(&vmm[i].thread, NULL, run_vmm, &vmm[i]));
+		}
+		for (i = 0; i < 2; i++)
+			pthread_join(guest[i].thread, NULL);
+		__atomic_store_n(&s.stop, true, __ATOMIC_SEQ_CST);
+		for (i = 0; i < threads; i++)
+			pthread_join(vmm[i].thread, NULL);
+		ASSERT_EQ(0, s.failed) TH_LOG("TD %llu: %s", tds, td_error(td));
+		/* Whatever the guest did, the VM is not one that KVM has given up. */
+		ASSERT_EQ(0, td_set_private(td, TD_RAM_GPA, PAGES * TD_PAGE, true));
+		ASSERT_TD_OK(td, td_prefault(&td->vcpu[0], TD_RAM_GPA, TD_PAGE, NULL));
+		td_destroy(td);
+		td_reset(td);
+		done += s.done ? s.done : 1;
+		faults += s.faults;
+		changes += s.changes;
+		tds++;
+	}
+	TH_LOG("%llu steps of guests, %llu TDs, %llu accesses by the wrong name", done, tds,
+	       faults);
+	TH_LOG("%llu changes by the VMM", changes);
+}
+
+TEST_F_TIMEOUT(hostile, r43_alone, 1800)
+{
+	storm(_metadata, &self->td, 0, td_times(2000, 500000));
+}
+
+TEST_F_TIMEOUT(hostile, r43_r40_r36_conversion_storm, 1800)
+{
+	storm(_metadata, &self->td, MAX_THREADS, td_times(2000, 500000));
+}
+
+TEST_HARNESS_MAIN
