@@ -456,6 +456,27 @@ unsafe extern "C" {
     pub fn tdx_mirror_assert_held_write(mmu_lock: *mut ffi::c_void);
 }
 unsafe extern "C" {
+    pub fn tdx_mirror_write_lock(mmu_lock: *mut ffi::c_void);
+}
+unsafe extern "C" {
+    pub fn tdx_mirror_write_unlock(mmu_lock: *mut ffi::c_void);
+}
+unsafe extern "C" {
+    pub fn tdx_mirror_alloc_counters(count: u32_) -> *mut ffi::c_void;
+}
+unsafe extern "C" {
+    pub fn tdx_mirror_free_counters(counters: *mut ffi::c_void);
+}
+unsafe extern "C" {
+    pub fn tdx_mirror_sum_counter(counter: *const ffi::c_void) -> u64_;
+}
+unsafe extern "C" {
+    pub fn tdx_mirror_tsc_khz() -> u32_;
+}
+unsafe extern "C" {
+    pub fn tdx_mirror_cond_resched();
+}
+unsafe extern "C" {
     pub fn tdx_mirror_virt_to_pfn(virt: *mut ffi::c_void) -> u64_;
 }
 unsafe extern "C" {

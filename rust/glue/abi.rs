@@ -5,20 +5,29 @@
 //! Everything that comes in is checked here, because nothing behind the edge may panic. Locks are
 //! asserted with lockdep when the evidence tokens are made.
 
-use core::{convert::Infallible, mem::ManuallyDrop, ptr::NonNull};
+use core::{
+    convert::Infallible,
+    fmt,
+    mem::ManuallyDrop,
+    ptr::NonNull,
+    sync::atomic::{AtomicU32, Ordering}, //
+};
 use kernel::{
     error::code,
     ffi::{c_int, c_void},
     list::{ListArc, ListLinks},
     prelude::*,
-    sync::{Arc, UniqueArc}, //
+    sync::{Arc, Mutex, UniqueArc}, //
 };
 
 use super::backend::{Caches, HookSeamcalls, KernelVm};
+use super::figures::{self, Figures};
 use super::hooks::Hooks;
+use super::percpu::{self, Block};
 use super::record::Recorder;
 use super::registry;
 use super::rwlock::MmuLock;
+use super::td_files::TdFiles;
 use super::{params, rcu, switches, trace};
 use crate::bindings::{
     self, tdx_mirror, tdx_mirror_action, tdx_mirror_backend, tdx_mirror_ops, tdx_mirror_stats,
@@ -29,9 +38,14 @@ use crate::mirror::error::{MapError, MapOutcome};
 use crate::mirror::level::Level;
 use crate::mirror::mmu;
 use crate::mirror::spte::Spte;
+use crate::mirror::stats::Count;
 use crate::mirror::table::Root;
 use crate::sept::progress::Progress;
 use crate::sept::Sept;
+
+/// Milliseconds after which an entry counts as frozen for long: a freeze takes a few SEAMCALLs, of
+/// microseconds each.
+const DEFAULT_FROZEN_MS: u32 = 100;
 
 type Inner = mmu::Mirror<Sept<HookSeamcalls>, KernelVm>;
 
@@ -43,7 +57,14 @@ pub(crate) struct Mirror {
     hooks: Arc<Hooks>,
     lock: MmuLock,
     inner: ManuallyDrop<Inner>,
-    progress: Progress,
+    progress: Progress<percpu::Counter>,
+    /// What `inner` and `progress` count with.
+    counters: Arc<Block>,
+    pid: i32,
+    /// How long an entry is frozen that the file `frozen` lists.
+    frozen_ms: AtomicU32,
+    #[pin]
+    files: Mutex<Option<Pin<KBox<TdFiles>>>>,
     #[pin]
     links: ListLinks,
 }
@@ -75,21 +96,34 @@ impl Mirror {
 
         // First all that may fail: the root's page has no owner that would put it back.
         let memory = UniqueArc::<Self>::new_uninit(GFP_KERNEL_ACCOUNT)?;
+        let counters = Block::new()?;
         let page = hooks.alloc_root_spt().ok_or(ENOMEM)?;
         // SAFETY: The page is whole and the mirror's alone until it is put.
         let root = unsafe { Root::new(page) };
         let td = registry::next_number();
-        let seamcalls = HookSeamcalls::new(hooks.clone(), td);
+        let seamcalls = HookSeamcalls::new(hooks.clone(), counters.clone(), td);
         let sept = Sept::with_fault_tries(seamcalls, params::fault_tries());
-        let vm = KernelVm::new(hooks.clone(), td, page);
+        let vm = KernelVm::new(hooks.clone(), counters.clone(), td, page);
+        // SAFETY: The mirror has the progress and the block.
+        let counter = || unsafe { counters.counter() };
+        let progress = Progress::with_counters(params::vp_enter_policy(), counter);
+        let inner = mmu::Mirror::new(config, sept, vm, root);
+        if !counters.is_large_enough() {
+            let _ = inner.destroy();
+            return Err(EOVERFLOW);
+        }
         let recorder = Recorder::new(td, config.gfn_bits(), config.root_level().as_kvm());
         let mirror = memory.pin_init_with::<Infallible>(pin_init!(Self {
             td,
             recorder,
             hooks,
             lock,
-            inner: ManuallyDrop::new(mmu::Mirror::new(config, sept, vm, root)),
-            progress: Progress::new(params::vp_enter_policy()),
+            inner: ManuallyDrop::new(inner),
+            progress,
+            counters,
+            pid: kernel::current!().pid(),
+            frozen_ms: AtomicU32::new(DEFAULT_FROZEN_MS),
+            files <- kernel::new_mutex!(None),
             links <- ListLinks::new(),
         }));
         let listed = match mirror {
@@ -98,6 +132,7 @@ impl Mirror {
         };
         let mirror = listed.clone_arc();
         registry::add(listed);
+        mirror.open_files();
         Ok(mirror)
     }
 
@@ -112,8 +147,64 @@ impl Mirror {
     }
 
     /// The progress of the TD's vCPUs.
-    pub(super) fn progress(&self) -> &Progress {
+    pub(super) fn progress(&self) -> &Progress<percpu::Counter> {
         &self.progress
+    }
+
+    /// The mirror itself.
+    pub(super) fn inner(&self) -> &Inner {
+        &self.inner
+    }
+
+    /// KVM's `mmu_lock`.
+    pub(super) fn lock(&self) -> &MmuLock {
+        &self.lock
+    }
+
+    /// The number of the TD.
+    pub(super) fn number(&self) -> u32 {
+        self.td
+    }
+
+    /// The thread that made the TD.
+    pub(super) fn pid(&self) -> i32 {
+        self.pid
+    }
+
+    /// Milliseconds for which an entry is frozen that the file `frozen` lists.
+    pub(super) fn frozen_threshold(&self) -> u32 {
+        self.frozen_ms.load(Ordering::Relaxed)
+    }
+
+    /// Sets [`frozen_threshold()`](Self::frozen_threshold).
+    pub(super) fn set_frozen_threshold(&self, ms: u32) {
+        self.frozen_ms.store(ms, Ordering::Relaxed);
+    }
+
+    /// Makes the TD's files. Without debugfs, or if it fails, there are none and nothing else
+    /// differs.
+    fn open_files(self: &Arc<Self>) {
+        let files = registry::dir().and_then(|dir| TdFiles::new(&dir, self).ok());
+        *self.files.lock() = files;
+    }
+
+    /// Takes the TD's files away, once nobody reads them, and with them their references to this.
+    fn close_files(&self) {
+        let files = self.files.lock().take();
+        drop(files);
+    }
+
+    /// Writes the TD's figures.
+    pub(super) fn write_stats(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        writeln!(f, "td {}", self.td)?;
+        writeln!(f, "pid {}", self.pid)?;
+        writeln!(f, "finalized {}", u8::from(self.hooks.is_finalized()))?;
+        let stats = self.stats();
+        registry::write_stats(&stats, f)?;
+        figures::write_memory(&stats, f)?;
+        let mut figures = Figures::ZERO;
+        figures.add(self);
+        figures.write(f)
     }
 
     /// The figures now.
@@ -353,6 +444,7 @@ unsafe extern "C" fn destroy(mirror: *mut tdx_mirror) {
     }
     // SAFETY: It came from `Arc::into_raw()` in `create()`, and KVM gives it up with this call.
     let mirror = unsafe { Arc::from_raw(mirror.cast::<Mirror>().cast_const()) };
+    mirror.close_files();
     registry::finish(&mirror);
     if switches::recording() {
         mirror.recorder.destroy();

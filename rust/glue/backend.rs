@@ -13,9 +13,11 @@ use kernel::{
     types::NotThreadSafe, //
 };
 
+use super::figures::FREEZES;
 use super::hooks::{Answer, Hooks};
 use super::page::{self, DeferredPages, DirectMap};
-use super::trace;
+use super::percpu::{self, Block};
+use super::{switches, trace};
 use crate::bindings;
 use crate::mirror::addr::{PagePtr, Pfn};
 use crate::mirror::error::{Bug, Leak};
@@ -24,6 +26,7 @@ use crate::mirror::level::{Level, Position};
 use crate::mirror::lock::Exclusive;
 use crate::mirror::mmu::Vm;
 use crate::mirror::spte::Spte;
+use crate::mirror::stats::Histogram;
 use crate::mirror::table::{PageMap, PageSupplier};
 use crate::sept::SeptBackend;
 use crate::tdx::leaf::Leaf;
@@ -33,6 +36,7 @@ use crate::tdx::status::TdxStatus;
 /// The SEAMCALLs of one TD, through the hooks.
 pub(super) struct HookSeamcalls {
     hooks: Arc<Hooks>,
+    counters: Arc<Block>,
     td: u32,
 }
 
@@ -55,9 +59,13 @@ enum Call {
 type Described = (Leaf, Option<Position>, u64);
 
 impl HookSeamcalls {
-    /// The SEAMCALLs behind `hooks`, for the TD with the number `td`.
-    pub(super) fn new(hooks: Arc<Hooks>, td: u32) -> Self {
-        Self { hooks, td }
+    /// The SEAMCALLs behind `hooks`, for the TD with the number `td`, counted in `counters`.
+    pub(super) fn new(hooks: Arc<Hooks>, counters: Arc<Block>, td: u32) -> Self {
+        Self {
+            hooks,
+            counters,
+            td,
+        }
     }
 
     #[inline(always)]
@@ -180,6 +188,13 @@ impl Seamcall for HookSeamcalls {
 }
 
 impl SeptBackend for HookSeamcalls {
+    type Count = percpu::Counter;
+
+    fn counter(&self) -> percpu::Counter {
+        // SAFETY: The S-EPT has its counters and this backend, which keeps the block.
+        unsafe { self.counters.counter() }
+    }
+
     fn kick_vcpus(&self) {
         if trace::kick::is_on() {
             return self.traced_kick();
@@ -214,6 +229,8 @@ const MAX_REPORTS: u32 = 10;
 /// The VM that a mirror belongs to.
 pub(super) struct KernelVm {
     hooks: Arc<Hooks>,
+    counters: Arc<Block>,
+    freezes: Histogram<percpu::Counter, FREEZES>,
     td: u32,
     map: DirectMap,
     deferred: DeferredPages,
@@ -222,13 +239,31 @@ pub(super) struct KernelVm {
 
 impl KernelVm {
     /// The VM behind `hooks`, with the number `td` and the root's page `root`.
-    pub(super) fn new(hooks: Arc<Hooks>, td: u32, root: PagePtr) -> Self {
+    pub(super) fn new(hooks: Arc<Hooks>, counters: Arc<Block>, td: u32, root: PagePtr) -> Self {
+        // SAFETY: The histogram is in this structure, which keeps the block.
+        let freezes = Histogram::new(|| unsafe { counters.counter() });
         Self {
             hooks,
+            counters,
+            freezes,
             td,
             map: DirectMap::with(root),
             deferred: DeferredPages::new(),
             reports: AtomicU32::new(0),
+        }
+    }
+
+    /// How long entries were frozen, in TSC cycles, while that was measured.
+    pub(super) fn freezes(&self) -> &Histogram<percpu::Counter, FREEZES> {
+        &self.freezes
+    }
+
+    /// A freeze is over that began at `begun`, or when its time was not taken.
+    #[cold]
+    #[inline(never)]
+    fn timed(&self, begun: u64) {
+        if begun != 0 {
+            self.freezes.add(trace::cycles().saturating_sub(begun));
         }
     }
 
@@ -285,6 +320,13 @@ unsafe impl PageMap for KernelVm {
 }
 
 impl Vm for KernelVm {
+    type Count = percpu::Counter;
+
+    fn counter(&self) -> percpu::Counter {
+        // SAFETY: The mirror has its counters and this VM, which keeps the block.
+        unsafe { self.counters.counter() }
+    }
+
     fn bug(&self, bug: &Bug) {
         trace::bugged(self.td, bug);
         if self.may_report() {
@@ -340,6 +382,22 @@ impl Vm for KernelVm {
     fn spte_changed(&self, at: Position, old: Spte, new: Spte) {
         if trace::spte_changed::is_on() {
             trace::changed(self.td, at, old, new);
+        }
+    }
+
+    #[inline(always)]
+    fn freeze_begins(&self) -> u64 {
+        if switches::timing() {
+            trace::cycles()
+        } else {
+            0
+        }
+    }
+
+    #[inline(always)]
+    fn freeze_ended(&self, begun: u64) {
+        if switches::timing() {
+            self.timed(begun);
         }
     }
 

@@ -5,6 +5,8 @@
 //! * `stats`: totals of all TDs since load or reset, one `name value` per line.
 //! * `reset`: a write of anything zeroes the totals; -EBUSY while a TD lives.
 //! * `record`: see [`super::record`].
+//! * `timing`: 1 while freezes are timed, else 0; may be written.
+//! * `<pid>-<td>/`: see [`super::td_files`].
 
 use kernel::{
     debugfs::{Dir, File},
@@ -13,7 +15,7 @@ use kernel::{
     uaccess::UserSliceReader, //
 };
 
-use super::{record::Record, registry};
+use super::{record::Record, registry, switches};
 
 /// The files. They go away when this is dropped, before the module's memory does.
 #[pin_data]
@@ -25,6 +27,9 @@ pub(crate) struct Files {
     _reset: File<()>,
     #[pin]
     _record: File<Record>,
+    #[pin]
+    _timing: File<()>,
+    _parent: Parent,
 }
 
 fn show(_: &(), f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -33,6 +38,35 @@ fn show(_: &(), f: &mut fmt::Formatter<'_>) -> fmt::Result {
 
 fn reset(_: &(), _: &mut UserSliceReader) -> Result {
     registry::reset()
+}
+
+fn timing(_: &(), f: &mut fmt::Formatter<'_>) -> fmt::Result {
+    writeln!(f, "{}", u8::from(switches::timing()))
+}
+
+fn set_timing(_: &(), reader: &mut UserSliceReader) -> Result {
+    match number(reader)? {
+        0 => switches::set_timing(false),
+        1 => switches::set_timing(true),
+        _ => return Err(EINVAL),
+    }
+    Ok(())
+}
+
+/// The folder as the TDs find it, for as long as the module has files.
+struct Parent(());
+
+impl Parent {
+    fn new(dir: &Dir) -> Self {
+        registry::set_dir(Some(dir.clone()));
+        Self(())
+    }
+}
+
+impl Drop for Parent {
+    fn drop(&mut self) {
+        registry::set_dir(None);
+    }
 }
 
 /// The decimal number that was written to a file, with or without a line's end.
@@ -64,6 +98,8 @@ impl Files {
             _stats <- dir.read_callback_file(c"stats", (), &show),
             _reset <- dir.write_callback_file(c"reset", (), &reset),
             _record <- dir.read_write_binary_file(c"record", Record),
+            _timing <- dir.read_write_callback_file(c"timing", (), &timing, &set_timing),
+            _parent: Parent::new(&dir),
             _dir: dir,
         })
     }

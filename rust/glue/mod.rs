@@ -5,14 +5,17 @@
 pub(crate) mod abi;
 mod backend;
 pub(crate) mod debugfs;
+mod figures;
 mod hooks;
 pub(crate) mod kvm;
 mod page;
 pub(crate) mod params;
+mod percpu;
 mod rcu;
 pub(crate) mod record;
 pub(crate) mod registry;
 mod rwlock;
 mod switches;
+mod td_files;
 mod trace;
 mod vcpu;

@@ -4,14 +4,17 @@
 
 use core::{
     fmt,
+    mem,
     sync::atomic::{AtomicU32, Ordering}, //
 };
 use kernel::{
+    debugfs::Dir,
     list::{List, ListArc},
     prelude::*, //
 };
 
 use super::abi::Mirror;
+use super::figures::{self, Figures};
 use crate::bindings::tdx_mirror_stats;
 
 /// Names the fields of [`tdx_mirror_stats`] once. The patterns below have no `..`, so a field that
@@ -28,7 +31,7 @@ macro_rules! stats_fields {
         }
 
         /// Writes one `name value` per line.
-        fn write_stats(stats: &tdx_mirror_stats, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        pub(crate) fn write_stats(stats: &tdx_mirror_stats, f: &mut fmt::Formatter<'_>) -> fmt::Result {
             let tdx_mirror_stats { $($field),* } = *stats;
             $(writeln!(f, concat!(stringify!($field), " {}"), $field)?;)*
             Ok(())
@@ -77,6 +80,8 @@ pub(crate) struct Registry {
     nr_live: u64,
     finished: tdx_mirror_stats,
     created: u64,
+    dir: Option<Dir>,
+    figures: Figures,
 }
 
 kernel::sync::global_lock! {
@@ -87,6 +92,8 @@ kernel::sync::global_lock! {
         nr_live: 0,
         finished: ZERO_STATS,
         created: 0,
+        dir: None,
+        figures: Figures::ZERO,
     };
 }
 
@@ -130,6 +137,18 @@ pub(crate) fn finish(mirror: &Mirror) {
     last.tables = 0;
     last.external_tables = 0;
     add_stats(&mut registry.finished, &last);
+    registry.figures.add(mirror);
+}
+
+/// The folder in debugfs. Sleeps.
+pub(crate) fn dir() -> Option<Dir> {
+    REGISTRY.lock().dir.clone()
+}
+
+/// Sets the folder in debugfs, or lets go of it. Sleeps.
+pub(crate) fn set_dir(dir: Option<Dir>) {
+    let before = mem::replace(&mut REGISTRY.lock().dir, dir);
+    drop(before);
 }
 
 /// Zeroes the sums. Sleeps.
@@ -144,20 +163,26 @@ pub(crate) fn reset() -> Result {
     }
     registry.finished = ZERO_STATS;
     registry.created = 0;
+    registry.figures = Figures::ZERO;
     Ok(())
 }
 
 /// Writes the totals of all TDs, finished and live. Sleeps.
 pub(crate) fn write_totals(f: &mut fmt::Formatter<'_>) -> fmt::Result {
+    let mut figures = Figures::ZERO;
     let (total, live, created) = {
         let registry = REGISTRY.lock();
         let mut total = registry.finished;
+        figures.add_sum(&registry.figures);
         for mirror in registry.live.iter() {
             add_stats(&mut total, &mirror.stats());
+            figures.add(&mirror);
         }
         (total, registry.nr_live, registry.created)
     };
     write_stats(&total, f)?;
     writeln!(f, "tds_live {live}")?;
-    writeln!(f, "tds_created {created}")
+    writeln!(f, "tds_created {created}")?;
+    figures::write_memory(&total, f)?;
+    figures.write(f)
 }

@@ -2,8 +2,8 @@
 
 //! Evidence tokens for KVM's `mmu_lock`, backed by lockdep.
 //!
-//! The module never takes the lock. The contract says which entry point is called with it held
-//! and how, and the tokens carry that into the signatures of the mirror.
+//! The contract says which entry point is called with the lock held and how, and the tokens carry
+//! that into the signatures of the mirror. Only the files in debugfs take it themselves.
 
 use core::ptr::NonNull;
 use kernel::ffi::c_void;
@@ -44,6 +44,19 @@ impl MmuLock {
         unsafe { bindings::tdx_mirror_assert_held_read(self.0.as_ptr()) };
         // SAFETY: By the safety requirements.
         unsafe { Shared::assume_held() }
+    }
+
+    /// Runs `f` with the lock taken for write, which only the files in debugfs ask for. `f` must not
+    /// sleep.
+    pub(crate) fn write<R>(&self, f: impl FnOnce(&Exclusive<'_>) -> R) -> R {
+        // SAFETY: By the type invariant. Nothing of the module holds it, as nothing else takes it
+        // and KVM calls no file of debugfs.
+        unsafe { bindings::tdx_mirror_write_lock(self.0.as_ptr()) };
+        // SAFETY: Held until `f` returns, which cannot keep the token.
+        let result = f(&unsafe { Exclusive::assume_held() });
+        // SAFETY: It was taken above.
+        unsafe { bindings::tdx_mirror_write_unlock(self.0.as_ptr()) };
+        result
     }
 
     /// Evidence for a caller that holds the lock for write; lockdep warns if it does not.

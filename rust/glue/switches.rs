@@ -26,8 +26,21 @@ pub(crate) fn recording() -> bool {
     unsafe { kernel::static_branch_unlikely!(tdx_mirror_switches, Switches, recording) }
 }
 
+/// Whether freezes are timed.
+#[inline(always)]
+pub(crate) fn timing() -> bool {
+    // SAFETY: The key is one of `switches.c`, whose structure has this layout.
+    unsafe { kernel::static_branch_unlikely!(tdx_mirror_switches, Switches, timing) }
+}
+
 /// Switches [`recording()`]. Sleeps.
 pub(crate) fn set_recording(on: bool) {
     // SAFETY: Called in task context.
     unsafe { bindings::tdx_mirror_switch_recording(on) };
+}
+
+/// Switches [`timing()`]. Sleeps.
+pub(crate) fn set_timing(on: bool) {
+    // SAFETY: Called in task context.
+    unsafe { bindings::tdx_mirror_switch_timing(on) };
 }

@@ -7,8 +7,11 @@
 #include <linux/mm.h>
 #include <linux/module.h>
 #include <linux/notifier.h>
+#include <linux/overflow.h>
+#include <linux/percpu.h>
 #include <linux/spinlock.h>
 #include <linux/tdx_mirror.h>
+#include <asm/tsc.h>
 
 #include "helpers.h"
 
@@ -20,6 +23,54 @@ void tdx_mirror_assert_held_read(void *mmu_lock)
 void tdx_mirror_assert_held_write(void *mmu_lock)
 {
 	lockdep_assert_held_write((rwlock_t *)mmu_lock);
+}
+
+/* For the files in debugfs alone; KVM holds the lock for everything else. */
+void tdx_mirror_write_lock(void *mmu_lock)
+{
+	write_lock((rwlock_t *)mmu_lock);
+}
+
+void tdx_mirror_write_unlock(void *mmu_lock)
+{
+	write_unlock((rwlock_t *)mmu_lock);
+}
+
+/* Counters of one word on each CPU, all 0, or NULL. */
+void *tdx_mirror_alloc_counters(u32 count)
+{
+	void __percpu *words = __alloc_percpu_gfp(array_size(count, sizeof(u64)),
+						  sizeof(u64), GFP_KERNEL_ACCOUNT);
+
+	return (void *)(__force unsigned long)words;
+}
+
+void tdx_mirror_free_counters(void *counters)
+{
+	free_percpu((void __percpu *)(__force unsigned long)counters);
+}
+
+/* May run while the counter changes: the sum is exact once nobody does. */
+u64 tdx_mirror_sum_counter(const void *counter)
+{
+	const u64 __percpu *words = (const u64 __percpu *)(__force unsigned long)counter;
+	u64 sum = 0;
+	int cpu;
+
+	for_each_possible_cpu(cpu)
+		sum += READ_ONCE(*per_cpu_ptr(words, cpu));
+	return sum;
+}
+
+void tdx_mirror_cond_resched(void)
+{
+	cond_resched();
+}
+
+/* Ticks of the TSC in a millisecond. */
+u32 tdx_mirror_tsc_khz(void)
+{
+	return tsc_khz;
 }
 
 u64 tdx_mirror_virt_to_pfn(void *virt)

@@ -11,6 +11,15 @@
 void tdx_mirror_assert_held_read(void *mmu_lock);
 void tdx_mirror_assert_held_write(void *mmu_lock);
 
+void tdx_mirror_write_lock(void *mmu_lock);
+void tdx_mirror_write_unlock(void *mmu_lock);
+
+void *tdx_mirror_alloc_counters(u32 count);
+void tdx_mirror_free_counters(void *counters);
+u64 tdx_mirror_sum_counter(const void *counter);
+u32 tdx_mirror_tsc_khz(void);
+void tdx_mirror_cond_resched(void);
+
 u64 tdx_mirror_virt_to_pfn(void *virt);
 void *tdx_mirror_page_private(void *virt);
 void tdx_mirror_set_page_private(void *virt, void *value);

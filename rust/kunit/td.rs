@@ -10,6 +10,7 @@ use core::ptr::NonNull;
 
 use crate::mirror::addr::{Gfn, GfnRange, PagePtr, Pfn, PAGE_SHIFT};
 use crate::mirror::error::{Bug, Leak, MapError, MapOutcome};
+use crate::mirror::external::Counter;
 use crate::mirror::level::{Level, Position};
 use crate::mirror::lock::{Exclusive, RcuRead, Shared};
 use crate::mirror::mmu::{Config, Mirror, Vm};
@@ -321,6 +322,12 @@ impl Seamcall for &Td {
 }
 
 impl SeptBackend for &Td {
+    type Count = Counter;
+
+    fn counter(&self) -> Counter {
+        Counter::new()
+    }
+
     fn kick_vcpus(&self) {
         add(&self.kicks);
     }
@@ -389,6 +396,12 @@ unsafe impl PageSupplier for &Td {
 }
 
 impl Vm for &Td {
+    type Count = Counter;
+
+    fn counter(&self) -> Counter {
+        Counter::new()
+    }
+
     fn bug(&self, _bug: &Bug) {
         add(&self.bugs);
     }

@@ -2,7 +2,7 @@
 
 //! The external table as the mirror sees it: its operations, and the lock that each needs.
 
-pub use super::stats::Counter;
+pub use super::stats::{Count, Counter};
 
 use super::addr::{PagePtr, Pfn};
 use super::level::Position;
@@ -47,6 +47,26 @@ impl fmt::Debug for ExtFailure {
             self.op, self.status, self.ext1, self.ext2, self.ext3
         )
     }
+}
+
+/// An entry of the external table, as it was read.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum External {
+    /// Nothing mapped.
+    Free,
+    /// A table of the next level.
+    Table,
+    /// A page.
+    Leaf {
+        /// The page.
+        pfn: Pfn,
+        /// The guest has not accepted it.
+        pending: bool,
+        /// It is blocked.
+        blocked: bool,
+    },
+    /// None of these: the state's number.
+    Other(u8),
 }
 
 /// Why an operation on the external table did not happen.
@@ -213,6 +233,13 @@ pub trait ExternalPt {
     /// Ends a batch of operations under mmu_lock held for write, whatever became of them: vCPUs
     /// that one of these held out of the guest may enter again.
     fn end_batch(&self, x: &Exclusive<'_>);
+
+    /// Reads the entry `at`, for a comparison.  Part of a batch, as a change is.
+    ///
+    /// # Errors
+    ///
+    /// Why not, above all because there is no table that has it.
+    fn read_entry(&self, x: &Exclusive<'_>, at: Position) -> Result<External, ExtFailure>;
 
     /// Whether a leaf must be blocked and tracked before it is removed.
     fn needs_tracking(&self, x: &Exclusive<'_>) -> bool;

@@ -11,6 +11,7 @@ use super::level::{Level, Position};
 use super::lock::Shared;
 use super::mmu::{Mirror, Vm};
 use super::spte::{IllegalTransition, Spte, SpteKind, Transition};
+use super::stats::Count;
 use super::table::{self, OwnedTable, PageSupplier, Table};
 
 /// Why a map stops: with an outcome or with an error.
@@ -37,10 +38,10 @@ impl<E: ExternalPt, V: Vm> Mirror<E, V> {
         level: Level,
     ) -> Result<MapOutcome, MapError> {
         if gfn.as_u64() >= self.config.limit() || level != Level::L4K {
-            return Err(MapError::Invalid);
+            return self.stopped(Stop::Fail(MapError::Invalid));
         }
         if self.is_bugged() {
-            return Err(MapError::Bugged);
+            return self.stopped(Stop::Fail(MapError::Bugged));
         }
         self.ext.pay_debt(l);
         let mut table = self.root.table(l);
@@ -57,15 +58,29 @@ impl<E: ExternalPt, V: Vm> Mirror<E, V> {
             .or_else(|stop| self.stopped(stop))
     }
 
+    #[cold]
     fn stopped(&self, stop: Stop) -> Result<MapOutcome, MapError> {
+        let stats = &self.stats;
         match stop {
             Stop::Retry(reason) => {
-                if reason == RetryReason::Frozen {
-                    self.stats.frozen_seen.inc();
+                match reason {
+                    RetryReason::Frozen => {
+                        stats.frozen_seen.inc();
+                        stats.maps_frozen.inc();
+                    }
+                    RetryReason::Contended(_) => stats.maps_contended.inc(),
+                    RetryReason::NoPage => stats.maps_no_page.inc(),
                 }
                 Ok(MapOutcome::Retry(reason))
             }
-            Stop::Fail(error) => Err(error),
+            Stop::Fail(error) => {
+                match error {
+                    MapError::Invalid => stats.maps_invalid.inc(),
+                    MapError::Busy(_) => stats.maps_busy.inc(),
+                    MapError::Bugged => stats.maps_bugged.inc(),
+                }
+                Err(error)
+            }
         }
     }
 
@@ -108,7 +123,10 @@ impl<E: ExternalPt, V: Vm> Mirror<E, V> {
             return Err(Stop::Retry(RetryReason::NoPage));
         };
         let (page, external) = (owned.page(), owned.external_page());
-        match frozen.link_table(l, &self.ext, &self.vm, owned) {
+        let begun = self.vm.freeze_begins();
+        let linked = frozen.link_table(l, &self.ext, &self.vm, owned);
+        self.vm.freeze_ended(begun);
+        match linked {
             Ok(linked) => {
                 self.vm.spte_changed(at, Spte::NON_PRESENT, linked);
                 self.stats.tables.inc();
@@ -137,9 +155,10 @@ impl<E: ExternalPt, V: Vm> Mirror<E, V> {
             match FrozenSpte::freeze(l, cell, at, seen) {
                 Ok(frozen) => {
                     self.stats.frozen.inc();
-                    frozen
-                        .map_leaf(l, &self.ext, pfn)
-                        .map_err(|error| self.refused(at, seen, error))?;
+                    let begun = self.vm.freeze_begins();
+                    let mapped = frozen.map_leaf(l, &self.ext, pfn);
+                    self.vm.freeze_ended(begun);
+                    mapped.map_err(|error| self.refused(at, seen, error))?;
                     let new = Spte::leaf(pfn, at.level());
                     self.vm.spte_changed(at, seen, new);
                     self.stats.mapped.inc();

@@ -9,7 +9,7 @@ use super::external::ExternalPt;
 use super::level::{Level, Position};
 use super::lock::{Exclusive, TablesStay};
 use super::spte::{KvmEncoding, Spte, SpteKind};
-use super::stats::Stats;
+use super::stats::{Count, Histogram, Stats};
 use super::sys::{AtomicBool, Ordering};
 use super::table::{PageMap, Root};
 
@@ -17,8 +17,15 @@ use super::table::{PageMap, Root};
 /// time for which a blocked leaf waits for its removal and for which mmu_lock is not yielded.
 pub const ZAP_BATCH: u32 = 512;
 
+/// Buckets of the sizes of batches.
+pub const BATCH_SIZES: usize = ZAP_BATCH.ilog2() as usize + 1;
+
 /// What the mirror needs of the VM.  Nothing here sleeps but [`yield_lock()`](Self::yield_lock).
 pub trait Vm: PageMap {
+    /// What the mirror's figures are counted with.
+    type Count: Count;
+    /// A counter at 0; asked for a fixed number of times, when the mirror is made.
+    fn counter(&self) -> Self::Count;
     /// Ends the VM for a broken invariant and reports it.
     fn bug(&self, bug: &Bug);
     /// Reports a page that is never given back.
@@ -44,6 +51,13 @@ pub trait Vm: PageMap {
     /// The entry `at` has changed, and the external table has followed where it has to.  An entry
     /// that was frozen meanwhile is told of as a whole: its value before and its value after.
     fn spte_changed(&self, _at: Position, _old: Spte, _new: Spte) {}
+    /// An entry was frozen; what it answers is handed to
+    /// [`freeze_ended()`](Self::freeze_ended).
+    fn freeze_begins(&self) -> u64 {
+        0
+    }
+    /// The freeze that [`freeze_begins()`](Self::freeze_begins) answered `begun` for is over.
+    fn freeze_ended(&self, _begun: u64) {}
     /// The page `pfn` of the entry `at` is [held](Self::hold_page) from now on.
     fn quarantined(&self, _at: Position, _pfn: Pfn) {}
 }
@@ -132,13 +146,15 @@ pub struct Mirror<E: ExternalPt, V: Vm> {
     bugged: AtomicBool,
     /// Whether the root is part of the account still.
     root_counted: AtomicBool,
-    pub(super) stats: Stats,
+    pub(super) stats: Stats<V::Count>,
+    pub(super) batch_sizes: Histogram<V::Count, BATCH_SIZES>,
 }
 
 impl<E: ExternalPt, V: Vm> Mirror<E, V> {
     /// An empty mirror with the table `root`.
     pub fn new(config: Config, ext: E, vm: V, root: Root) -> Self {
-        let stats = Stats::default();
+        let stats = Stats::new(|| vm.counter());
+        let batch_sizes = Histogram::new(|| vm.counter());
         stats.tables.inc();
         vm.account(root.page(), true);
         Self {
@@ -149,6 +165,7 @@ impl<E: ExternalPt, V: Vm> Mirror<E, V> {
             bugged: AtomicBool::new(false),
             root_counted: AtomicBool::new(true),
             stats,
+            batch_sizes,
         }
     }
 
@@ -163,8 +180,13 @@ impl<E: ExternalPt, V: Vm> Mirror<E, V> {
     }
 
     /// The figures.
-    pub fn stats(&self) -> &Stats {
+    pub fn stats(&self) -> &Stats<V::Count> {
         &self.stats
+    }
+
+    /// How many leaves the batches had that were zapped with one TRACK.
+    pub fn batch_sizes(&self) -> &Histogram<V::Count, BATCH_SIZES> {
+        &self.batch_sizes
     }
 
     /// Whether an invariant was broken; every map fails from then on.

@@ -13,6 +13,7 @@
 //! is frozen, and a frozen entry is a bug.
 
 pub mod addr;
+mod audit;
 pub mod cell;
 pub mod cursor;
 pub mod error;
@@ -28,3 +29,5 @@ pub mod sys;
 pub mod table;
 mod teardown;
 mod zap;
+
+pub use self::audit::Compared;

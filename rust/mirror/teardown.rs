@@ -11,6 +11,7 @@ use super::level::{Level, Position};
 use super::lock::Exclusive;
 use super::mmu::{Mirror, Vm};
 use super::spte::{Spte, SpteKind, Transition};
+use super::stats::Count;
 use super::table::{self, Table};
 
 impl<E: ExternalPt, V: Vm> Mirror<E, V> {

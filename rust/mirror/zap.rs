@@ -15,13 +15,14 @@ use super::level::Position;
 use super::lock::Exclusive;
 use super::mmu::{Mirror, Vm, ZAP_BATCH};
 use super::spte::{Spte, SpteKind, Transition};
+use super::stats::Count;
 
 /// Entries without a leaf that end a batch, so that a zap of a large range with little in it asks
 /// as often whether to yield as one of a full range.
 const ZAP_EMPTY: u32 = ZAP_BATCH;
 
 /// A batch under way.  Its end is seen by the external table on every way out.
-struct InBatch<'b, E: ExternalPt>(&'b E, &'b Exclusive<'b>);
+pub(super) struct InBatch<'b, E: ExternalPt>(pub &'b E, pub &'b Exclusive<'b>);
 
 impl<E: ExternalPt> Drop for InBatch<'_, E> {
     fn drop(&mut self) {
@@ -88,6 +89,7 @@ impl<E: ExternalPt, V: Vm> Mirror<E, V> {
         }
         if batch.leaves > 0 {
             self.stats.zap_batches.inc();
+            self.batch_sizes.add(u64::from(batch.leaves));
         }
         batch
     }

@@ -20,28 +20,38 @@ mod budget;
 mod debt;
 mod op;
 pub mod progress;
+mod stats;
 
 pub use self::budget::{
     BUILD_TRIES, FAULT_TRIES, HOLD_ROUNDS, LOCAL_ROUNDS, MAX_ENTERS, PAY_TRIES, TEARDOWN_TRIES,
     ZAP_TRIES, ZERO_STEP_THRESHOLD,
 };
 pub use self::debt::DEBT_SLOTS;
+pub use self::op::{LEAVES, OPS};
+pub use self::stats::{ByOperand, Given, SeptStats, OPERANDS};
 
 use self::debt::Book;
 use self::op::Op;
 use crate::mirror::addr::{Gfn, Pfn};
 use crate::mirror::external::{
-    Assigned, Counter, ExtError, ExtFailure, ExternalPage, ExternalPt, Free, Leaked, Operand,
+    Assigned, Count, ExtError, ExtFailure, External, ExternalPage, ExternalPt, Free, Leaked,
+    Operand,
 };
 use crate::mirror::level::Position;
 use crate::mirror::lock::{Exclusive, Shared};
 use crate::mirror::sys::{AtomicBool, Ordering};
 use crate::tdx::leaf::Leaf;
 use crate::tdx::seamcall::{SeamOut, Seamcall};
+use crate::tdx::sept::{EntryInfo, SeptState};
 use crate::tdx::status::TdxStatus;
+use core::cell::Cell;
 
 /// What the policy needs beside the SEAMCALLs.  No method sleeps.
 pub trait SeptBackend: Seamcall {
+    /// What the figures are counted with.
+    type Count: Count;
+    /// A counter at 0; asked for a fixed number of times, when the S-EPT is made.
+    fn counter(&self) -> Self::Count;
     /// Forces all vCPUs out of the guest and waits until they are.
     fn kick_vcpus(&self);
     /// With `true`, no vCPU enters the guest until the call with `false`.
@@ -59,44 +69,6 @@ pub trait SeptBackend: Seamcall {
     fn busy(&self, _leaf: Leaf, _at: Option<Position>, _operand: Operand, _left: u32) {}
 }
 
-/// SEAMCALLs by operation, each try counted.
-#[derive(Debug, Default)]
-pub struct SeptStats {
-    /// TDH.MEM.SEPT.ADD.
-    pub link_calls: Counter,
-    /// TDH.MEM.PAGE.ADD and TDH.MEM.PAGE.AUG.
-    pub map_calls: Counter,
-    /// TDH.MEM.RANGE.BLOCK.
-    pub block_calls: Counter,
-    /// TDH.MEM.TRACK.
-    pub track_calls: Counter,
-    /// TDH.MEM.PAGE.REMOVE.
-    pub remove_calls: Counter,
-    /// TDH.PHYMEM.PAGE.WBINVD.
-    pub wbinvd_calls: Counter,
-    /// TDH.MEM.SEPT.RD.
-    pub read_calls: Counter,
-    /// TDH.PHYMEM.PAGE.RECLAIM of S-EPT pages.
-    pub reclaim_calls: Counter,
-    /// TDH.PHYMEM.PAGE.RECLAIM of data pages that were quarantined.
-    pub data_reclaim_calls: Counter,
-    /// Answers that were contention.
-    pub busy: Counter,
-    /// Tries after the first one.
-    pub retries: Counter,
-    /// Operations that ended for contention.
-    pub giveups: Counter,
-    /// Kicks of all vCPUs.
-    pub kicks: Counter,
-    /// Host-priority marks that operations left when they gave up.
-    pub debts: Counter,
-    /// Marks of these that are cleared again.
-    pub debts_paid: Counter,
-    /// Marks of these that nobody will clear: the book was full, or the TD is dead.  What is
-    /// neither paid nor lost is in the book.
-    pub debts_lost: Counter,
-}
-
 /// The S-EPT of one TD.
 #[derive(Debug)]
 pub struct Sept<B: SeptBackend> {
@@ -105,7 +77,8 @@ pub struct Sept<B: SeptBackend> {
     /// vCPUs are held out of the guest.  Changed with mmu_lock held for write only.
     holding: AtomicBool,
     book: Book,
-    stats: SeptStats,
+    stats: SeptStats<B::Count>,
+    given: Given<B::Count>,
 }
 
 /// How a call with a budget of tries ended.
@@ -132,12 +105,15 @@ impl<B: SeptBackend> Sept<B> {
     /// As [`new()`](Self::new), with `tries` instead of [`FAULT_TRIES`]; that bound is never
     /// exceeded, and at least one try is made.
     pub fn with_fault_tries(backend: B, tries: u32) -> Self {
+        let stats = SeptStats::new(|| backend.counter());
+        let given = Given::new(|| backend.counter());
         Self {
             backend,
             fault_tries: tries.clamp(BUILD_TRIES, FAULT_TRIES),
             holding: AtomicBool::new(false),
             book: Book::new(),
-            stats: SeptStats::default(),
+            stats,
+            given,
         }
     }
 
@@ -147,8 +123,13 @@ impl<B: SeptBackend> Sept<B> {
     }
 
     /// The figures.
-    pub fn stats(&self) -> &SeptStats {
+    pub fn stats(&self) -> &SeptStats<B::Count> {
         &self.stats
+    }
+
+    /// What was answered but success, by operation.
+    pub fn given(&self) -> &Given<B::Count> {
+        &self.given
     }
 
     /// Whether a host-priority mark is owed on an entry that covers `gfn`.
@@ -168,7 +149,7 @@ impl<B: SeptBackend> Sept<B> {
         op: Op,
         at: Option<Position>,
         tries: u32,
-        calls: &Counter,
+        calls: &B::Count,
         call: impl Fn(&B) -> SeamOut,
         mut again: impl FnMut(Operand),
     ) -> Result<(), Stop> {
@@ -176,22 +157,31 @@ impl<B: SeptBackend> Sept<B> {
         loop {
             calls.inc();
             let out = call(&self.backend);
+            if out.status.is_success() {
+                return Ok(());
+            }
             if op.is_done(out.status) {
+                self.given.noted(op);
                 return Ok(());
             }
             let built = self.backend.is_finalized();
             match op.contention(out.status, built) {
-                None => return Err(Stop::Failed(out)),
+                None => {
+                    self.given.failed(op);
+                    return Err(Stop::Failed(out));
+                }
                 Some(operand) => {
                     self.stats.busy.inc();
                     left = left.saturating_sub(1);
                     self.backend.busy(op.leaf(built), at, operand, left);
                     if left == 0 {
                         self.stats.giveups.inc();
+                        self.given.giveups.add(op, operand);
                         return Err(Stop::Contended(operand, out));
                     }
                     again(operand);
                     self.stats.retries.inc();
+                    self.given.retries.add(op, operand);
                 }
             }
         }
@@ -202,11 +192,18 @@ impl<B: SeptBackend> Sept<B> {
         &self,
         op: Op,
         at: Position,
-        calls: &Counter,
+        calls: &B::Count,
         call: impl Fn(&B) -> SeamOut,
     ) -> Result<(), ExtError> {
         let built = self.backend.is_finalized();
-        let tries = if built { self.fault_tries } else { BUILD_TRIES };
+        let tries = if built {
+            self.fault_tries
+        } else {
+            if op == Op::Map {
+                self.stats.add_calls.inc();
+            }
+            BUILD_TRIES
+        };
         let owed = self.book.take(at);
         // A try that found the entry's lock held left a mark there, whatever a later one found.
         let mut marked = owed;
@@ -243,7 +240,7 @@ impl<B: SeptBackend> Sept<B> {
         &self,
         op: Op,
         at: Option<Position>,
-        calls: &Counter,
+        calls: &B::Count,
         call: impl Fn(&B) -> SeamOut,
     ) -> Result<(), Stop> {
         self.tries(op, at, ZAP_TRIES, calls, call, |_| {
@@ -260,7 +257,7 @@ impl<B: SeptBackend> Sept<B> {
         &self,
         op: Op,
         at: Position,
-        calls: &Counter,
+        calls: &B::Count,
         call: impl Fn(&B) -> SeamOut,
     ) -> Result<(), ExtFailure> {
         let owed = self.book.take(at);
@@ -284,7 +281,7 @@ impl<B: SeptBackend> Sept<B> {
     /// One call of the teardown that gives a page back.
     ///
     /// A busy TDR would mean that somebody still uses the TD: no retry, as for any failure.
-    fn reclaim(&self, calls: &Counter, call: impl Fn(&B) -> SeamOut) -> Result<(), ExtFailure> {
+    fn reclaim(&self, calls: &B::Count, call: impl Fn(&B) -> SeamOut) -> Result<(), ExtFailure> {
         if self.backend.is_hkid_assigned() {
             // Too early: the TD could still use the page.
             let early = SeamOut::of(TdxStatus::LIFECYCLE_STATE_INCORRECT);
@@ -399,6 +396,16 @@ impl<B: SeptBackend> ExternalPt for Sept<B> {
         }
     }
 
+    fn read_entry(&self, _x: &Exclusive<'_>, at: Position) -> Result<External, ExtFailure> {
+        let answer = Cell::new(SeamOut::of(TdxStatus::SUCCESS));
+        self.exclusive_entry_call(Op::Read, at, &self.stats.read_calls, |b| {
+            answer.set(b.mem_sept_rd(at));
+            answer.get()
+        })?;
+        let out = answer.get();
+        Ok(external(EntryInfo::decode(out.ext1, out.ext2)))
+    }
+
     fn needs_tracking(&self, _x: &Exclusive<'_>) -> bool {
         self.backend.is_finalized()
     }
@@ -431,6 +438,7 @@ impl<B: SeptBackend> ExternalPt for Sept<B> {
         if out.status.is_success() {
             Ok(())
         } else {
+            self.given.failed(Op::Wbinvd);
             Err(Op::Wbinvd.failure(out))
         }
     }
@@ -453,5 +461,23 @@ impl<B: SeptBackend> ExternalPt for Sept<B> {
             Ok(()) => Ok(page.reclaimed()),
             Err(failure) => Err(Leaked { page, failure }),
         }
+    }
+}
+
+/// What the state of an entry means to the mirror.
+fn external(info: EntryInfo) -> External {
+    let leaf = |pending, blocked| External::Leaf {
+        pfn: Pfn::from_pa_bits(info.entry),
+        pending,
+        blocked,
+    };
+    match info.state {
+        SeptState::FREE => External::Free,
+        SeptState::MAPPED => leaf(false, false),
+        SeptState::PENDING => leaf(true, false),
+        SeptState::BLOCKED => leaf(false, true),
+        SeptState::PENDING_BLOCKED => leaf(true, true),
+        SeptState::NL_MAPPED | SeptState::NL_BLOCKED => External::Table,
+        other => External::Other(other.as_u8()),
     }
 }

@@ -20,6 +20,23 @@ pub(super) enum Op {
     Reclaim,
 }
 
+/// Operations that there are.
+pub const LEAVES: usize = 8;
+
+/// Names of the operations, in the order in which they are counted.
+pub const OPS: [&str; LEAVES] = [
+    "sept_add",
+    "page_map",
+    "range_block",
+    "track",
+    "page_remove",
+    "page_wbinvd",
+    "sept_rd",
+    "page_reclaim",
+];
+
+const _: () = assert!(Op::Link as usize == 0 && Op::Reclaim as usize == LEAVES - 1);
+
 impl Op {
     const fn name(self) -> &'static str {
         match self {

@@ -9,7 +9,8 @@
 //! whoever deletes its memslot.
 
 use super::budget::{HOLD_ROUNDS, LOCAL_ROUNDS, MAX_ENTERS, ZERO_STEP_THRESHOLD};
-use crate::mirror::external::Counter;
+use crate::mirror::external::{Count, Counter};
+use crate::mirror::stats::counters;
 use crate::mirror::sys::{AtomicBool, Ordering};
 use crate::tdx::status::{OperandId, TdxStatus};
 
@@ -138,40 +139,48 @@ pub struct EnterBusy {
     pub report: bool,
 }
 
-/// Figures of the vCPUs of one TD.
-#[derive(Debug, Default)]
-pub struct ProgressStats {
-    /// Answers [`Action::Again`].
-    pub local_retries: Counter,
-    /// Faults that ended without the page mapped.
-    pub local_giveups: Counter,
-    /// Faults whose vCPU was kept from VP.ENTER near the zero-step threshold.
-    pub held: Counter,
-    /// VP.ENTERs that found the S-EPT tree busy, which is a bug.
-    pub vp_enter_busy: Counter,
-    /// VP.ENTERs that found something else busy.
-    pub vp_enter_busy_other: Counter,
-    /// Whether the policy ended the VM: 0 or 1.
-    pub killed: Counter,
+counters! {
+    /// Figures of the vCPUs of one TD.
+    ProgressStats {
+        /// Answers [`Action::Again`].
+        local_retries,
+        /// Faults that ended without the page mapped.
+        local_giveups,
+        /// Faults whose vCPU was kept from VP.ENTER near the zero-step threshold.
+        held,
+        /// VP.ENTERs that found the S-EPT tree busy, which is a bug.
+        vp_enter_busy,
+        /// VP.ENTERs that found something else busy.
+        vp_enter_busy_other,
+        /// Whether the policy ended the VM: 0 or 1.
+        killed,
+    }
 }
 
 /// The progress of the vCPUs of one TD.
 #[derive(Debug)]
-pub struct Progress {
+pub struct Progress<C = Counter> {
     policy: Policy,
     reported: AtomicBool,
     killed: AtomicBool,
-    stats: ProgressStats,
+    stats: ProgressStats<C>,
 }
 
 impl Progress {
     /// No vCPU has run yet.
     pub fn new(policy: Policy) -> Self {
+        Self::with_counters(policy, Counter::new)
+    }
+}
+
+impl<C: Count> Progress<C> {
+    /// As [`new()`](Progress::new), with counters that `make` makes.
+    pub fn with_counters(policy: Policy, make: impl FnMut() -> C) -> Self {
         Self {
             policy,
             reported: AtomicBool::new(false),
             killed: AtomicBool::new(false),
-            stats: ProgressStats::default(),
+            stats: ProgressStats::new(make),
         }
     }
 
@@ -181,7 +190,7 @@ impl Progress {
     }
 
     /// The figures.
-    pub fn stats(&self) -> &ProgressStats {
+    pub fn stats(&self) -> &ProgressStats<C> {
         &self.stats
     }
 

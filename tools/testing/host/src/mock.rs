@@ -5,6 +5,7 @@
 //! SEAMCALLs shows as a failed one.
 
 use crate::mirror::addr::{Gfn, PagePtr, Pfn};
+use crate::mirror::external::Counter;
 use crate::mirror::level::{Level, Position};
 use crate::sept::SeptBackend;
 use crate::tdx::seamcall::{SeamOut, Seamcall};
@@ -478,6 +479,12 @@ impl Seamcall for Mock {
 }
 
 impl SeptBackend for Mock {
+    type Count = Counter;
+
+    fn counter(&self) -> Counter {
+        Counter::new()
+    }
+
     fn kick_vcpus(&self) {
         if let Some(f) = &self.observer {
             f(Call::Kick, None);

@@ -6,6 +6,7 @@ use crate::mirror::addr::{Gfn, GfnRange, PagePtr, Pfn};
 #[cfg(not(loom))]
 use crate::mirror::cell::SpteCell;
 use crate::mirror::error::{Bug, Leak, MapError, MapOutcome};
+use crate::mirror::external::Counter;
 use crate::mirror::level::{Level, Position};
 use crate::mirror::lock::{Exclusive, RcuRead, Shared};
 use crate::mirror::mmu::{Config, Mirror, Vm, ZAP_BATCH};
@@ -234,6 +235,12 @@ unsafe impl PageMap for Host {
 }
 
 impl Vm for Host {
+    type Count = Counter;
+
+    fn counter(&self) -> Counter {
+        Counter::new()
+    }
+
     fn bug(&self, bug: &Bug) {
         self.bugs.lock().unwrap().push(*bug);
     }

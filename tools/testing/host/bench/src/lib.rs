@@ -6,10 +6,12 @@
 pub mod scale;
 
 use std::alloc::{alloc, dealloc, Layout};
+use std::cell::Cell;
 use std::sync::atomic::{AtomicPtr, AtomicUsize, Ordering::Relaxed};
 
 use tdx_mirror_host::mirror::addr::{Gfn, GfnRange, PagePtr, Pfn};
 use tdx_mirror_host::mirror::error::{Bug, Leak, MapOutcome};
+use tdx_mirror_host::mirror::external::Count;
 use tdx_mirror_host::mirror::level::{Level, Position};
 use tdx_mirror_host::mirror::lock::{Exclusive, RcuRead, Shared};
 use tdx_mirror_host::mirror::mmu::{Config, Mirror, Vm};
@@ -22,6 +24,42 @@ use tdx_mirror_host::tdx::status::TdxStatus;
 const PAGE: usize = 4096;
 /// What no page is at: only the operand of a SEAMCALL.
 const EXTERNAL: usize = 0x7000_0000_0000_0000;
+
+/// Counters that a mirror and its S-EPT have, at least.
+const COUNTERS: usize = 256;
+
+thread_local! {
+    static COUNTS: [Cell<u64>; COUNTERS] = const { [const { Cell::new(0) }; COUNTERS] };
+}
+
+/// A counter of one word of each thread, as the kernel's are of one word of each CPU.
+#[derive(Debug)]
+pub struct PerThread(usize);
+
+impl PerThread {
+    /// The next counter; those of mirrors that are made later share words with it.
+    fn next() -> Self {
+        static NEXT: AtomicUsize = AtomicUsize::new(0);
+        Self(NEXT.fetch_add(1, Relaxed) % COUNTERS)
+    }
+
+    fn change(&self, by: u64) {
+        COUNTS.with(|counts| counts[self.0].set(counts[self.0].get().wrapping_add(by)));
+    }
+}
+
+impl Count for PerThread {
+    fn inc(&self) {
+        self.change(1);
+    }
+    fn dec(&self) {
+        self.change(u64::MAX);
+    }
+    /// What the calling thread counted.
+    fn get(&self) -> u64 {
+        COUNTS.with(|counts| counts[self.0].get())
+    }
+}
 
 /// An S-EPT that does everything at once.
 #[derive(Debug, Default)]
@@ -60,6 +98,10 @@ impl Seamcall for Nothing {
 }
 
 impl SeptBackend for Nothing {
+    type Count = PerThread;
+    fn counter(&self) -> PerThread {
+        PerThread::next()
+    }
     fn kick_vcpus(&self) {}
     fn hold_vcpus(&self, _hold: bool) {}
     fn is_finalized(&self) -> bool {
@@ -146,6 +188,10 @@ unsafe impl PageMap for Arena {
 }
 
 impl Vm for Arena {
+    type Count = PerThread;
+    fn counter(&self) -> PerThread {
+        PerThread::next()
+    }
     fn bug(&self, bug: &Bug) {
         panic!("{bug:?}");
     }

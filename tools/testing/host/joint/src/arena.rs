@@ -11,6 +11,7 @@ use std::sync::{Arc, Mutex};
 
 use tdx_mirror_host::mirror::addr::{PagePtr, Pfn};
 use tdx_mirror_host::mirror::error::{Bug, Leak};
+use tdx_mirror_host::mirror::external::Counter;
 use tdx_mirror_host::mirror::level::Level;
 use tdx_mirror_host::mirror::lock::Exclusive;
 use tdx_mirror_host::mirror::mmu::Vm;
@@ -235,6 +236,12 @@ unsafe impl PageMap for Host {
 }
 
 impl Vm for Host {
+    type Count = Counter;
+
+    fn counter(&self) -> Counter {
+        Counter::new()
+    }
+
     fn bug(&self, bug: &Bug) {
         self.bugs.lock().unwrap().push(*bug);
     }

@@ -13,6 +13,7 @@ use tdx_emu_host::emu::{
 use tdx_emu_host::host::{layout, Host as Memory};
 use tdx_emu_host::vmm::{self, regs};
 use tdx_mirror_host::mirror::addr::{PagePtr, Pfn};
+use tdx_mirror_host::mirror::external::Counter;
 use tdx_mirror_host::mirror::level::Position;
 use tdx_mirror_host::mock::Call;
 use tdx_mirror_host::sept::SeptBackend;
@@ -364,6 +365,12 @@ impl Seamcall for Backend {
 }
 
 impl SeptBackend for Backend {
+    type Count = Counter;
+
+    fn counter(&self) -> Counter {
+        Counter::new()
+    }
+
     fn kick_vcpus(&self) {
         self.counts[number(Call::Kick)].fetch_add(1, SeqCst);
         match &self.kicker {

@@ -1,0 +1,254 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! `/sys/kernel/debug/tdx_mirror/<pid>-<td>/`: one TD, named by who made it and its number.
+//!
+//! * `stats`: its figures, one `name value` per line.
+//! * `map`: the GFNs that are not free, in ranges: `start end state`, hexadecimal, half-open. The
+//!   states are `mapped`, `pending` (the guest has not accepted it), `blocked`, `quarantined`, and
+//!   `differs` for what `audit` would list.
+//! * `audit`: each entry of mirror and S-EPT that differs, and how many were compared.
+//! * `frozen`: entries that stay frozen, with the operation. A write sets for how long, in
+//!   milliseconds.
+//!
+//! `map` and `audit` read the S-EPT with TDH.MEM.SEPT.RD, [`CHUNK`] entries at a time with
+//! `mmu_lock` held for write, which makes faults wait as long as a zap of as many pages does.
+
+use core::fmt;
+use kernel::{
+    debugfs::{Dir, File},
+    prelude::*,
+    str::CString,
+    sync::Arc,
+    time::{delay::fsleep, Delta},
+    uaccess::UserSliceReader, //
+};
+
+use super::abi::Mirror;
+use super::{debugfs, rcu};
+use crate::bindings;
+use crate::mirror::addr::Gfn;
+use crate::mirror::external::External;
+use crate::mirror::level::{Level, Position};
+use crate::mirror::spte::SpteKind;
+use crate::mirror::Compared;
+
+/// Entries that are read with the lock held once.
+const CHUNK: u32 = 512;
+/// Differences that are listed; all are counted.
+const LISTED: u64 = 1000;
+/// Frozen entries that are watched: one for each thread that maps, and more than vCPUs fault.
+const WATCHED: usize = 64;
+/// Looks at a frozen entry.
+const LOOKS: u32 = 8;
+/// Longest time that may be asked for, in milliseconds.
+const LONGEST: usize = 10_000;
+
+/// The files of a TD. To drop it waits for readers.
+#[pin_data]
+pub(super) struct TdFiles {
+    _dir: Dir,
+    #[pin]
+    _stats: File<Arc<Mirror>>,
+    #[pin]
+    _map: File<Arc<Mirror>>,
+    #[pin]
+    _audit: File<Arc<Mirror>>,
+    #[pin]
+    _frozen: File<Arc<Mirror>>,
+}
+
+impl TdFiles {
+    /// The files of `mirror` in a folder below `parent`. Sleeps.
+    pub(super) fn new(parent: &Dir, mirror: &Arc<Mirror>) -> Result<Pin<KBox<Self>>> {
+        let name = CString::try_from_fmt(kernel::prelude::fmt!(
+            "{}-{}",
+            mirror.pid(),
+            mirror.number()
+        ))?;
+        let dir = parent.subdir(&name);
+        KBox::try_pin_init(
+            try_pin_init!(Self {
+                _stats <- dir.read_callback_file(c"stats", mirror.clone(), &stats),
+                _map <- dir.read_callback_file(c"map", mirror.clone(), &map),
+                _audit <- dir.read_callback_file(c"audit", mirror.clone(), &audit),
+                _frozen <- dir.read_write_callback_file(
+                    c"frozen",
+                    mirror.clone(),
+                    &frozen,
+                    &set_frozen
+                ),
+                _dir: dir,
+            }? Error),
+            GFP_KERNEL_ACCOUNT,
+        )
+    }
+}
+
+fn stats(mirror: &Arc<Mirror>, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+    mirror.write_stats(f)
+}
+
+/// A state of [`map`].
+fn state(entry: &Compared) -> Option<&'static str> {
+    Some(match (entry.kind, entry.external) {
+        (SpteKind::NonPresent, _) => return None,
+        (SpteKind::Quarantined(_), _) => "quarantined",
+        (_, Ok(External::Leaf { blocked: true, .. })) => "blocked",
+        _ if !entry.agrees() => "differs",
+        (_, Ok(External::Leaf { pending: true, .. })) => "pending",
+        _ => "mapped",
+    })
+}
+
+/// Ranges of the same state, put together.
+#[derive(Default)]
+struct Ranges {
+    open: Option<(u64, u64, &'static str)>,
+}
+
+impl Ranges {
+    fn add(&mut self, f: &mut fmt::Formatter<'_>, entry: &Compared) -> fmt::Result {
+        let Some(state) = state(entry) else {
+            return Ok(());
+        };
+        let start = entry.at.gfn().as_u64();
+        let end = start.saturating_add(entry.at.level().pages());
+        match &mut self.open {
+            Some((_, last, was)) if *last == start && *was == state => {
+                *last = end;
+                Ok(())
+            }
+            _ => {
+                self.close(f)?;
+                self.open = Some((start, end, state));
+                Ok(())
+            }
+        }
+    }
+
+    fn close(&mut self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.open.take() {
+            Some((start, end, state)) => writeln!(f, "{start:#x} {end:#x} {state}"),
+            None => Ok(()),
+        }
+    }
+}
+
+/// Calls `told` for the entries of mirror and S-EPT; of the free ones only with `free`.
+fn compare(
+    mirror: &Mirror,
+    free: bool,
+    told: &mut dyn FnMut(&Compared) -> fmt::Result,
+) -> fmt::Result {
+    let mut next = Some(0u64);
+    let mut result = Ok(());
+    while let (Some(from), Ok(())) = (next, result) {
+        next = mirror.lock().write(|x| {
+            if !mirror.hooks().is_hkid_assigned() {
+                // There is no S-EPT any more.
+                return None;
+            }
+            mirror.inner().compare(x, from, CHUNK, free, &mut |entry| {
+                if result.is_ok() {
+                    result = told(entry);
+                }
+            })
+        });
+        // SAFETY: No lock is held.
+        unsafe { bindings::tdx_mirror_cond_resched() };
+    }
+    result
+}
+
+fn map(mirror: &Arc<Mirror>, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+    let mut ranges = Ranges::default();
+    compare(mirror, false, &mut |entry| ranges.add(f, entry))?;
+    ranges.close(f)
+}
+
+fn audit(mirror: &Arc<Mirror>, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+    let (mut entries, mut leaves, mut pending, mut differences) = (0u64, 0u64, 0u64, 0u64);
+    compare(mirror, true, &mut |entry| {
+        entries = entries.wrapping_add(1);
+        if let Ok(External::Leaf { pending: yet, .. }) = entry.external {
+            leaves = leaves.wrapping_add(1);
+            pending = pending.wrapping_add(u64::from(yet));
+        }
+        if entry.agrees() {
+            return Ok(());
+        }
+        differences = differences.wrapping_add(1);
+        if differences > LISTED {
+            return Ok(());
+        }
+        let Compared { at, kind, external } = entry;
+        writeln!(f, "{at:?}: mirror {kind:?}, S-EPT {external:?}")
+    })?;
+    writeln!(f, "entries {entries}")?;
+    writeln!(f, "leaves {leaves}")?;
+    writeln!(f, "pending {pending}")?;
+    writeln!(f, "differences {differences}")
+}
+
+/// Whether the entry `at` is frozen now.
+fn is_frozen(mirror: &Mirror, at: Position) -> bool {
+    rcu::read(|rcu| {
+        let slot = mirror.inner().slot(rcu, at.gfn());
+        slot.is_some_and(|slot| slot.at == at && slot.kind() == SpteKind::Frozen)
+    })
+}
+
+/// The entries that are frozen now, as many as are watched.
+fn frozen_now(mirror: &Mirror) -> [Option<Position>; WATCHED] {
+    let mut found = [None; WATCHED];
+    let mut free = found.iter_mut();
+    let mut next = Some(0u64);
+    while let Some(from) = next {
+        next = rcu::read(|rcu| {
+            mirror.inner().look(rcu, from, CHUNK, &mut |at, kind| {
+                if kind == SpteKind::Frozen {
+                    if let Some(slot) = free.next() {
+                        *slot = Some(at);
+                    }
+                }
+            })
+        });
+        // SAFETY: No lock is held.
+        unsafe { bindings::tdx_mirror_cond_resched() };
+    }
+    found
+}
+
+fn frozen(mirror: &Arc<Mirror>, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+    let threshold = mirror.frozen_threshold();
+    let mut found = frozen_now(mirror);
+    for _ in 1..LOOKS {
+        if found.iter().all(Option::is_none) {
+            return Ok(());
+        }
+        let step = threshold.div_ceil(LOOKS.saturating_sub(1));
+        fsleep(Delta::from_millis(i64::from(step)));
+        for entry in &mut found {
+            *entry = entry.filter(|at| is_frozen(mirror, *at));
+        }
+    }
+    for at in found.into_iter().flatten() {
+        let operation = match at.level() {
+            Level::L4K => "page_map",
+            _ => "sept_add",
+        };
+        let (gfn, level): (Gfn, i32) = (at.gfn(), at.level().as_kvm());
+        let gfn = gfn.as_u64();
+        writeln!(f, "{gfn:#x} level {level} {operation} {threshold} ms")?;
+    }
+    Ok(())
+}
+
+fn set_frozen(mirror: &Arc<Mirror>, reader: &mut UserSliceReader) -> Result {
+    let threshold = debugfs::number(reader)?;
+    if !(1..=LONGEST).contains(&threshold) {
+        return Err(EINVAL);
+    }
+    mirror.set_frozen_threshold(u32::try_from(threshold).map_err(|_| EINVAL)?);
+    Ok(())
+}
