@@ -161,7 +161,8 @@ def host_faults(boot):
 # What may differ between two boots: a name for it, and what it looks like. Nothing
 # else is hidden; guest physical addresses are those of the VMM's layout and stay.
 HIDDEN = [
-    ("stamp", re.compile(r"^\[ *\d+\.\d{6}\]")),
+    # Also where user space prints the kernel's log.
+    ("stamp", re.compile(r"(?:^|(?<=\[U\] ))\[ *\d+\.\d{6}\]")),
     ("address", re.compile(r"\b(?:0x)?ffff[0-9a-f]{12}\b")),
     # sched_clock: Marking stable (12345, 678)->(123, 456)
     ("time", re.compile(r"(?<=Marking stable )\(-?\d+, -?\d+\)->\(-?\d+, -?\d+\)")),

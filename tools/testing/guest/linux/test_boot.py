@@ -182,6 +182,7 @@ class Normal(unittest.TestCase):
     def test_hides(self):
         for line, other in (
                 ("[    1.000000] x", "[   22.123456] x"),
+                ("[    1.000000] [U] [    0.900000] x", "[    1.000000] [U] [    0.911111] x"),
                 ("[    1.0] up 0.61 s", "[    1.0] up 12.00 s"),
                 ("[    1.000000] took 61 usecs", "[    1.000000] took 9 usecs"),
                 ("[    1.000000] at ffff888012345678 done", "[    1.000000] at ffffffff81000010 done"),
