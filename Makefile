@@ -12,6 +12,10 @@
 # make contract    the C contract's test module, on an emulated PC
 # make testdev    the test device: mirror and software TDX module without KVM
 # make kunit       the unit tests of the mirror inside a kernel
+# make kasan       contract, test device and KUnit with KASAN, kmemleak and lockdep, and that these find bugs
+# make kcsan       the same with KCSAN and UBSAN
+# make fuzz        random calls of the test device and of KVM; SEED=, OPS=, SECONDS_MAX=, REPLAY=
+# make watchdog    a run that hangs is cut, with a dump
 # make host-test   the tests that run on this machine (cargo)
 # make loom        the mirror's source under every interleaving, to 2 preemptions
 # make replay      recorded calls of the TDX module against rust/emu; TRACES='a.jsonl.gz ...'
@@ -28,7 +32,7 @@
 # make clean       remove build/ (the cache stays)
 
 .DEFAULT_GOAL := help
-.PHONY: help run boot-linux boot-qemu test test-all selftests contract testdev kunit host-test loom soak replay bench bench-host bench-emu mutants requirements check modules vm setup clean
+.PHONY: help run boot-linux boot-qemu test test-all kasan kcsan fuzz watchdog selftests contract testdev kunit host-test loom soak replay bench bench-host bench-emu mutants requirements check modules vm setup clean
 
 SESSION := scripts/session
 
@@ -71,6 +75,18 @@ testdev:
 
 kunit:
 	@$(SESSION) scripts/kunit
+
+kasan:
+	@$(SESSION) scripts/sanitize kasan
+
+kcsan:
+	@$(SESSION) scripts/sanitize kcsan
+
+fuzz:
+	@$(SESSION) scripts/fuzz $(TARGETS)
+
+watchdog:
+	@$(SESSION) scripts/watchdog
 
 host-test:
 	@$(SESSION) scripts/host-test

@@ -7,6 +7,7 @@ usage: report.py run LOG         table of both modes, last line `tdx-mirror: run
        report.py contract LOG    the same for the test module of the C contract
        report.py testdev LOG     the same for the test device
        report.py kunit LOG       the same for the KUnit suites
+       report.py alarms LOG      what the kernel found wrong
 
 The exit status is 1 if a program failed, something leaked, the kernel warned,
 or the two sides (mirror and software TDX module) or the two modes differ.
@@ -22,7 +23,7 @@ ALARM = re.compile(
     r"possible (circular|recursive|irq lock)|INFO: (possible|task|rcu|trying)|suspicious RCU|"
     r"inconsistent lock|held lock freed|bad unlock balance|lock held when returning|"
     r"Invalid wait context|sleeping function called|scheduling while atomic|list_(add|del) corruption|"
-    r"Bad page|invariant")
+    r"Bad page|invariant|UBSAN: |soft lockup|hard LOCKUP|blocked for more than")
 # What a WARN consists of. A test that provokes one says so in the kernel log, see
 # td_klog_begin() of the selftests; nothing else is tolerated meanwhile.
 WARN = re.compile(r"WARNING: |Call Trace")
@@ -285,11 +286,14 @@ def closing(name, lines, passed, failed, problems):
     return 1 if failed else 0
 
 
-def contract(path):
-    """The log of tdx_mirror_contract_test.ko, which prints TAP into the kernel log each time it is loaded."""
+def kernel_text(path):
+    """The lines of a log without the kernel's time stamps."""
     with open(path, encoding="utf-8", errors="replace") as file:
-        lines = file.read().split("\n")
-    said = [re.sub(r"^\[[ .\d]+\] ", "", line.rstrip("\r")) for line in lines]
+        return [re.sub(r"^\[[ .\d]+\] ", "", line.rstrip("\r")) for line in file.read().split("\n")]
+
+
+def contract_result(said, refused=()):
+    """(passed, failed, problems) of tdx_mirror_contract_test.ko, which prints TAP into the kernel log at each load."""
     # Tests break rules on purpose and count the WARNs that this must cause.
     problems = [line for line in said
                 if ALARM.search(line) and not re.search("tdx_mirror_(warn|assert_held)_|Call Trace", line)]
@@ -312,30 +316,39 @@ def contract(path):
             cases = {}
     if cases or not loads:
         problems.append("the test module did not come to its end")
-    for value, message in REFUSED.items():
-        refused = f"refused {value}" in said and any(line.startswith(f"tdx_mirror: {message}") for line in said)
-        passed, failed = passed + refused, failed + (not refused)
-        if not refused:
+    for value in refused:
+        good = f"refused {value}" in said and any(line.startswith(f"tdx_mirror: {REFUSED[value]}") for line in said)
+        passed, failed = passed + good, failed + (not good)
+        if not good:
             print(f"# failed: {value} is not refused")
-    return closing("contract", said, passed, failed, problems)
+    return passed, failed, problems
 
 
-def testdev(path):
-    """The log of the program testdev, which prints TAP on the console."""
-    with open(path, encoding="utf-8", errors="replace") as file:
-        lines = [line.rstrip("\r") for line in file.read().split("\n")]
+def contract(path):
+    """The log of the module of the C contract, and of bad parameters."""
+    said = kernel_text(path)
+    return closing("contract", said, *contract_result(said, REFUSED))
+
+
+def testdev_result(lines):
+    """(passed, failed, problems) of the program testdev, which prints TAP on the console."""
     passed = sum(bool(re.match(r"ok \d+ testdev\.", line)) and "# SKIP" not in line for line in lines)
-    failed = sum(bool(re.match(r"not ok \d+ ", line)) for line in lines)
+    failed = sum(bool(re.match(r"not ok \d+ testdev\.", line)) for line in lines)
     problems = [line for line in lines if ALARM.search(line)]
     if f"1..{passed + failed}" not in lines or not passed:
         problems.append("the program did not come to its end, or skipped tests")
-    return closing("testdev", lines, passed, failed, problems)
+    return passed, failed, problems
 
 
-def kunit(path):
-    """The log of tdx_mirror_kunit.ko, whose suites print KTAP into the kernel log."""
+def testdev(path):
+    """The log of a run of the test device."""
     with open(path, encoding="utf-8", errors="replace") as file:
-        lines = [re.sub(r"^\[[ .\d]+\] ", "", line.rstrip("\r")) for line in file.read().split("\n")]
+        lines = [line.rstrip("\r") for line in file.read().split("\n")]
+    return closing("testdev", lines, *testdev_result(lines))
+
+
+def kunit_result(lines):
+    """(passed, failed, problems) of tdx_mirror_kunit.ko, whose suites print KTAP into the kernel log."""
     passed = failed = 0
     problems, suites, suite = [line for line in lines if ALARM.search(line)], {}, None
     for line in lines:
@@ -364,13 +377,29 @@ def kunit(path):
             problems.append(f"suite {name} did not come to its end")
     if not suites:
         problems.append("no suite ran")
-    return closing("kunit", lines, passed, failed, problems)
+    return passed, failed, problems
+
+
+def kunit(path):
+    """The log of a load of the module of KUnit suites."""
+    lines = kernel_text(path)
+    return closing("kunit", lines, *kunit_result(lines))
+
+
+def kernel_alarms(path):
+    """What the kernel found wrong, whoever ran."""
+    found = [line for line in kernel_text(path) if ALARM.search(line)]
+    for line in found:
+        print(f"tdx-mirror: problem: kernel log: {line}")
+    return 1 if found else 0
 
 
 def main(argv):
-    if len(argv) != 2 or argv[0] not in ("run", "selftests", "contract", "testdev", "kunit"):
+    if len(argv) != 2 or argv[0] not in ("run", "selftests", "contract", "testdev", "kunit", "alarms"):
         print(__doc__.strip(), file=sys.stderr)
         return 2
+    if argv[0] == "alarms":
+        return kernel_alarms(argv[1])
     if argv[0] == "contract":
         return contract(argv[1])
     if argv[0] == "testdev":

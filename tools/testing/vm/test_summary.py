@@ -13,6 +13,7 @@ import xml.etree.ElementTree as xml
 sys.dont_write_bytecode = True
 sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
 
+import sanitize  # noqa: E402
 import summary  # noqa: E402
 
 CONSOLE = """[    0.1] booting
@@ -44,6 +45,85 @@ KUNIT = """[    1.0] KTAP version 1
     ok 1 b3_retry
 ok 1 tdx_mirror_paths
 """
+
+
+STAMP = "[    1.000001] "
+PARTS = {
+    "contract": "tdx_mirror_contract_test: ok 1 - size\ntdx_mirror_contract_test: 1..1\n",
+    "testdev": "", "kunit": "    # Subtest: tdx_mirror_paths\n    1..1\n    ok 1 b3_retry\nok 1 tdx_mirror_paths\n",
+    "modules": "", "leaks": "",
+    "bad past_end_c": "BUG: KASAN: slab-out-of-bounds in read_past_end+0x1/0x2 [tdx_mirror_bad]\n",
+    "bad past_end_rust": "BUG: KASAN: slab-out-of-bounds in tdx_mirror_bad_rust_read+0x1/0x2 [tdx_mirror_bad]\n",
+    "bad after_free_rust": "BUG: KASAN: slab-use-after-free in tdx_mirror_bad_rust_read+0x1/0x2 [tdx_mirror_bad]\n",
+    "bad sleep_atomic": "BUG: sleeping function called from invalid context at bad.c:81\n",
+    "bad rcu_unprotected": "WARNING: suspicious RCU usage\n",
+    "bad list_twice": "list_add double add: new=1\n",
+    "bad lock_order": "WARNING: possible circular locking dependency detected\n",
+    "bad leak": "", "end": "",
+}
+PROGRAMS = "ok 1 testdev.life_cycle\n1..1\nok 1 modules.load_unload_10\n@leaks 0\n@leaks 1\nvm: exit 0\n"
+RACE = "=" * 66 + "\nBUG: KCSAN: data-race in {0} / {0}\n\nread by task 1:\n {0}+0x1/0x2 {1}\n" + "=" * 66 + "\n"
+
+
+def sanitized(programs=PROGRAMS, **changes):
+    """A console of tdx-sanitize; a keyword is a part, with _ for the blank, and what the kernel says there."""
+    text = "".join(f"@part {name}\n" + changes.get(name.replace(" ", "_"), said) for name, said in PARTS.items())
+    return "".join(f"{STAMP}{line}\n" for line in text.split("\n") if line) + programs
+
+
+class Sanitize(unittest.TestCase):
+    def judge(self, text, flavour="kasan"):
+        with tempfile.NamedTemporaryFile("w", suffix=".log") as file:
+            file.write(text)
+            file.flush()
+            out = io.StringIO()
+            with contextlib.redirect_stdout(out):
+                status = sanitize.judge(flavour, file.name)
+            return status, out.getvalue()
+
+    def test_clean_run(self):
+        status, out = self.judge(sanitized())
+        self.assertEqual(status, 0, out)
+        self.assertRegex(out, r"kasan: \d+ passed, 0 failed\n$")
+
+    def test_report_in_clean_part(self):
+        for part, said in (("testdev", "BUG: KASAN: slab-use-after-free in x\n"), ("modules", "WARNING: at foo\n"),
+                           ("kunit", PARTS["kunit"] + "UBSAN: shift-out-of-bounds in x\n")):
+            status, out = self.judge(sanitized(**{part: said}))
+            self.assertEqual(status, 1)
+            self.assertIn(f"kasan.{part}.no_report", out)
+            self.assertIn(said.split("\n")[-2], out)
+
+    def test_leak(self):
+        status, out = self.judge(sanitized(PROGRAMS.replace("@leaks 0", "@leak unreferenced object 1\n@leaks 1")))
+        self.assertEqual(status, 1)
+        self.assertIn("# @leak unreferenced object 1", out)
+        self.assertRegex(out, r"not ok \d+ kasan.no_leak")
+
+    def test_blind_kernel(self):
+        for bug in sanitize.DETECTS["kasan"]:
+            if bug != "leak":
+                status, out = self.judge(sanitized(**{f"bad_{bug}": ""}))
+                self.assertEqual(status, 1)
+                self.assertRegex(out, rf"not ok \d+ kasan.reports.{bug}\n")
+        self.assertEqual(self.judge(sanitized(PROGRAMS.replace("@leaks 1\n", "@leaks 0\n")))[0], 1)
+
+    def test_missing_end(self):
+        self.assertEqual(self.judge(sanitized(PROGRAMS.replace("vm: exit 0\n", "")))[0], 1)
+        self.assertEqual(self.judge("")[0], 1)
+
+    def test_races_of_others(self):
+        bugs = {"bad_race": RACE.format("race_thread", "[tdx_mirror_bad]"), "bad_shift": "UBSAN: shift-out-of-bounds\n"}
+        text = sanitized(testdev=RACE.format("ksys_read", ""), **bugs).replace("bad past_end_c", "bad race").replace(
+            "bad past_end_rust", "bad shift")
+        text = text.replace(f"{STAMP}{PARTS['bad past_end_c']}", "".join(
+            f"{STAMP}{line}\n" for line in bugs["bad_race"].split("\n")))
+        text = text.replace(f"{STAMP}{PARTS['bad past_end_rust']}", f"{STAMP}{bugs['bad_shift']}")
+        status, out = self.judge(text, "kcsan")
+        self.assertIn("# a race of the kernel itself, 1 times: BUG: KCSAN: data-race in ksys_read", out)
+        self.assertEqual(status, 0, out)
+        status, out = self.judge(text.replace("ksys_read+0x1/0x2 ", "ksys_read+0x1/0x2 [tdx_mirror]"), "kcsan")
+        self.assertRegex(out, r"not ok \d+ kcsan.testdev.no_report")
 
 
 class Summary(unittest.TestCase):

@@ -1,0 +1,77 @@
+/* SPDX-License-Identifier: GPL-2.0 */
+/*
+ * A seeded fuzzer of sequences of calls.  Time is cut into episodes: a number of
+ * operations, spread over threads, on objects that are new in each episode.  The
+ * seed and the number of an episode give its operations; how the threads mix is
+ * up to the machine.  An episode that fails is repeated and made smaller, and
+ * what is left is printed in a form that --replay takes.
+ */
+#ifndef TDX_MIRROR_FUZZ_H
+#define TDX_MIRROR_FUZZ_H
+
+#include <stdbool.h>
+#include <stddef.h>
+
+#include <linux/types.h>
+
+#ifndef ARRAY_SIZE
+#define ARRAY_SIZE(array) (sizeof(array) / sizeof((array)[0]))
+#endif
+
+#define FUZZ_MAX_THREADS 8
+#define FUZZ_MAX_OPS 512
+#define FUZZ_ARGS 4
+
+/**
+ * struct fuzz_op - one call
+ * @thread: which thread makes it
+ * @kind: which call, below fuzz_target.nr_kinds
+ * @arg: its arguments, as fuzz_target.make chose them
+ */
+struct fuzz_op {
+	unsigned int thread;
+	unsigned int kind;
+	__u64 arg[FUZZ_ARGS];
+};
+
+struct fuzz_rng {
+	__u64 state;
+};
+
+/* A number from 0 to @n - 1. */
+__u64 fuzz_below(struct fuzz_rng *rng, __u64 n);
+
+/**
+ * struct fuzz_target - what is fuzzed
+ * @name: for messages
+ * @kinds: names of the calls
+ * @nr_kinds: how many
+ * @make: chooses kind and arguments of operation @index of an episode
+ * @begin: before an episode, with a number below 2^30 that it may start from in
+ *	its own way; NULL or why it cannot begin
+ * @run: makes a call, in its thread; NULL or what is wrong with its result
+ * @end: after all threads have ended; NULL or what is wrong now
+ *
+ * A thread whose call lasts gets a signal five times a second, which interrupts it.
+ */
+struct fuzz_target {
+	const char *name;
+	const char *const *kinds;
+	unsigned int nr_kinds;
+	void (*make)(struct fuzz_rng *rng, unsigned int index, struct fuzz_op *op);
+	const char *(*begin)(__u64 variant);
+	const char *(*run)(const struct fuzz_op *op);
+	const char *(*end)(void);
+};
+
+/* Text of a failure, kept until the thread's next call; for run and end. */
+const char *fuzz_say(const char *format, ...);
+
+/*
+ * The command line: --seed N --ops N --seconds N --threads N --length N
+ * --first EPISODE --replay '@VARIANT THREAD:KIND:A:B:C:D ...'.  Prints TAP; the
+ * exit status is 0 or 1.
+ */
+int fuzz_main(int argc, char **argv, const struct fuzz_target *target);
+
+#endif
