@@ -495,6 +495,14 @@ static bool one(const struct leaf *leaf, enum way way, enum life_step step, __u6
 	return ok;
 }
 
+static void show_progress(enum way way, unsigned int done, const struct leaf *leaf,
+			  enum life_step step)
+{
+	printf("# %s: %u done, at %s in %s\n", way_name[way], done, leaf->name,
+	       life_step_name(step));
+	fflush(stdout);
+}
+
 static __u64 index_of_call;
 
 static bool one_way(enum way way, __u64 every, const char *only)
@@ -509,6 +517,8 @@ static bool one_way(enum way way, __u64 every, const char *only)
 			for (n = 1; n <= calls[leaves[i].number][step]; n++) {
 				if (index_of_call++ % every)
 					continue;
+				if (all && all % 40 == 0)
+					show_progress(way, all, &leaves[i], step);
 				all++;
 				bad += !one(&leaves[i], way, step, seen + n);
 			}
