@@ -16,6 +16,7 @@
 # make kcsan       the same with KCSAN and UBSAN
 # make fuzz        random calls of the test device and of KVM; SEED=, OPS=, SECONDS_MAX=, REPLAY=
 # make watchdog    a run that hangs is cut, with a dump
+# make trace       trace-cmd, perf and bpftrace watch TDs, and agree with the figures
 # make host-test   the tests that run on this machine (cargo)
 # make loom        the mirror's source under every interleaving, to 2 preemptions
 # make replay      recorded calls of the TDX module against rust/emu; TRACES='a.jsonl.gz ...'
@@ -87,6 +88,10 @@ fuzz:
 
 watchdog:
 	@$(SESSION) scripts/watchdog
+
+.PHONY: trace
+trace:
+	@$(SESSION) scripts/trace
 
 host-test:
 	@$(SESSION) scripts/host-test

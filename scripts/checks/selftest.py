@@ -6,6 +6,7 @@ import os
 import coverage
 import layers
 import lib
+import branches
 import objects
 import rules
 import rust_text as rt
@@ -219,6 +220,41 @@ def compiled(result):
     if found != {"index", "unwrapped", "added", "sliced"}:
         result.bad(f"panic-symbols: found {sorted(found)} in a planted object")
 
+# A function with one site: off it is a no-op, behind it is what nobody else reaches.
+SITE = """
+Disassembly of section .text:
+
+0000000000000010 <map>:
+  10:\tpush   %rbp
+  11:\tnopl   0x0(%rax,%rax,1)
+  16:\tcall   30 <other>
+  1b:\tpop    %rbp
+  1c:\tjmp    1d <map+0xd>
+\t\t\t1d: R_X86_64_PLT32\t__x86_return_thunk-0x4
+  21:\tcall   40 <glue::trace::busy::emit>
+  26:\tjmp    16 <map+0x6>
+
+0000000000000030 <other>:
+  30:\tret
+
+0000000000000040 <glue::trace::busy::emit>:
+  40:\tcall   45 <glue::trace::busy::emit+0x5>
+\t\t\t41: R_X86_64_PLT32\trust_do_trace_busy-0x4
+  45:\tret
+"""
+SITE_TABLE = """
+0000000000000000 R_X86_64_PC32     .text+0x0000000000000011
+0000000000000004 R_X86_64_PC32     .text+0x0000000000000021
+0000000000000008 R_X86_64_PC64     __tracepoint_busy+0x000000000000000a
+"""
+SITES = (
+    ("", "", ""),
+    ("nopl   0x0(%rax,%rax,1)", "jmp    21 <map+0x11>", "not a no-op"),
+    ("call   30 <other>", "call   40 <glue::trace::busy::emit>", "map observes without a branch"),
+    ("30:\tret", "30:\tjmp    40 <glue::trace::busy::emit>", "observes without a branch"),
+    ("pop    %rbp", "jne    21 <map+0x11>", "map observes without a branch"),
+)
+
 
 def selftest(result):
     count = 1 + breaches(result) + covered(result)
@@ -241,6 +277,12 @@ def selftest(result):
     count += 1
     if [c[0] for c in calls] != ["_RNvNtCs1234_4main6mirror3map", "index", "index"]:
         result.bad(f"panic-symbols: {calls}")
+    for old, new, wanted in SITES:
+        code = SITE.replace(old, new)
+        _, found = branches.examine(code, SITE_TABLE, lambda names: {n: n for n in names})
+        count += 1
+        if bool(wanted) != bool(found) or (wanted and not any(wanted in f for f in found)):
+            result.bad(f"branches: {new!r} gave {found or 'nothing'}, not `{wanted}`")
     for line, wanted in (("see deb.debian" ".org now", True), ("cp a /wo" "rk/x", True), ("a plain line", False)):
         count += 1
         if bool(text.PLACES.search(line)) != wanted:
