@@ -12,7 +12,8 @@
 # make contract    the C contract's test module, on an emulated PC
 # make testdev    the test device: mirror and software TDX module without KVM
 # make kunit       the unit tests of the mirror inside a kernel
-# make kasan       contract, test device and KUnit with KASAN, kmemleak and lockdep, and that these find bugs
+# make sanitize    contract, test device, KUnit and fuzzing with lockdep, and that the kernel finds planted bugs
+# make kasan       the same with a kernel that has KASAN and kmemleak too
 # make kcsan       the same with KCSAN and UBSAN
 # make fuzz        random calls of the test device and of KVM; SEED=, OPS=, SECONDS_MAX=, REPLAY=
 # make watchdog    a run that hangs is cut, with a dump
@@ -33,7 +34,7 @@
 # make clean       remove build/ (the cache stays)
 
 .DEFAULT_GOAL := help
-.PHONY: help run boot-linux boot-qemu test test-all kasan kcsan fuzz watchdog selftests contract testdev kunit host-test loom soak replay bench bench-host bench-emu mutants requirements check modules vm setup clean
+.PHONY: help run boot-linux boot-qemu test test-all sanitize kasan kcsan fuzz watchdog selftests contract testdev kunit host-test loom soak replay bench bench-host bench-emu mutants requirements check modules vm setup clean
 
 SESSION := scripts/session
 
@@ -76,6 +77,9 @@ testdev:
 
 kunit:
 	@$(SESSION) scripts/kunit
+
+sanitize:
+	@$(SESSION) scripts/sanitize debug 20
 
 kasan:
 	@$(SESSION) scripts/sanitize kasan
