@@ -178,18 +178,116 @@ static int init_mem(struct bench *b)
 	return ret;
 }
 
-/* Takes pages away by conversion to shared, which leaves the memory file alone. */
-static int zap(struct bench *b)
+static int pin(int cpu, pthread_t thread)
 {
-	struct bench_sample *sample = sample_of(b, "zap_%lu", b->arg);
-	__u64 pages = b->arg;
+	cpu_set_t set;
+
+	CPU_ZERO(&set);
+	CPU_SET(cpu, &set);
+	return -pthread_setaffinity_np(thread, sizeof(set), &set);
+}
+
+/* Both vCPUs count in a loop, each on a CPU of its own. */
+static int run_guests(struct bench *b)
+{
+	struct td_vcpu *vcpu;
+	int ret = 0;
+
+	for (vcpu = b->td.vcpu; !ret && vcpu < b->td.vcpu + 2; vcpu++) {
+		td_ops_clear(vcpu);
+		td_op(vcpu, GUEST_LOOP, 0, 0, 0);
+		ret = td_vcpu_start(vcpu) ?: pin(1 + vcpu->index, vcpu->thread);
+		while (!ret && !__atomic_load_n(&vcpu->block->heartbeat, __ATOMIC_SEQ_CST))
+			sched_yield();
+	}
+	return ret;
+}
+
+static int stop_guests(struct bench *b)
+{
+	struct td_vcpu *vcpu;
+	int ret = 0;
+
+	for (vcpu = b->td.vcpu; !ret && vcpu < b->td.vcpu + 2; vcpu++) {
+		td_vcpu_stop(vcpu);
+		ret = td_ops_join(vcpu);
+	}
+	return ret;
+}
+
+static int set_private(struct bench *b, __u64 pages, bool private)
+{
+	return td_set_private(&b->td, TD_RAM_GPA, pages * TD_PAGE, private);
+}
+
+/* Conversion of private memory to shared and, with @back, back again, from CPU 0. */
+static int convert_once(struct bench *b, const char *name, __u64 pages, bool back)
+{
+	struct bench_sample *sample = sample_of(b, "%s", name);
 	int ret;
 
-	ret = build(b, pages) ?: prefault(b, pages) ?: bench_begin(sample) ?:
-	      td_set_private(&b->td, TD_RAM_GPA, pages * TD_PAGE, false);
+	/* SEAMCALLs that vCPUs make meanwhile are no part of it. */
+	sample->cpu = 0;
+	ret = bench_begin(sample) ?: set_private(b, pages, false);
+	if (!ret && back)
+		ret = set_private(b, pages, true);
 	if (!ret)
 		bench_end(sample, pages);
 	return ret;
+}
+
+/*
+ * Takes pages away by conversion to shared, which leaves the memory file alone.
+ * What KVM does for that beside the zap it does as well where nothing is mapped:
+ * that is the base.  With @guests, two vCPUs run meanwhile.
+ */
+static int conversion(struct bench *b, const char *name, __u64 pages, bool guests, bool back)
+{
+	const struct td_config config = {
+		.ram_size = pages * TD_PAGE, .nr_vcpus = guests ? 2 : 1,
+	};
+	char base[64];
+	int ret;
+
+	snprintf(base, sizeof(base), "%s_base", name);
+	ret = pin(0, pthread_self()) ?: td_build(&b->td, &config);
+	if (!ret && guests)
+		ret = run_guests(b);
+	if (!ret && !b->trace_kicks)
+		ret = convert_once(b, base, pages, back);
+	if (!ret && guests)
+		ret = stop_guests(b);
+	ret = ret ?: set_private(b, pages, true) ?: prefault(b, pages);
+	if (!ret && guests)
+		ret = run_guests(b);
+	ret = ret ?: convert_once(b, name, pages, back);
+	if (!ret && guests)
+		ret = stop_guests(b);
+	return ret;
+}
+
+static int zap(struct bench *b)
+{
+	char name[64];
+
+	snprintf(name, sizeof(name), "zap_%lu", b->arg);
+	return conversion(b, name, b->arg, true, false);
+}
+
+static int zap_idle(struct bench *b)
+{
+	char name[64];
+
+	snprintf(name, sizeof(name), "zap_idle_%lu", b->arg);
+	return conversion(b, name, b->arg, false, false);
+}
+
+static int convert(struct bench *b)
+{
+	char name[64];
+
+	snprintf(name, sizeof(name), "convert_%lum", b->arg);
+	return conversion(b, name, b->arg * MIB_PAGES, true, true);
 }
 
 /* The same by a hole in the memory file, which frees the pages too. */
@@ -330,54 +428,6 @@ static int grow(struct bench *b)
 	return ret;
 }
 
-static int pin(int cpu, pthread_t thread)
-{
-	cpu_set_t set;
-
-	CPU_ZERO(&set);
-	CPU_SET(cpu, &set);
-	return -pthread_setaffinity_np(thread, sizeof(set), &set);
-}
-
-/* Both vCPUs count in a loop, each on a CPU of its own. */
-static int run_guests(struct bench *b)
-{
-	struct td_vcpu *vcpu;
-	int ret = 0;
-
-	for (vcpu = b->td.vcpu; !ret && vcpu < b->td.vcpu + 2; vcpu++) {
-		td_op(vcpu, GUEST_LOOP, 0, 0, 0);
-		ret = td_vcpu_start(vcpu) ?: pin(1 + vcpu->index, vcpu->thread);
-		while (!ret && !__atomic_load_n(&vcpu->block->heartbeat, __ATOMIC_SEQ_CST))
-			sched_yield();
-	}
-	return ret;
-}
-
-/* b->arg MiB to shared and back while two vCPUs run. */
-static int convert(struct bench *b)
-{
-	const __u64 size = b->arg * MIB;
-	const struct td_config config = { .ram_size = size, .nr_vcpus = 2 };
-	struct bench_sample *sample = sample_of(b, "convert_%lum", b->arg);
-	struct td_vcpu *vcpu;
-	int ret;
-
-	/* The SEAMCALLs of the vCPUs go on beside the conversion: they are no part of it. */
-	sample->cpu = 0;
-	ret = pin(0, pthread_self()) ?: td_build(&b->td, &config) ?:
-	      prefault(b, size / TD_PAGE) ?: run_guests(b) ?: bench_begin(sample) ?:
-	      td_set_private(&b->td, TD_RAM_GPA, size, false) ?:
-	      td_set_private(&b->td, TD_RAM_GPA, size, true);
-	if (!ret)
-		bench_end(sample, size / TD_PAGE);
-	for (vcpu = b->td.vcpu; !ret && vcpu < b->td.vcpu + 2; vcpu++) {
-		td_vcpu_stop(vcpu);
-		ret = td_ops_join(vcpu);
-	}
-	return ret;
-}
-
 static const struct workload {
 	const char *name;
 	int (*run)(struct bench *b);
@@ -389,6 +439,7 @@ static const struct workload {
 	{ "prefault", prefault_some, 64 },
 	{ "init_mem", init_mem },
 	{ "zap", zap, 512, true },
+	{ "zap_idle", zap_idle, 512, true },
 	{ "hole", hole, 512, true },
 	{ "memslot", memslot, 64, true },
 	{ "teardown", teardown, 256 },

@@ -17,8 +17,8 @@ C, RUST = "#8a8f98", "#c4562a"
 LABELS = {
     "fault_seq": "fault, sequential", "fault_rand": "fault, random", "prefault": "prefault",
     "init_mem": "INIT_MEM_REGION", "zap_1": "zap, 1 page", "zap_8": "zap, 8", "zap_512": "zap, 512",
-    "zap_16384": "zap, 16,384", "hole_512": "hole, 512", "memslot": "memslot delete",
-    "teardown": "teardown", "convert_64m": "convert, vCPUs running",
+    "zap_idle_512": "zap, 512, idle", "hole_512": "hole, 512, idle", "memslot": "memslot delete",
+    "teardown": "teardown", "convert_64m": "convert, 64 MiB",
 }
 
 
@@ -82,7 +82,7 @@ def growth(data, out):
 
 def calls(data, out):
     """SEAMCALLs, TRACKs and kicks of zaps."""
-    names = [name for name in ("zap_1", "zap_8", "zap_512", "zap_16384") if name in data]
+    names = [name for name in ("zap_idle_1", "zap_idle_8", "zap_idle_512", "zap_idle_16384") if name in data]
     figure, all_axes = plt.subplots(1, 3, figsize=(8, 2.6))
     for axes, what, title in zip(all_axes, ("seamcalls", "tracks", "kicks"), ("SEAMCALLs", "TRACKs", "kicks")):
         style(axes)
@@ -90,7 +90,7 @@ def calls(data, out):
             for key, colour, left in (("c", C, -0.2), ("rust", RUST, 0.2)):
                 axes.bar(n + left, data[name][key].get(what, 0), 0.38, color=colour)
         axes.set_yscale("symlog", linthresh=1)
-        axes.set_xticks(range(len(names)), [name[4:] for name in names], fontsize=8)
+        axes.set_xticks(range(len(names)), [name[9:] for name in names], fontsize=8)
         axes.tick_params(axis="y", labelsize=7)
         axes.set_title(title, fontsize=9)
         axes.set_xlabel("pages zapped", fontsize=8)
