@@ -3,7 +3,9 @@
 """Judge a run of td-qemu: did QEMU build the TD that its firmware asks for, and
 did the firmware run?
 
-usage: boot_qemu.py LOG OVMF.fd CPUS MODE...
+usage: boot_qemu.py LOG OVMF.fd CPUS [--linux FOLDER] MODE...
+  --linux FOLDER   Linux was booted through the firmware; its consoles are
+                   FOLDER/serial-MODE, and its tests must have passed
 
 What is expected is read from the firmware image: the pages of its TDVF sections
 and the measurement (MRTD) of a TD built from them. One PASS or FAIL line for each
@@ -16,8 +18,10 @@ import re
 import struct
 import sys
 
-sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[2] / "vm"))
+HERE = pathlib.Path(__file__).resolve()
+sys.path[:0] = [str(HERE.parents[2] / "vm"), str(HERE.parents[1] / "linux")]
 # pylint: disable=wrong-import-position
+import boot_report  # noqa: E402
 from report import ALARM, whole_lines  # noqa: E402
 
 PAGE = 4096
@@ -149,11 +153,31 @@ def launch(judge, name, mode, image, cpus):
               f"{mode.emu('guest_accepts')} pages, {mode.calls('mem_page_aug')} given (TDH.MEM.PAGE.AUG)")
 
 
-def end(judge, name, mode):
-    """What is left when QEMU is gone."""
+def linux(judge, name, folder):
+    """What the guest said that the firmware started."""
+    tell, boot = f"tdx_mirror={name}: Linux ", boot_report.Boot(name)
+    path = folder / f"serial-{name}"
+    text = path.read_text(encoding="utf-8", errors="replace") if path.exists() else ""
+    boot.console = [line.rstrip("\r") for line in text.split("\n")]
+    judge.say(any("efi: EFI v" in line for line in boot.console), f"{tell}is started by the firmware")
+    user = [line for line in boot.said() if line.startswith("td: user space")]
+    judge.say(bool(user), f"{tell}gets to user space: {user[0] if user else 'no'}")
+    for line in boot.said():
+        found = re.match(r"(not )?ok \d+ - (.*)", line)
+        if found:
+            judge.say(not found.group(1), f"{tell}test: {found.group(2)}")
+    passed, failed, plan = boot.tests()
+    judge.say(bool(plan) and plan == passed + len(failed), f"{tell}runs all its tests: {passed + len(failed)} of {plan}")
+    alarms = [line for line in boot.console if boot_report.GUEST_ALARM.search(line)]
+    for line in alarms:
+        print(f"tdx-mirror: problem: guest log: {line}")
+    judge.equal(tell + "finds nothing wrong: lines of its log that tell of a problem", len(alarms), 0)
+
+
+def end(judge, name, mode, reasons):
+    """What is left when QEMU is gone, which had to end for one of the reasons."""
     tell = f"tdx_mirror={name}: "
-    judge.say(mode.status == 0 and mode.why in ("accepted", "ended"),
-              f"{tell}QEMU ended with status {mode.status} ({mode.why})")
+    judge.say(mode.status == 0 and mode.why in reasons, f"{tell}QEMU ended with status {mode.status} ({mode.why})")
     judge.equal(tell + "pages that still belong to the TDX module", mode.emu("pamt_pages_owned", "end"), 0)
     judge.equal(tell + "invariant errors in the TDX module", mode.emu("invariant_errors", "end"), 0)
 
@@ -173,6 +197,9 @@ def main(argv):
         print(__doc__.strip(), file=sys.stderr)
         return 2
     log, firmware, cpus, names = argv[0], argv[1], int(argv[2]), argv[3:]
+    folder = None
+    if names[0] == "--linux":
+        folder, names = pathlib.Path(names[1]), names[2:]
     text = pathlib.Path(log).read_text(encoding="utf-8", errors="replace")
     image = pathlib.Path(firmware).read_bytes()
     version, modes, alarms, ended = parse(text)
@@ -183,7 +210,11 @@ def main(argv):
             judge.say(False, f"tdx_mirror={name}: no TD was started")
             continue
         launch(judge, name, modes[name], image, cpus)
-        end(judge, name, modes[name])
+        if folder:
+            linux(judge, name, folder)
+            end(judge, name, modes[name], ("ended",))
+        else:
+            end(judge, name, modes[name], ("accepted", "ended"))
     for line in alarms:
         print(f"tdx-mirror: problem: kernel log: {line}")
     judge.equal("lines of the kernel log that tell of a problem", len(alarms), 0)

@@ -71,16 +71,31 @@ def log(modes=("on", "off"), emu=(), end=(), mirror=(), mrtd=None, line="", stat
     return text + last + "\n"
 
 
-def judge(text, image=None, modes=("on", "off")):
-    """(exit status, output)"""
+CONSOLE = """[    0.000000] efi: EFI v2.7 by Debian distribution of EDK II
+[    2.100000] [U] td: user space, Linux 7.3.4, up 2.10 s
+[    2.200000] [U] ok 1 - each vCPU has the flag tdx_guest
+[    2.300000] [U] ok 2 - all vCPUs are online
+[    2.400000] [U] 1..2
+[    2.500000] [U] td: all tests passed
+"""
+
+
+def judge(text, image=None, modes=("on", "off"), console=None):
+    """(exit status, output); with a console, of a run that booted Linux."""
     with tempfile.TemporaryDirectory() as folder:
+        option = []
+        if console is not None:
+            option = ["--linux", folder]
+            for mode in modes:
+                with open(os.path.join(folder, "serial-" + mode), "w", encoding="utf-8", newline="\r\n") as file:
+                    file.write(console)
         paths = [os.path.join(folder, name) for name in ("log", "fd")]
         for path, content in zip(paths, (text.encode(), image or firmware())):
             with open(path, "wb") as file:
                 file.write(content)
         out = io.StringIO()
         with contextlib.redirect_stdout(out):
-            status = boot_qemu.main([*paths, "2", *modes])
+            status = boot_qemu.main([*paths, "2", *option, *modes])
         return status, out.getvalue()
 
 
@@ -134,6 +149,28 @@ class Launch(unittest.TestCase):
     def test_kernel_log(self):
         self.fails("kernel log", line="[    3.0] WARNING: CPU: 0 PID: 7 at arch/x86/kvm/vmx/tdx.c:1\n")
         self.fails("came to its end", last="")
+
+    def test_linux(self):
+        run = log(why="ended")
+        status, out = judge(run, console=CONSOLE)
+        self.assertEqual(status, 0, out)
+        self.assertIn("PASS: tdx_mirror=off: Linux test: all vCPUs are online\n", out)
+        for find, instead, word in (("efi: EFI", "nothing", "started by the firmware"),
+                                    ("td: user space", "", "gets to user space: no"),
+                                    ("ok 2", "not ok 2", "all vCPUs are online"),
+                                    ("1..2", "1..3", "all its tests: 2 of 3"),
+                                    ("[U] 1..2", "WARNING: CPU: 0", "all its tests: 2 of None"),
+                                    ("[U] td: all", "BUG: all", "finds nothing wrong")):
+            with self.subTest(word):
+                status, out = judge(run, console=CONSOLE.replace(find, instead))
+                self.assertEqual(status, 1)
+                self.assertRegex(out, f"(?m)^FAIL: .*{word}")
+
+    def test_linux_end(self):
+        for change in ({"status": 3, "why": "ended"}, {"why": "accepted"}, {"why": "timeout"}):
+            status, out = judge(log(**change), console=CONSOLE)
+            self.assertEqual(status, 1)
+            self.assertRegex(out, "(?m)^FAIL: .*QEMU ended")
 
     def test_nothing_ran(self):
         status, out = judge("")
