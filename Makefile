@@ -11,6 +11,7 @@
 # make planted     bugs planted into the module, each of which a test must find
 # make contract    the C contract's test module, on an emulated PC
 # make testdev    the test device: mirror and software TDX module without KVM
+# make stat        build tools/tdx-mirror-stat (build/stat), and try it in an emulated PC
 # make kunit       the unit tests of the mirror inside a kernel
 # make sanitize    contract, test device, KUnit and fuzzing with lockdep, and that the kernel finds planted bugs
 # make kasan       the same with a kernel that has KASAN and kmemleak too
@@ -34,7 +35,7 @@
 # make clean       remove build/ (the cache stays)
 
 .DEFAULT_GOAL := help
-.PHONY: help run boot-linux boot-qemu test test-all sanitize kasan kcsan fuzz watchdog selftests contract testdev kunit host-test loom soak replay bench bench-host bench-emu mutants requirements check modules vm setup clean
+.PHONY: help run boot-linux boot-qemu test test-all sanitize kasan kcsan fuzz watchdog selftests contract testdev stat kunit host-test loom soak replay bench bench-host bench-emu mutants requirements check modules vm setup clean
 
 SESSION := scripts/session
 
@@ -74,6 +75,9 @@ contract:
 
 testdev:
 	@$(SESSION) scripts/testdev
+
+stat:
+	@$(SESSION) scripts/stat
 
 kunit:
 	@$(SESSION) scripts/kunit
