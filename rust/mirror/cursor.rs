@@ -10,7 +10,7 @@ use super::spte::{Spte, SpteKind};
 use super::table::{self, PageMap, Table};
 
 /// An entry that ends the walk for a GFN: anything but a link to a table.
-#[derive(Debug)]
+#[derive(Clone, Copy, Debug)]
 pub struct Slot<'t> {
     /// Which entry.
     pub at: Position,
@@ -128,20 +128,18 @@ impl<'t, L: TablesStay> Entries<'_, 't, L> {
             return None;
         }
         let gfn = Gfn::new(self.cursor.next)?;
-        // Nearly always: one more leaf, or room for one, of the table that the last one was in.
-        if let Some((table, Level::L4K)) = self.last {
-            if Level::L4K.index(gfn) != 0 {
+        match self.last {
+            // Nearly always: one more leaf, or room for one, of the table that the last one was
+            // in.
+            Some((table, Level::L4K)) if Level::L4K.index(gfn) != 0 => {
                 let at = Position::covering(gfn, Level::L4K);
                 let cell = table.cell(at)?;
                 self.cursor.next = gfn.as_u64().saturating_add(1);
-                return Some(Slot {
-                    at,
-                    cell,
-                    spte: cell.load(),
-                });
+                let spte = cell.load();
+                Some(Slot { at, cell, spte })
             }
+            _ => self.walk(map, gfn),
         }
-        self.walk(map, gfn)
     }
 
     /// The entry for `gfn`, by a walk from the lowest table that is known to lead there.

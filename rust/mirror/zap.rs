@@ -153,7 +153,7 @@ impl<E: ExternalPt, V: Vm> Mirror<E, V> {
                 SpteKind::NonPresent | SpteKind::Quarantined(_) => empty = empty.saturating_add(1),
                 _ => {
                     empty = empty.saturating_add(1);
-                    self.unexpected(x, &slot);
+                    self.unexpected(x, slot);
                 }
             }
         }
@@ -180,7 +180,7 @@ impl<E: ExternalPt, V: Vm> Mirror<E, V> {
                 SpteKind::Blocked(pfn) if tracked => {
                     removed = removed.saturating_add(self.remove(x, &slot, pfn));
                 }
-                SpteKind::Blocked(pfn) => self.quarantine(x, &slot, pfn),
+                SpteKind::Blocked(pfn) => self.untracked(x, slot, pfn),
                 _ => (),
             }
         }
@@ -197,7 +197,7 @@ impl<E: ExternalPt, V: Vm> Mirror<E, V> {
                 self.follow(x, slot, Spte::blocked(pfn));
                 true
             }
-            Err(failure) => self.refused_zap(x, slot, pfn, failure),
+            Err(failure) => self.refused_zap(x, *slot, pfn, failure),
         }
     }
 
@@ -210,7 +210,7 @@ impl<E: ExternalPt, V: Vm> Mirror<E, V> {
                 self.vm.page_stats(slot.at.level(), false);
                 1
             }
-            Err(failure) => self.refused_zap(x, slot, pfn, failure).into(),
+            Err(failure) => self.refused_zap(x, *slot, pfn, failure).into(),
         }
     }
 
@@ -225,7 +225,7 @@ impl<E: ExternalPt, V: Vm> Mirror<E, V> {
     fn refused_zap(
         &self,
         x: &Exclusive<'_>,
-        slot: &Slot<'_>,
+        slot: Slot<'_>,
         pfn: Pfn,
         failure: ExtFailure,
     ) -> bool {
@@ -233,20 +233,29 @@ impl<E: ExternalPt, V: Vm> Mirror<E, V> {
             at: slot.at,
             failure,
         });
-        self.quarantine(x, slot, pfn);
+        self.quarantine(x, &slot, pfn);
         false
+    }
+
+    /// A blocked leaf stays, because the TRACK failed.
+    #[cold]
+    #[inline(never)]
+    fn untracked(&self, x: &Exclusive<'_>, slot: Slot<'_>, pfn: Pfn) {
+        self.quarantine(x, &slot, pfn);
     }
 
     /// An entry that cannot be there under mmu_lock held for write, or a leaf that is larger than
     /// what is zapped of it.
-    fn unexpected(&self, x: &Exclusive<'_>, slot: &Slot<'_>) {
+    #[cold]
+    #[inline(never)]
+    fn unexpected(&self, x: &Exclusive<'_>, slot: Slot<'_>) {
         self.bugged(Bug::Unexpected {
             at: slot.at,
             found: slot.spte,
         });
         if let SpteKind::Blocked(pfn) = slot.kind() {
             // No batch leaves one behind, so the external state is in doubt.
-            self.quarantine(x, slot, pfn);
+            self.quarantine(x, &slot, pfn);
         }
     }
 

@@ -144,6 +144,9 @@ impl<B: SeptBackend> Sept<B> {
 
     /// Calls until it is done, fails or has met contention `tries` times; `again` is told what
     /// was busy before each further try.
+    ///
+    /// Nearly always the first try succeeds: that much is inlined where it is used.
+    #[inline(always)]
     fn tries(
         &self,
         op: Op,
@@ -151,15 +154,35 @@ impl<B: SeptBackend> Sept<B> {
         tries: u32,
         calls: &B::Count,
         call: impl Fn(&B) -> SeamOut,
+        again: impl FnMut(Operand),
+    ) -> Result<(), Stop> {
+        calls.inc();
+        let out = call(&self.backend);
+        if out.status.is_success() {
+            return Ok(());
+        }
+        self.more_tries(op, at, tries, calls, call, again, out)
+    }
+
+    /// What follows a first try that was answered `out`.
+    #[cold]
+    #[inline(never)]
+    #[expect(
+        clippy::too_many_arguments,
+        reason = "those of `tries()` and the answer"
+    )]
+    fn more_tries(
+        &self,
+        op: Op,
+        at: Option<Position>,
+        tries: u32,
+        calls: &B::Count,
+        call: impl Fn(&B) -> SeamOut,
         mut again: impl FnMut(Operand),
+        mut out: SeamOut,
     ) -> Result<(), Stop> {
         let mut left = tries;
         loop {
-            calls.inc();
-            let out = call(&self.backend);
-            if out.status.is_success() {
-                return Ok(());
-            }
             if op.is_done(out.status) {
                 self.given.noted(op);
                 return Ok(());
@@ -183,6 +206,11 @@ impl<B: SeptBackend> Sept<B> {
                     self.stats.retries.inc();
                     self.given.retries.add(op, operand);
                 }
+            }
+            calls.inc();
+            out = call(&self.backend);
+            if out.status.is_success() {
+                return Ok(());
             }
         }
     }
@@ -236,6 +264,7 @@ impl<B: SeptBackend> Sept<B> {
     /// second try cannot find a lock held.  They stay out until the batch ends, because a guest
     /// that accepts pages all the time would have to be kicked for each of its leaves otherwise,
     /// with mmu_lock held as long.
+    #[inline(always)]
     fn exclusive_call(
         &self,
         op: Op,
@@ -253,6 +282,7 @@ impl<B: SeptBackend> Sept<B> {
     }
 
     /// [`exclusive_call()`](Self::exclusive_call) on the entry `at`, which pays what is owed there.
+    #[inline(always)]
     fn exclusive_entry_call(
         &self,
         op: Op,
@@ -276,6 +306,13 @@ impl<B: SeptBackend> Sept<B> {
     fn kick(&self) {
         self.stats.kicks.inc();
         self.backend.kick_vcpus();
+    }
+
+    #[cold]
+    #[inline(never)]
+    fn not_written_back(&self, out: SeamOut) -> ExtFailure {
+        self.given.failed(Op::Wbinvd);
+        Op::Wbinvd.failure(out)
     }
 
     /// One call of the teardown that gives a page back.
@@ -410,6 +447,7 @@ impl<B: SeptBackend> ExternalPt for Sept<B> {
         self.backend.is_finalized()
     }
 
+    #[inline]
     fn block_leaf(&self, _x: &Exclusive<'_>, at: Position) -> Result<(), ExtFailure> {
         self.exclusive_entry_call(Op::Block, at, &self.stats.block_calls, |b| {
             b.mem_range_block(at)
@@ -427,6 +465,7 @@ impl<B: SeptBackend> ExternalPt for Sept<B> {
         Ok(())
     }
 
+    #[inline]
     fn zap_leaf(&self, _x: &Exclusive<'_>, at: Position, pfn: Pfn) -> Result<(), ExtFailure> {
         self.exclusive_entry_call(Op::Remove, at, &self.stats.remove_calls, |b| {
             b.mem_page_remove(at)
@@ -438,8 +477,7 @@ impl<B: SeptBackend> ExternalPt for Sept<B> {
         if out.status.is_success() {
             Ok(())
         } else {
-            self.given.failed(Op::Wbinvd);
-            Err(Op::Wbinvd.failure(out))
+            Err(self.not_written_back(out))
         }
     }
 
