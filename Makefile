@@ -6,7 +6,7 @@
 # make boot-qemu   QEMU and OVMF build and run a TD there; MIRROR=rust|c|both LINUX=1 HELP=1
 # make test        every test; the last line says how many passed and failed; PARTS='selftests kunit'
 # make test-all    the same, and what takes too long for every change: all kernel flavours, more fuzzing
-# make selftests   the kselftests on the emulated host, in both modes
+# make selftests   the kselftests on the emulated host, in both modes; LONG=1: more often, and a TD of 1 GiB
 # make failnth     each SEAMCALL and each allocation of a TD's life fails; QUICK=1: a part
 # make planted     bugs planted into the module, each of which a test must find
 # make contract    the C contract's test module, on an emulated PC
@@ -35,7 +35,7 @@
 # make clean       remove build/ (the cache stays)
 
 .DEFAULT_GOAL := help
-.PHONY: help run boot-linux boot-qemu test test-all sanitize kasan kcsan fuzz watchdog selftests contract testdev stat kunit host-test loom soak replay bench bench-host bench-emu mutants requirements check modules vm setup clean
+.PHONY: help run boot-linux boot-qemu test test-all sanitize kasan kcsan fuzz watchdog selftests contract testdev stat kunit host-test loom soak replay bench bench-host bench-emu mutants requirements check modules vm setup clean failnth planted
 
 SESSION := scripts/session
 
@@ -62,7 +62,7 @@ test-all:
 	@$(SESSION) scripts/test all
 
 selftests:
-	@$(SESSION) scripts/selftests $(TESTS)
+	@$(SESSION) scripts/selftests $(if $(LONG),--long,$(TESTS))
 
 failnth:
 	@$(SESSION) scripts/failnth $(if $(QUICK),--quick)
