@@ -4,14 +4,14 @@
 # usage: build.sh [options] OUT
 #   --kernel DIR      where the guest kernel was built (needed)
 #   --cpus N          vCPUs that the tests must find, default 2
-#   --leave MIB       memory that the tests leave alone, default 32
+#   --leave MIB       memory that the tests leave alone, default 96
 #   --rounds N        rounds of conversions to shared and back, default 16
 #   --command FILE    shell commands to run instead of the tests
 # Makes OUT/initramfs.gz. Runs in the tool root (gcc, make, busybox-static, cpio).
 set -euo pipefail
 
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
-kernel='' cpus=2 leave=32 rounds=16 command=''
+kernel='' cpus=2 leave=96 rounds=16 command=''
 while [ $# -gt 1 ]; do
 	case $1 in
 	--kernel) kernel=$2 ;;
