@@ -3,6 +3,7 @@
  * TDs of /dev/tdx_mirror_test: the mirror of tdx_mirror.ko against the software
  * TDX module, without KVM and without VMX.
  */
+#include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <pthread.h>
@@ -21,6 +22,7 @@
 #include "kselftest_harness.h"
 
 #define DEVICE		"/dev/tdx_mirror_test"
+#define FIGURES		"/sys/kernel/debug/tdx_mirror"
 #define PAGE		4096UL
 #define SEED		0x5eed2026UL
 
@@ -494,6 +496,175 @@ TEST_F(testdev, endless)
 	}
 	EXPECT_EQ(0, range(self->fd, TDX_TEST_ZAP, 0, 1, NULL));
 	EXPECT_TRUE(agree(self->fd, &self->before));
+}
+
+/* The folder in debugfs of the TD that this process made, or false. */
+static bool folder_of(pid_t pid, char *folder, size_t size)
+{
+	DIR *dir = opendir(FIGURES);
+	struct dirent *entry;
+	bool found = false;
+	char name[16];
+
+	if (!dir)
+		return false;
+	snprintf(name, sizeof(name), "%d-", pid);
+	while (!found && (entry = readdir(dir))) {
+		found = !strncmp(entry->d_name, name, strlen(name));
+		if (found)
+			snprintf(folder, size, FIGURES "/%s", entry->d_name);
+	}
+	closedir(dir);
+	return found;
+}
+
+/* What a file has, or "?" if it cannot be read to its end. */
+static const char *text_of(const char *folder, const char *name)
+{
+	static __thread char text[65536];
+	size_t len = 0;
+	ssize_t n;
+	int fd;
+
+	snprintf(text, sizeof(text), "%s/%s", folder, name);
+	fd = open(text, O_RDONLY);
+	if (fd < 0)
+		return "?";
+	while ((n = read(fd, text + len, sizeof(text) - 1 - len)) > 0)
+		len += n;
+	close(fd);
+	text[len] = 0;
+	return n ? "?" : text;
+}
+
+/* 0 or a positive errno. */
+static int write_to(const char *folder, const char *name, const char *text)
+{
+	char path[320];
+	int fd, ret = 0;
+
+	snprintf(path, sizeof(path), "%s/%s", folder, name);
+	fd = open(path, O_WRONLY);
+	if (fd < 0)
+		return errno;
+	if (write(fd, text, strlen(text)) < 0)
+		ret = errno;
+	close(fd);
+	return ret;
+}
+
+TEST_F(testdev, debugfs_files)
+{
+	struct tdx_test_run run = { .rounds = 1 };
+	char folder[300], path[320], byte;
+	int fd;
+
+	ASSERT_FALSE(folder_of(getpid(), folder, sizeof(folder)));
+	ASSERT_EQ(0, create_final(self->fd, SEED));
+	ASSERT_TRUE(folder_of(getpid(), folder, sizeof(folder)));
+
+	EXPECT_STREQ("0x0 0x10 mapped\n0xfffff 0x100000 mapped\n", text_of(folder, "map"));
+	ASSERT_EQ(0, range(self->fd, TDX_TEST_MAP, DATA_GFN + 2, 3, NULL));
+	EXPECT_STREQ("0x0 0x10 mapped\n0x12 0x15 pending\n0xfffff 0x100000 mapped\n",
+		     text_of(folder, "map"));
+	EXPECT_NE(NULL, strstr(text_of(folder, "audit"), "leaves 20\npending 3\ndifferences 0\n"));
+	EXPECT_STREQ("", text_of(folder, "frozen"));
+	EXPECT_NE(NULL, strstr(text_of(folder, "stats"), "\nfinalized 1\nmapped 20\n"));
+	EXPECT_NE(NULL, strstr(text_of(folder, "stats"), "\npages_mapped 20\n"));
+	EXPECT_NE(NULL, strstr(text_of(folder, "stats"), "\nfaults_fixed 20\n"));
+	EXPECT_NE(NULL, strstr(text_of(folder, "stats"), "\nseamcall_page_map_success 20\n"));
+	EXPECT_NE(NULL, strstr(text_of(folder, "stats"), "\nseamcall_page_add 17\n"));
+	EXPECT_EQ(NULL, strstr(text_of(folder, "stats"), "freeze_cycles"));
+
+	/* The guest accepts what it touches. */
+	EXPECT_EQ(0, write_to(FIGURES, "timing", "1\n"));
+	EXPECT_STREQ("1\n", text_of(FIGURES, "timing"));
+	ASSERT_EQ(0, DO(self->fd, TDX_TEST_RUN, &run));
+	EXPECT_EQ(0, write_to(FIGURES, "timing", "0\n"));
+	EXPECT_STREQ("0x0 0x20 mapped\n0xfffff 0x100000 mapped\n", text_of(folder, "map"));
+	EXPECT_NE(NULL, strstr(text_of(folder, "stats"), "freeze_cycles"));
+	ASSERT_EQ(0, range(self->fd, TDX_TEST_ZAP, DATA_GFN, DATA_PAGES, NULL));
+	EXPECT_STREQ("0x0 0x10 mapped\n0xfffff 0x100000 mapped\n", text_of(folder, "map"));
+	EXPECT_NE(NULL, strstr(text_of(folder, "stats"), "\nbatch_16 1\n"));
+
+	EXPECT_EQ(EINVAL, write_to(FIGURES, "timing", "2"));
+	EXPECT_EQ(EINVAL, write_to(folder, "frozen", "0"));
+	EXPECT_EQ(EINVAL, write_to(folder, "frozen", "10001"));
+	EXPECT_EQ(EINVAL, write_to(folder, "frozen", "soon"));
+	EXPECT_EQ(0, write_to(folder, "frozen", "10000"));
+	EXPECT_EQ(EBUSY, write_to(FIGURES, "reset", "1"));
+
+	/* A file that is open does not keep the TD. */
+	snprintf(path, sizeof(path), "%s/map", folder);
+	fd = open(path, O_RDONLY);
+	ASSERT_LE(0, fd);
+	ASSERT_EQ(0, DO(self->fd, TDX_TEST_DESTROY));
+	EXPECT_EQ(-1, pread(fd, &byte, 1, 0));
+	close(fd);
+	EXPECT_FALSE(folder_of(getpid(), folder, sizeof(folder)));
+}
+
+struct reader {
+	pthread_t thread;
+	atomic_bool stop;
+	atomic_ullong reads;
+	uint64_t differences;
+};
+
+/* Reads all that there is of the TDs, whatever happens to them. */
+static void *look(void *data)
+{
+	static const char * const names[] = { "stats", "map", "audit", "frozen" };
+	struct reader *r = data;
+	char folder[300];
+
+	while (!r->stop) {
+		if (!folder_of(getpid(), folder, sizeof(folder)))
+			continue;
+		for (int i = 0; i < 4; i++) {
+			const char *text = text_of(folder, names[i]);
+
+			r->reads += strcmp(text, "?") != 0;
+			if (strstr(text, "\ndifferences ") && !strstr(text, "\ndifferences 0\n"))
+				r->differences++;
+		}
+	}
+	return NULL;
+}
+
+TEST_F_TIMEOUT(testdev, debugfs_race, 120)
+{
+	struct reader reader = {};
+	unsigned long long reads = 0;
+	int td;
+
+	ASSERT_EQ(0, pthread_create(&reader.thread, NULL, look, &reader));
+	for (td = 0; td < 4; td++) {
+		struct worker worker = { .fd = self->fd, .seed = SEED + td };
+		atomic_bool stop = false;
+
+		ASSERT_EQ(0, create_final(self->fd, SEED + td));
+		worker.stop = &stop;
+		ASSERT_EQ(0, pthread_create(&worker.thread, NULL, work, &worker));
+		for (int n = 0; n < 200 && reader.reads < reads + 20; n++) {
+			struct tdx_test_run run = { .rounds = 1 };
+
+			ASSERT_EQ(0, DO(self->fd, TDX_TEST_RUN, &run));
+			EXPECT_EQ(0, run.bad);
+		}
+		reads = reader.reads;
+		stop = true;
+		pthread_join(worker.thread, NULL);
+		EXPECT_EQ(0, worker.error);
+		EXPECT_LT(0, worker.mapped);
+		/* While it is read. */
+		ASSERT_EQ(0, DO(self->fd, TDX_TEST_DESTROY));
+	}
+	reader.stop = true;
+	pthread_join(reader.thread, NULL);
+	ksft_print_msg("%llu reads\n", reader.reads);
+	EXPECT_LE(40, reader.reads);
+	EXPECT_EQ(0, reader.differences);
 }
 
 TEST_HARNESS_MAIN
