@@ -453,7 +453,18 @@ mod tests {
     fn reports_a_trace() {
         let (status, out) = stat(&["trace", &format!("{DATA}/trace.txt")]).unwrap();
         assert_eq!(status, 0);
-        assert!(out.starts_with("TD "), "{out}");
+        assert!(
+            out.starts_with("TD 52: 50 events in 0.010509 s, 18 changes of the mirror\n"),
+            "{out}"
+        );
+        let (status, out) = stat(&["trace", &format!("{DATA}/trace-wrong.txt"), "--json"]).unwrap();
+        let value: serde_json::Value = serde_json::from_str(&out).unwrap();
+        assert_eq!(status, FOUND_PROBLEM);
+        assert_eq!(value["tds"]["15"]["quarantined"], 1);
+        assert_eq!(
+            value["tds"]["4"]["alarms"].as_array().map(Vec::len),
+            Some(1)
+        );
         assert!(stat(&["trace", &format!("{DATA}/stats")]).is_err());
         assert!(stat(&["trace", "/nonexistent"]).is_err());
     }
