@@ -28,6 +28,8 @@ BINARY = re.compile(r"^ *(?:Running (?:unittests )?|Doc-tests )(?P<name>\S+)(?: 
 PYTHON = re.compile(r"^test_\w+ \((?:\w+\.)*?(?P<name>\w+\.\w+)\).* \.\.\. (?P<how>ok|FAIL|ERROR|skipped)(?P<more>.*)")
 CHECK = re.compile(r"^(?P<how>ok  |FAIL) (?P<name>[a-z-]+): (?P<more>.*)")
 CLOSING = re.compile(r"^[a-zA-Z][\w -]*: (?P<passed>\d+)(?: \w+)? passed, (?P<failed>\d+) failed(?:, (?P<skipped>\d+) skipped)?")
+# Of a part that looks for something.
+SHARE = re.compile(r"^[a-zA-Z][\w -]*: (\d+) of (\d+) .* found$")
 BEGIN = re.compile(r"^@begin \d+ (?P<mode>\S+) (?P<program>.*)")
 # Printed when the part has something else to say than test cases.
 REASON = re.compile(r"^(tdx-mirror: (problem|error|warning)|not ok |FAIL|# failed|# skipped|test .* FAILED)")
@@ -103,15 +105,21 @@ def cases_of(consoles, output):
 
 
 def closing(lines, cases, status):
-    """(passed, failed, skipped): what the part says, else what was found; a part that breaks has failed once."""
+    """(passed, failed, skipped): what the part says, else what was found; without either, its status."""
     counts = [sum(case["status"] == how for case in cases) for how in ("passed", "failed", "skipped")]
     for line in lines:
         match = CLOSING.match(line)
         if match:
             counts = [int(match[how] or 0) if how != "skipped" or match[how] else counts[2]
                       for how in ("passed", "failed", "skipped")]
+        match = SHARE.match(line)
+        if match:
+            counts[:2] = [int(match[1]), int(match[2]) - int(match[1])]
     if status and not counts[1]:
         counts[1] = 1
+    # One that judges itself as a whole.
+    if not status and not any(counts):
+        counts[0] = 1
     return counts
 
 

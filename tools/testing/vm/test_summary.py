@@ -126,6 +126,17 @@ class Sanitize(unittest.TestCase):
         self.assertRegex(out, r"not ok \d+ kcsan.testdev.no_report")
 
 
+class Closing(unittest.TestCase):
+    def test_part_that_looks_for_something(self):
+        self.assertEqual(summary.closing(["planted: 15 of 16 planted bugs found"], [], 1), [15, 1, 0])
+        self.assertEqual(summary.closing(["planted: 16 of 16 planted bugs found"], [], 0), [16, 0, 0])
+
+    def test_part_that_counts_nothing(self):
+        lines = ["failnth: 7 injections, 0 lost, 0 host faults"]
+        self.assertEqual(summary.closing(lines, [], 0), [1, 0, 0])
+        self.assertEqual(summary.closing(lines, [], 1), [0, 1, 0])
+
+
 class Summary(unittest.TestCase):
     def setUp(self):
         self.folder = tempfile.TemporaryDirectory()
