@@ -73,7 +73,8 @@ impl Figures {
                 .get()
                 .wrapping_add(stats.data_reclaim_calls.get()),
         ];
-        for ((op, calls), (failed, noted)) in calls.into_iter().enumerate().zip(given.others()) {
+        // By a range: enumerate() counts with a check, whose panic the linker would keep.
+        for ((op, calls), (failed, noted)) in (0..calls.len()).zip(calls).zip(given.others()) {
             let contended = given.retries.each().chain_of(given.giveups.each());
             let busy = contended
                 .filter(|(of, _, _)| *of == op)

@@ -126,7 +126,7 @@ impl<C: Count> Given<C> {
     /// For each operation, answers that were neither done nor contention, and answers that were
     /// done with a remark.
     pub fn others(&self) -> impl Iterator<Item = (u64, u64)> + '_ {
-        let failed = self.failed.iter().map(Count::get);
-        failed.zip(self.noted.iter().map(Count::get))
+        let both = self.failed.iter().zip(&self.noted);
+        both.map(|(failed, noted)| (failed.get(), noted.get()))
     }
 }

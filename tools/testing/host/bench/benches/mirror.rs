@@ -134,7 +134,7 @@ fn scaling() -> Map<String, Value> {
     // One table's entries by turns.
     let shared = |td: &Td, n: u64| {
         for gfn in 0..ROUND {
-            black_box(td.map(2 * gfn + n));
+            let _ = black_box(td.map(2 * gfn + n));
         }
     };
     note(
