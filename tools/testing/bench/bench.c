@@ -290,7 +290,7 @@ static int convert(struct bench *b)
 	return conversion(b, name, b->arg * MIB_PAGES, true, true);
 }
 
-/* The same by a hole in the memory file, which frees the pages too. */
+/* Takes pages away by a hole in the memory file, which frees them too. */
 static int hole(struct bench *b)
 {
 	struct bench_sample *sample = sample_of(b, "hole_%lu", b->arg);
