@@ -5,6 +5,7 @@
 #include <linux/bug.h>
 #include <linux/idr.h>
 #include <linux/mm.h>
+#include <linux/mutex.h>
 #include <linux/preempt.h>
 #include <linux/printk.h>
 #include <linux/slab.h>
@@ -25,6 +26,12 @@
 #define PFN_BITS	GENMASK_ULL(51, 12)
 
 static DEFINE_IDA(tdt_hkids);
+
+/*
+ * SEAMCALLs that lock one of the TDX module's two tables of keys find it busy
+ * beside each other, of whichever TDs they are.  KVM has its tdx_lock for that.
+ */
+static DEFINE_MUTEX(tdt_keys_lock);
 
 static void tdt_free_pages(void **pages, int nr)
 {
@@ -124,9 +131,11 @@ static u64 tdt_init(struct tdt_td *td)
 	u64 *params = td->source;
 	int i;
 
+	mutex_lock(&tdt_keys_lock);
 	status = tdt_call4(TDH_MNG_CREATE, tdr, td->hkid, 0);
 	if (!status)
 		status = tdt_call4(TDH_MNG_KEY_CONFIG, tdr, 0, 0);
+	mutex_unlock(&tdt_keys_lock);
 	for (i = 0; i < TDT_NR_TDCX && !status; i++)
 		status = tdt_call4(TDH_MNG_ADDCX, tdt_pa(td->tdcx[i]), tdr, 0);
 	if (status)
@@ -180,11 +189,13 @@ void tdt_destroy(struct tdt_td *td)
 	int i, j;
 
 	tdt_zap(td, 0, BIT_ULL(TDT_GFN_BITS));
+	mutex_lock(&tdt_keys_lock);
 	status = tdt_call4(TDH_MNG_VPFLUSHDONE, tdr, 0, 0);
 	if (!status)
 		status = tdt_call4(TDH_PHYMEM_CACHE_WB, 0, 0, 0);
 	if (!status)
 		status = tdt_call4(TDH_MNG_KEY_FREEID, tdr, 0, 0);
+	mutex_unlock(&tdt_keys_lock);
 	td->hkid_released = !status;
 
 	write_lock(&td->mmu_lock);

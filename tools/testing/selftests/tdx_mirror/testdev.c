@@ -35,6 +35,7 @@
 
 #define VCPUS		2
 #define THREADS		4
+#define LIVES		200	/* of TDs, for each thread */
 #define OPS		192	/* operations of a vCPU in one round */
 
 /* Operations and registers of the interpreter, rust/emu/interp.rs. */
@@ -400,6 +401,43 @@ TEST_F(testdev, two_tds)
 	close(other);
 	EXPECT_EQ(0, DO(self->fd, TDX_TEST_RUN, &run));
 	EXPECT_EQ(0, stats_of(self->fd).audit);
+}
+
+struct builder {
+	pthread_t thread;
+	int fd, error, lives;
+};
+
+/* Builds and destroys, as a host does that starts many TDs. */
+static void *lives(void *data)
+{
+	struct builder *b = data;
+
+	for (b->lives = 0; b->lives < LIVES && !b->error; b->lives++)
+		b->error = create(b->fd, RAM_PAGES, VCPUS) ?: DO(b->fd, TDX_TEST_DESTROY);
+	return NULL;
+}
+
+/*
+ * The TDX module's tables of keys are one for all TDs, and a call that finds one locked
+ * is answered BUSY: who creates a TD must not be beside who destroys one.
+ */
+TEST_F_TIMEOUT(testdev, tds_come_and_go_at_once, 120)
+{
+	struct builder builders[THREADS] = {};
+	int i;
+
+	for (i = 0; i < THREADS; i++) {
+		builders[i].fd = open(DEVICE, O_RDWR);
+		ASSERT_LE(0, builders[i].fd);
+		ASSERT_EQ(0, pthread_create(&builders[i].thread, NULL, lives, &builders[i]));
+	}
+	for (i = 0; i < THREADS; i++) {
+		pthread_join(builders[i].thread, NULL);
+		EXPECT_EQ(0, builders[i].error);
+		EXPECT_EQ(LIVES, builders[i].lives);
+		close(builders[i].fd);
+	}
 }
 
 /* Without a TD, before and after it is final, and numbers that nothing has. */
