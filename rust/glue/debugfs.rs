@@ -6,8 +6,10 @@
 //! * `reset`: a write of anything zeroes the totals; -EBUSY while a TD lives.
 //! * `record`: see [`super::record`].
 //! * `timing`: 1 while freezes are timed, else 0; may be written.
+//! * `read_sept`: 1 while `map` and `audit` of a TD read the S-EPT, else 0; may be written.
 //! * `<pid>-<td>/`: see [`super::td_files`].
 
+use core::sync::atomic::{AtomicBool, Ordering};
 use kernel::{
     debugfs::{Dir, File},
     fmt,
@@ -16,6 +18,15 @@ use kernel::{
 };
 
 use super::{record::Record, registry, switches};
+
+/// A read of the S-EPT takes the TDX module's lock of the TD. KVM builds and destroys TDs with calls
+/// that want it alone, and takes their BUSY for a bug: who reads must know that the TD stays.
+static READ_SEPT: AtomicBool = AtomicBool::new(false);
+
+/// Whether `map` and `audit` may read the S-EPT.
+pub(super) fn reads_sept() -> bool {
+    READ_SEPT.load(Ordering::Relaxed)
+}
 
 /// The files. They go away when this is dropped, before the module's memory does.
 #[pin_data]
@@ -29,6 +40,8 @@ pub(crate) struct Files {
     _record: File<Record>,
     #[pin]
     _timing: File<()>,
+    #[pin]
+    _read_sept: File<()>,
     _parent: Parent,
 }
 
@@ -48,6 +61,18 @@ fn set_timing(_: &(), reader: &mut UserSliceReader) -> Result {
     match number(reader)? {
         0 => switches::set_timing(false),
         1 => switches::set_timing(true),
+        _ => return Err(EINVAL),
+    }
+    Ok(())
+}
+
+fn read_sept(_: &(), f: &mut fmt::Formatter<'_>) -> fmt::Result {
+    writeln!(f, "{}", u8::from(reads_sept()))
+}
+
+fn set_read_sept(_: &(), reader: &mut UserSliceReader) -> Result {
+    match number(reader)? {
+        on @ (0 | 1) => READ_SEPT.store(on == 1, Ordering::Relaxed),
         _ => return Err(EINVAL),
     }
     Ok(())
@@ -99,6 +124,12 @@ impl Files {
             _reset <- dir.write_callback_file(c"reset", (), &reset),
             _record <- dir.read_write_binary_file(c"record", Record),
             _timing <- dir.read_write_callback_file(c"timing", (), &timing, &set_timing),
+            _read_sept <- dir.read_write_callback_file(
+                c"read_sept",
+                (),
+                &read_sept,
+                &set_read_sept
+            ),
             _parent: Parent::new(&dir),
             _dir: dir,
         })

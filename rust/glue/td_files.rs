@@ -10,8 +10,9 @@
 //! * `frozen`: entries that stay frozen, with the operation. A write sets for how long, in
 //!   milliseconds.
 //!
-//! `map` and `audit` read the S-EPT with TDH.MEM.SEPT.RD, [`CHUNK`] entries at a time with
-//! `mmu_lock` held for write, which makes faults wait as long as a zap of as many pages does.
+//! While `read_sept` of the folder above is 1 and once the TD is finalized, `map` and `audit` read the
+//! S-EPT with TDH.MEM.SEPT.RD, [`CHUNK`] entries at a time with `mmu_lock` held for write, which makes
+//! faults wait as long as a zap of as many pages does.  Else they have the mirror alone.
 
 use core::fmt;
 use kernel::{
@@ -88,14 +89,15 @@ fn stats(mirror: &Arc<Mirror>, f: &mut fmt::Formatter<'_>) -> fmt::Result {
     mirror.write_stats(f)
 }
 
-/// A state of [`map`].
-fn state(entry: &Compared) -> Option<&'static str> {
-    Some(match (entry.kind, entry.external) {
+/// A state of [`map`]: the mirror's, and if it was read what the S-EPT says.
+fn state(kind: SpteKind, read: Option<&Compared>) -> Option<&'static str> {
+    Some(match (kind, read.map(|entry| entry.external)) {
         (SpteKind::NonPresent, _) => return None,
         (SpteKind::Quarantined(_), _) => "quarantined",
-        (_, Ok(External::Leaf { blocked: true, .. })) => "blocked",
-        _ if !entry.agrees() => "differs",
-        (_, Ok(External::Leaf { pending: true, .. })) => "pending",
+        (SpteKind::Blocked(_), None) => "blocked",
+        (_, Some(Ok(External::Leaf { blocked: true, .. }))) => "blocked",
+        _ if read.is_some_and(|entry| !entry.agrees()) => "differs",
+        (_, Some(Ok(External::Leaf { pending: true, .. }))) => "pending",
         _ => "mapped",
     })
 }
@@ -107,12 +109,17 @@ struct Ranges {
 }
 
 impl Ranges {
-    fn add(&mut self, f: &mut fmt::Formatter<'_>, entry: &Compared) -> fmt::Result {
-        let Some(state) = state(entry) else {
+    fn add(
+        &mut self,
+        f: &mut fmt::Formatter<'_>,
+        at: Position,
+        state: Option<&'static str>,
+    ) -> fmt::Result {
+        let Some(state) = state else {
             return Ok(());
         };
-        let start = entry.at.gfn().as_u64();
-        let end = start.saturating_add(entry.at.level().pages());
+        let start = at.gfn().as_u64();
+        let end = start.saturating_add(at.level().pages());
         match &mut self.open {
             Some((_, last, was)) if *last == start && *was == state => {
                 *last = end;
@@ -134,11 +141,12 @@ impl Ranges {
     }
 }
 
-/// Calls `told` for the entries of mirror and S-EPT; of the free ones only with `free`.
+/// Calls `told` for the mirror's entries, of the free ones only with `free`; with what the S-EPT
+/// has there if that may be read.
 fn compare(
     mirror: &Mirror,
     free: bool,
-    told: &mut dyn FnMut(&Compared) -> fmt::Result,
+    told: &mut dyn FnMut(Position, SpteKind, Option<&Compared>) -> fmt::Result,
 ) -> fmt::Result {
     let mut next = Some(0u64);
     let mut result = Ok(());
@@ -148,9 +156,16 @@ fn compare(
                 // There is no S-EPT any more.
                 return None;
             }
-            mirror.inner().compare(x, from, CHUNK, free, &mut |entry| {
-                if result.is_ok() {
-                    result = told(entry);
+            if debugfs::reads_sept() && mirror.hooks().is_finalized() {
+                return mirror.inner().compare(x, from, CHUNK, free, &mut |entry| {
+                    if result.is_ok() {
+                        result = told(entry.at, entry.kind, Some(entry));
+                    }
+                });
+            }
+            mirror.inner().look(x, from, CHUNK, &mut |at, kind| {
+                if result.is_ok() && (free || kind != SpteKind::NonPresent) {
+                    result = told(at, kind, None);
                 }
             })
         });
@@ -162,14 +177,22 @@ fn compare(
 
 fn map(mirror: &Arc<Mirror>, f: &mut fmt::Formatter<'_>) -> fmt::Result {
     let mut ranges = Ranges::default();
-    compare(mirror, false, &mut |entry| ranges.add(f, entry))?;
+    compare(mirror, false, &mut |at, kind, read| {
+        ranges.add(f, at, state(kind, read))
+    })?;
     ranges.close(f)
 }
 
 fn audit(mirror: &Arc<Mirror>, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-    let (mut entries, mut leaves, mut pending, mut differences) = (0u64, 0u64, 0u64, 0u64);
-    compare(mirror, true, &mut |entry| {
+    let (mut entries, mut leaves, mut pending) = (0u64, 0u64, 0u64);
+    let (mut differences, mut unread) = (0u64, 0u64);
+    compare(mirror, true, &mut |at, kind, read| {
         entries = entries.wrapping_add(1);
+        let Some(entry) = read else {
+            leaves = leaves.wrapping_add(u64::from(matches!(kind, SpteKind::Leaf(_))));
+            unread = unread.wrapping_add(1);
+            return Ok(());
+        };
         if let Ok(External::Leaf { pending: yet, .. }) = entry.external {
             leaves = leaves.wrapping_add(1);
             pending = pending.wrapping_add(u64::from(yet));
@@ -177,17 +200,23 @@ fn audit(mirror: &Arc<Mirror>, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         if entry.agrees() {
             return Ok(());
         }
-        differences = differences.wrapping_add(1);
-        if differences > LISTED {
+        // While the TD's key is given back, the TDX module refuses to read before KVM says that the
+        // key is gone.  What cannot be read is not known to differ.
+        let count = match entry.external {
+            Ok(_) => &mut differences,
+            Err(_) => &mut unread,
+        };
+        *count = count.wrapping_add(1);
+        if differences.wrapping_add(unread) > LISTED {
             return Ok(());
         }
-        let Compared { at, kind, external } = entry;
-        writeln!(f, "{at:?}: mirror {kind:?}, S-EPT {external:?}")
+        writeln!(f, "{at:?}: mirror {kind:?}, S-EPT {:?}", entry.external)
     })?;
     writeln!(f, "entries {entries}")?;
     writeln!(f, "leaves {leaves}")?;
     writeln!(f, "pending {pending}")?;
-    writeln!(f, "differences {differences}")
+    writeln!(f, "differences {differences}")?;
+    writeln!(f, "unread {unread}")
 }
 
 /// Whether the entry `at` is frozen now.

@@ -243,7 +243,9 @@ struct Audit {
     leaves: u64,
     pending: u64,
     differences: u64,
-    /// The first of the differences.
+    /// Entries of which the S-EPT could not be read.
+    unread: u64,
+    /// The first of both.
     listed: Vec<String>,
 }
 
@@ -262,6 +264,7 @@ fn audit(source: &Source, td: &str, as_json: bool, out: &mut impl Write) -> Resu
         leaves: count("leaves")?,
         pending: count("pending")?,
         differences: count("differences")?,
+        unread: count("unread")?,
         listed: text
             .lines()
             .filter(|line| line.contains(": mirror "))

@@ -179,7 +179,8 @@ struct worker {
 	int fd, error;
 	uint64_t seed;
 	atomic_bool *stop;
-	uint64_t mapped, zapped, retries;
+	atomic_ullong mapped;
+	uint64_t zapped, retries;
 };
 
 /* Maps and zaps at random, as faults of other vCPUs and the VMM would. */
@@ -195,7 +196,10 @@ static void *work(void *data)
 		struct tdx_test_range r;
 
 		w->error = range(w->fd, map ? TDX_TEST_MAP : TDX_TEST_ZAP, gfn, nr, &r);
-		*(map ? &w->mapped : &w->zapped) += r.changed;
+		if (map)
+			w->mapped += r.changed;
+		else
+			w->zapped += r.changed;
 		w->retries += r.retries;
 		if (w->error == EAGAIN)
 			w->error = 0;
@@ -462,9 +466,18 @@ TEST_F(testdev, debugfs_files)
 
 	EXPECT_STREQ("0x0 0x10 mapped\n0xfffff 0x100000 mapped\n", text_of(folder, "map"));
 	ASSERT_EQ(0, range(self->fd, TDX_TEST_MAP, DATA_GFN + 2, 3, NULL));
+	/* The mirror alone, then the S-EPT as well. */
+	EXPECT_STREQ("0\n", text_of(FIGURES, "read_sept"));
+	EXPECT_STREQ("0x0 0x10 mapped\n0x12 0x15 mapped\n0xfffff 0x100000 mapped\n",
+		     text_of(folder, "map"));
+	EXPECT_NE(NULL, strstr(text_of(folder, "audit"), "leaves 20\npending 0\ndifferences 0\n"));
+	EXPECT_EQ(NULL, strstr(text_of(folder, "audit"), "unread 0\n"));
+	EXPECT_EQ(EINVAL, write_to(FIGURES, "read_sept", "2"));
+	EXPECT_EQ(0, write_to(FIGURES, "read_sept", "1\n"));
+	EXPECT_STREQ("1\n", text_of(FIGURES, "read_sept"));
 	EXPECT_STREQ("0x0 0x10 mapped\n0x12 0x15 pending\n0xfffff 0x100000 mapped\n",
 		     text_of(folder, "map"));
-	EXPECT_NE(NULL, strstr(text_of(folder, "audit"), "leaves 20\npending 3\ndifferences 0\n"));
+	EXPECT_NE(NULL, strstr(text_of(folder, "audit"), "leaves 20\npending 3\ndifferences 0\nunread 0\n"));
 	EXPECT_STREQ("", text_of(folder, "frozen"));
 	EXPECT_NE(NULL, strstr(text_of(folder, "stats"), "\nfinalized 1\nmapped 20\n"));
 	EXPECT_NE(NULL, strstr(text_of(folder, "stats"), "\npages_mapped 20\n"));
@@ -492,6 +505,7 @@ TEST_F(testdev, debugfs_files)
 	EXPECT_EQ(EBUSY, write_to(FIGURES, "reset", "1"));
 
 	/* A file that is open does not keep the TD. */
+	EXPECT_EQ(0, write_to(FIGURES, "read_sept", "0"));
 	snprintf(path, sizeof(path), "%s/map", folder);
 	fd = open(path, O_RDONLY);
 	ASSERT_LE(0, fd);
@@ -522,8 +536,9 @@ static void *look(void *data)
 			const char *text = text_of(folder, names[i]);
 
 			r->reads += strcmp(text, "?") != 0;
-			if (strstr(text, "\ndifferences ") && !strstr(text, "\ndifferences 0\n"))
-				r->differences++;
+			if (strstr(text, "\ndifferences ") && !strstr(text, "\ndifferences 0\n") &&
+			    !r->differences++)
+				ksft_print_msg("%s", text);
 		}
 	}
 	return NULL;
@@ -541,9 +556,11 @@ TEST_F_TIMEOUT(testdev, debugfs_race, 120)
 		atomic_bool stop = false;
 
 		ASSERT_EQ(0, create_final(self->fd, SEED + td));
+		/* The S-EPT only of a TD that stays: to create and destroy needs it alone. */
+		EXPECT_EQ(0, write_to(FIGURES, "read_sept", "1"));
 		worker.stop = &stop;
 		ASSERT_EQ(0, pthread_create(&worker.thread, NULL, work, &worker));
-		for (int n = 0; n < 200 && reader.reads < reads + 20; n++) {
+		for (int n = 0; n < 200 && (reader.reads < reads + 20 || !worker.mapped); n++) {
 			struct tdx_test_run run = { .rounds = 1 };
 
 			ASSERT_EQ(0, DO(self->fd, TDX_TEST_RUN, &run));
@@ -554,6 +571,7 @@ TEST_F_TIMEOUT(testdev, debugfs_race, 120)
 		pthread_join(worker.thread, NULL);
 		EXPECT_EQ(0, worker.error);
 		EXPECT_LT(0, worker.mapped);
+		EXPECT_EQ(0, write_to(FIGURES, "read_sept", "0"));
 		/* While it is read. */
 		ASSERT_EQ(0, DO(self->fd, TDX_TEST_DESTROY));
 	}
