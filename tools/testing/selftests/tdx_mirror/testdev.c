@@ -477,7 +477,8 @@ TEST_F(testdev, debugfs_files)
 	EXPECT_STREQ("1\n", text_of(FIGURES, "read_sept"));
 	EXPECT_STREQ("0x0 0x10 mapped\n0x12 0x15 pending\n0xfffff 0x100000 mapped\n",
 		     text_of(folder, "map"));
-	EXPECT_NE(NULL, strstr(text_of(folder, "audit"), "leaves 20\npending 3\ndifferences 0\nunread 0\n"));
+	EXPECT_NE(NULL, strstr(text_of(folder, "audit"),
+			       "leaves 20\npending 3\ndifferences 0\nunread 0\n"));
 	EXPECT_STREQ("", text_of(folder, "frozen"));
 	EXPECT_NE(NULL, strstr(text_of(folder, "stats"), "\nfinalized 1\nmapped 20\n"));
 	EXPECT_NE(NULL, strstr(text_of(folder, "stats"), "\npages_mapped 20\n"));
