@@ -21,8 +21,10 @@ module_param(what, charp, 0444);
 MODULE_PARM_DESC(what, "Which bug");
 
 #define SIZE	48
+#define LEAKS	16
 
-static int read_past_end(bool rust)
+/* Never inlined: the report of KASAN names it. */
+static noinline int read_past_end(bool rust)
 {
 	u8 *p = kmalloc(SIZE, GFP_KERNEL);
 	u8 value;
@@ -49,22 +51,29 @@ static int past_end_rust(void)
 static int after_free_rust(void)
 {
 	u8 *p = kmalloc(SIZE, GFP_KERNEL);
+	u8 value;
 
 	if (!p)
 		return -ENOMEM;
 	kfree(p);
 	OPTIMIZER_HIDE_VAR(p);
-	pr_debug("read %u\n", tdx_mirror_bad_rust_read(p, 0));
+	/* Not as an argument: pr_debug() looks at none while it is off. */
+	value = tdx_mirror_bad_rust_read(p, 0);
+	pr_debug("read %u\n", value);
 	return 0;
 }
 
-/* The only reference is lost. */
+/* The only references are lost; one or another may still stand in some stack. */
 static int leak(void)
 {
-	u8 *p = kmalloc(SIZE, GFP_KERNEL);
+	for (int i = 0; i < LEAKS; i++) {
+		u8 *p = kmalloc(SIZE, GFP_KERNEL);
 
-	OPTIMIZER_HIDE_VAR(p);
-	return p ? 0 : -ENOMEM;
+		OPTIMIZER_HIDE_VAR(p);
+		if (!p)
+			return -ENOMEM;
+	}
+	return 0;
 }
 
 static int sleep_atomic(void)
