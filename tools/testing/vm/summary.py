@@ -32,7 +32,11 @@ CLOSING = re.compile(r"^[a-zA-Z][\w -]*: (?P<passed>\d+)(?: \w+)? passed, (?P<fa
 SHARE = re.compile(r"^[a-zA-Z][\w -]*: (\d+) of (\d+) .* found$")
 BEGIN = re.compile(r"^@begin \d+ (?P<mode>\S+) (?P<program>.*)")
 # Printed when the part has something else to say than test cases.
-REASON = re.compile(r"^(tdx-mirror: (problem|error|warning)|not ok |FAIL|# failed|# skipped|test .* FAILED)")
+REASON = re.compile(r"^(tdx-mirror: (problem|error|warning)|not ok |FAIL|ERROR: |# failed|# skipped|test .* FAILED)")
+# The line after it says what it is about.
+PANIC = re.compile(r"^thread '.*' (\(\d+\) )?panicked at |^error(\[E\d+\])?: ")
+# So many of each part are repeated at the end.
+MOST_REASONS = 15
 
 
 class Cases:
@@ -123,6 +127,12 @@ def closing(lines, cases, status):
     return counts
 
 
+def reasons(lines):
+    """The lines that say why a part failed."""
+    return [line for before, line in zip([""] + lines, lines)
+            if REASON.match(line) or PANIC.match(line) or PANIC.match(before)][-60:]
+
+
 def add(args):
     lines = read(args.output)
     args.console = [path for path in args.console if os.path.isfile(path)]
@@ -137,7 +147,7 @@ def add(args):
     print(f"tdx-mirror: ---- {args.suite}: {passed} passed, {failed} failed"
           f"{f', {skipped} skipped' if skipped else ''}, {args.seconds} s; {os.path.relpath(args.output)}")
     if failed:
-        part["reasons"] = [line for line in lines if REASON.match(line)][-60:]
+        part["reasons"] = reasons(lines)
         for line in part["reasons"] + ["(the end of its output)"] + lines[-40:]:
             print(f"    | {line}")
         os.makedirs(os.path.join(args.dir, "dmesg"), exist_ok=True)
@@ -211,6 +221,17 @@ def write_ktap(path, parts):
         file.write("\n".join(lines) + "\n")
 
 
+def print_reasons(parts):
+    """Why parts failed, where whoever reads the end of a long output finds it."""
+    for part in parts:
+        if part["failed"]:
+            # Without a skipped test's reason, and each once: a console is in the output too.
+            why = list(dict.fromkeys(line for line in part["reasons"] if not line.startswith("# skipped")))
+            print(f"tdx-mirror: {part['suite']} failed" + (":" if why else ", and does not say why"))
+            for line in why[:MOST_REASONS]:
+                print(f"    | {line[:300]}")
+
+
 def finish(directory):
     parts = []
     for name in sorted(os.listdir(directory)):
@@ -218,6 +239,7 @@ def finish(directory):
             with open(os.path.join(directory, name), encoding="utf-8") as file:
                 parts.append(json.load(file))
     print_table(parts)
+    print_reasons(parts)
     write_junit(os.path.join(directory, "junit.xml"), parts)
     write_ktap(os.path.join(directory, "results.ktap"), parts)
     passed, failed = (sum(part[how] for part in parts) for how in ("passed", "failed"))

@@ -204,6 +204,17 @@ class Summary(unittest.TestCase):
         self.assertIn("    not ok 2 lib::zap::r5_lost\n", ktap)
         self.assertIn("not ok 1 host.debug.-\n", ktap)
 
+    def test_reasons_are_at_the_end(self):
+        self.add("host", CARGO + "thread 'zap::r5_lost' (77) panicked at tests/zap.rs:9:5:\nlost 3 pages\nnote: run\n", status=1)
+        self.add("kunit", KUNIT)
+        out = self.finish()[1]
+        at = out.index("tdx-mirror: host failed:\n")
+        self.assertGreater(at, out.index("kunit "))
+        for line in ("test zap::r5_lost ... FAILED", "thread 'zap::r5_lost' (77) panicked at tests/zap.rs:9:5:", "lost 3 pages"):
+            self.assertIn(f"    | {line}\n", out[at:])
+        self.assertNotIn("note: run", out)
+        self.assertNotIn("kunit failed", out)
+
     def test_kunit_counts_cases_only(self):
         self.add("kunit", "", KUNIT)
         self.assertTrue(self.finish()[1].endswith("\n1 passed, 0 failed\n"))

@@ -112,12 +112,19 @@ fn faults(threads: u64, mirror: bool) -> (Duration, usize) {
 #[test]
 fn r2_r23_faults_wait_for_each_other_off_to_the_side() {
     for threads in [1, 2, 4] {
-        let (mirror, most) = faults(threads, true);
+        let (mut mirror, mut most) = faults(threads, true);
         let (aside, most_aside) = faults(threads, false);
         println!("{threads} vCPUs: mirror {mirror:?}, off to the side {aside:?}");
         assert_eq!(most_aside, 1);
+        // On a machine that does much else, a thread may be done before the next one begins.
+        for _ in 1..10 {
+            if threads == 1 || most > 1 {
+                break;
+            }
+            (mirror, most) = faults(threads, true);
+            println!("{threads} vCPUs: mirror {mirror:?} once more");
+        }
         assert!(most <= threads as usize);
-        // All sleep for most of the time, so that they meet whatever else the machine does.
         assert!(threads == 1 || most > 1, "no two SEAMCALLs at once");
     }
 }

@@ -446,11 +446,25 @@ fn r2_disjoint_faults_run_in_parallel() {
         });
         start.elapsed()
     };
-    let one = run(1);
-    assert_eq!(td.zap(1, 512, false), PAGES);
-    let four = run(4);
     // Four times the work in about the same time; one after the other it would take four times.
-    assert!(four < one * 3, "1 thread {one:?}, 4 threads {four:?}");
+    // What else the machine does may make a run longer, never shorter: the shortest of each counts.
+    const ATTEMPTS: usize = 10;
+    let (mut one, mut four) = (Duration::MAX, Duration::MAX);
+    for attempt in 1.. {
+        one = one.min(run(1));
+        assert_eq!(td.zap(1, 512, false), PAGES);
+        four = four.min(run(4));
+        if four < one * 3 {
+            break;
+        }
+        assert!(
+            attempt < ATTEMPTS,
+            "1 thread {one:?}, 4 threads {four:?}, the shortest of {ATTEMPTS} runs"
+        );
+        for t in 0..4 {
+            assert_eq!(td.zap(t * 512 + 1, (t + 1) * 512, false), PAGES);
+        }
+    }
     machine.vmm.module.inject().load(b"").expect("no script");
     compare::whole(&td).unwrap_or_else(|e| panic!("{e}"));
     td.zap(0, 1 << 35, false);
