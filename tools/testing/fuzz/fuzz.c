@@ -10,7 +10,7 @@
 #include <time.h>
 #include <unistd.h>
 
-#include "fuzz.h"
+#include "guide.h"
 
 /* Runs of a candidate while a sequence is made smaller: threads may mix well once in some. */
 #define TRIES 4
@@ -20,17 +20,12 @@
 struct options {
 	__u64 seed, ops, seconds, first;
 	unsigned int threads, length;
+	bool unguided;
 	const char *replay;
 };
 
 static const struct fuzz_target *target;
 static struct options options = { .seed = 1, .threads = 3, .length = 48 };
-
-struct sequence {
-	__u64 variant;
-	unsigned int nr;
-	struct fuzz_op op[FUZZ_MAX_OPS];
-};
 
 __u64 fuzz_below(struct fuzz_rng *rng, __u64 n)
 {
@@ -61,16 +56,17 @@ static __u64 now(void)
 	return t.tv_sec;
 }
 
-static void make_sequence(struct sequence *s, __u64 episode)
+static void make_sequence(struct sequence *s, struct fuzz_rng *rng)
 {
-	struct fuzz_rng rng = { options.seed * 0x100000001b3ULL + episode };
 	unsigned int i;
 
-	s->variant = fuzz_below(&rng, 1u << 30);
+	if (guide_make(s, rng, options.threads, target->make))
+		return;
+	s->variant = fuzz_below(rng, 1u << 30);
 	s->nr = options.length;
 	for (i = 0; i < s->nr; i++) {
-		s->op[i].thread = fuzz_below(&rng, options.threads);
-		target->make(&rng, i, &s->op[i]);
+		s->op[i].thread = fuzz_below(rng, options.threads);
+		target->make(rng, i, &s->op[i]);
 	}
 }
 
@@ -128,7 +124,6 @@ struct worker {
 	const struct sequence *sequence;
 	unsigned int index;
 	char failure[512];
-	bool ended;
 };
 
 static pthread_barrier_t start;
@@ -138,6 +133,7 @@ static void *work(void *data)
 	struct worker *w = data;
 	unsigned int i;
 
+	guide_enter(w->index);
 	pthread_barrier_wait(&start);
 	for (i = 0; i < w->sequence->nr && !w->failure[0]; i++) {
 		const struct fuzz_op *op = &w->sequence->op[i];
@@ -150,7 +146,7 @@ static void *work(void *data)
 			snprintf(w->failure, sizeof(w->failure), "%s: %s",
 				 target->kinds[op->kind], wrong);
 	}
-	__atomic_store_n(&w->ended, true, __ATOMIC_RELEASE);
+	guide_leave(w->index);
 	return NULL;
 }
 
@@ -286,38 +282,58 @@ static int replay(void)
 	return wrong ? 1 : 0;
 }
 
+/* The end of a line about progress. */
+static void print_covered(bool guided)
+{
+	if (guided)
+		printf("; %u steps of code seen, %u sequences kept", guide_seen(), guide_kept());
+	printf("\n");
+	fflush(stdout);
+}
+
 static int fuzz(void)
 {
 	static struct sequence s;
 	static char wrong[600];
 	__u64 episode = options.first, done = 0, begin = now(), shown = begin;
 	const char *found = NULL;
+	bool guided = !options.unguided && guide_open(options.threads, target->covers);
 
-	printf("# %s: seed %llu, from episode %llu\n", target->name, options.seed, episode);
+	printf("# %s: seed %llu, from episode %llu%s\n", target->name, options.seed, episode,
+	       guided ? ", guided by coverage" : "");
 	fflush(stdout);
 	while (!found && (options.ops ? done < options.ops : true) &&
 	       (options.seconds ? now() - begin < options.seconds : true)) {
-		make_sequence(&s, episode);
+		struct fuzz_rng rng = { options.seed * 0x100000001b3ULL + episode };
+
+		make_sequence(&s, &rng);
 		found = run_sequence(&s);
+		if (guided)
+			guide_learn(&s, &rng);
 		done += s.nr;
 		episode++;
 		if (now() - shown >= 10) {
 			shown = now();
-			printf("# %s: episode %llu, %llu operations in %llu s\n", target->name,
+			printf("# %s: episode %llu, %llu operations in %llu s", target->name,
 			       episode, done, shown - begin);
-			fflush(stdout);
+			print_covered(guided);
 		}
 	}
-	printf("1..1\n# %s: seed %llu, %u threads, %llu episodes, %llu operations in %llu s\n",
+	printf("1..1\n# %s: seed %llu, %u threads, %llu episodes, %llu operations in %llu s",
 	       target->name, options.seed, options.threads, episode - options.first, done,
 	       now() - begin);
+	print_covered(guided);
+	/* The kernel has KCOV, but no module that was built for it. */
+	if (!found && guided && !guide_seen())
+		found = "no coverage";
 	if (!found) {
 		printf("ok 1 fuzz.%s\n", target->name);
 		return 0;
 	}
 	snprintf(wrong, sizeof(wrong), "%s", found);
-	printf("# failed: %s\n# --seed %llu --threads %u --length %u, episode %llu, in full:\n",
-	       wrong, options.seed, options.threads, options.length, episode - 1);
+	printf("# failed: %s\n# --seed %llu --threads %u --length %u, episode %llu%s, in full:\n",
+	       wrong, options.seed, options.threads, options.length, episode - 1,
+	       guided ? " (made from earlier ones)" : "");
 	print_sequence(&s);
 	if (fails(&s)) {
 		minimise(&s);
@@ -339,6 +355,7 @@ int fuzz_main(int argc, char **argv, const struct fuzz_target *fuzzed)
 						      { "length", required_argument, NULL, 'l' },
 						      { "replay", required_argument, NULL, 'r' },
 						      { "first", required_argument, NULL, 'f' },
+						      { "unguided", no_argument, NULL, 'u' },
 						      {} };
 	const struct sigaction action = { .sa_handler = on_signal };
 	int c;
@@ -366,6 +383,9 @@ int fuzz_main(int argc, char **argv, const struct fuzz_target *fuzzed)
 			break;
 		case 'f':
 			options.first = strtoull(optarg, NULL, 0);
+			break;
+		case 'u':
+			options.unguided = true;
 			break;
 		default:
 			return 2;

@@ -2,8 +2,8 @@
 /*
  * A seeded fuzzer of sequences of calls.  Time is cut into episodes: a number of
  * operations, spread over threads, on objects that are new in each episode.  The
- * seed and the number of an episode give its operations; how the threads mix is
- * up to the machine.  An episode that fails is repeated and made smaller, and
+ * seed and the number of an episode give its operations, unless coverage guides;
+ * how the threads mix is up to the machine.  An episode that fails is repeated and made smaller, and
  * what is left is printed in a form that --replay takes.
  */
 #ifndef TDX_MIRROR_FUZZ_H
@@ -51,6 +51,7 @@ __u64 fuzz_below(struct fuzz_rng *rng, __u64 n);
  *	its own way; NULL or why it cannot begin
  * @run: makes a call, in its thread; NULL or what is wrong with its result
  * @end: after all threads have ended; NULL or what is wrong now
+ * @covers: the target says itself what code ran, with fuzz_covered()
  *
  * A thread whose call lasts gets a signal five times a second, which interrupts it.
  */
@@ -62,15 +63,20 @@ struct fuzz_target {
 	const char *(*begin)(__u64 variant);
 	const char *(*run)(const struct fuzz_op *op);
 	const char *(*end)(void);
+	bool covers;
 };
 
 /* Text of a failure, kept until the thread's next call; for run and end. */
 const char *fuzz_say(const char *format, ...);
 
+/* From run: the thread has been at @place, any number but 0. */
+void fuzz_covered(unsigned long place);
+
 /*
- * The command line: --seed N --ops N --seconds N --threads N --length N
+ * The command line: --seed N --ops N --seconds N --threads N --length N --unguided
  * --first EPISODE --replay '@VARIANT THREAD:KIND:A:B:C:D ...'.  Prints TAP; the
- * exit status is 0 or 1.
+ * exit status is 0 or 1.  Where there is coverage it guides, see guide.h, unless
+ * the episodes are to follow from the seed alone (--unguided).
  */
 int fuzz_main(int argc, char **argv, const struct fuzz_target *target);
 

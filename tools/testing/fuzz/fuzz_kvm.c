@@ -273,7 +273,15 @@ static const char *end(void)
 
 int main(int argc, char **argv)
 {
-	static const struct fuzz_target target = { "kvm", kinds, NR_KINDS, make, begin, run, end };
+	static const struct fuzz_target target = {
+		.name = "kvm",
+		.kinds = kinds,
+		.nr_kinds = ARRAY_SIZE(kinds),
+		.make = make,
+		.begin = begin,
+		.run = run,
+		.end = end,
+	};
 	const char *why = td_unsupported();
 
 	if (why) {

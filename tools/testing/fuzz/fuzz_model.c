@@ -48,7 +48,13 @@ static const char *end(void)
 int main(int argc, char **argv)
 {
 	static const struct fuzz_target target = {
-		"model", kinds, NR_KINDS, make, begin, run, end
+		.name = "model",
+		.kinds = kinds,
+		.nr_kinds = ARRAY_SIZE(kinds),
+		.make = make,
+		.begin = begin,
+		.run = run,
+		.end = end,
 	};
 
 	return fuzz_main(argc, argv, &target);

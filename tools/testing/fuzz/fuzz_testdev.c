@@ -291,8 +291,15 @@ static const char *end(void)
 
 int main(int argc, char **argv)
 {
-	static const struct fuzz_target target = { "testdev", kinds, NR_KINDS, make,
-						   begin,     run,   end };
+	static const struct fuzz_target target = {
+		.name = "testdev",
+		.kinds = kinds,
+		.nr_kinds = ARRAY_SIZE(kinds),
+		.make = make,
+		.begin = begin,
+		.run = run,
+		.end = end,
+	};
 
 	program();
 	return fuzz_main(argc, argv, &target);
