@@ -170,7 +170,7 @@ class Report(unittest.TestCase):
 
 
 class Normal(unittest.TestCase):
-    """The normaliser hides times and addresses, and nothing else."""
+    """The normaliser hides times, addresses and what is left unaccepted, and nothing else."""
 
     def differences(self, line, other):
         machine = Machine()
@@ -185,6 +185,10 @@ class Normal(unittest.TestCase):
                 ("[    1.000000] [U] [    0.900000] x", "[    1.000000] [U] [    0.911111] x"),
                 ("[    1.0] up 0.61 s", "[    1.0] up 12.00 s"),
                 ("[    1.000000] took 61 usecs", "[    1.000000] took 9 usecs"),
+                ("[    1.000000] td-work: memory: 9 pages written and verified; unaccepted 45056 KiB",
+                 "[    1.000000] td-work: memory: 9 pages written and verified; unaccepted 40960 KiB"),
+                ("[    1.000000] td: memory at the end: unaccepted 8 kB",
+                 "[    1.000000] td: memory at the end: unaccepted 4104 kB"),
                 ("[    1.000000] at ffff888012345678 done", "[    1.000000] at ffffffff81000010 done"),
                 ("[    1.000000] sched_clock: Marking stable (1, 2)->(3, -4)",
                  "[    2.000000] sched_clock: Marking stable (5, 6)->(7, 8)")):
@@ -194,6 +198,8 @@ class Normal(unittest.TestCase):
         for line, other in (
                 ("[    1.000000] Memory: 400000K/524164K available", "[    1.000000] Memory: 400004K/524164K available"),
                 ("[    1.000000] unaccepted: 405504 kB", "[    1.000000] unaccepted: 0 kB"),
+                ("[    1.000000] 9 pages written and verified; unaccepted 1 KiB",
+                 "[    1.000000] 8 pages written and verified; unaccepted 1 KiB"),
                 ("[    1.000000] smp: Brought up 1 node, 2 CPUs", "[    1.000000] smp: Brought up 1 node, 1 CPU"),
                 ("[    1.000000] [mem 0x1000-0x2fff] reserved", "[    1.000000] [mem 0x1000-0x3fff] reserved"),
                 ("[    1.000000] x", "[    1.000000] [U] x"),

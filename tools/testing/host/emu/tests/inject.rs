@@ -392,7 +392,7 @@ fn scripts_are_replaced_under_load() {
         let is_met = || busy.load(SeqCst) > 0 || start.elapsed().as_secs() > 60;
         for i in (0..).take_while(|i| *i < 4000 || !is_met()) {
             load(&v, scripts[i % scripts.len()]);
-            if i < 40 || i >= 4000 {
+            if !(40..4000).contains(&i) {
                 std::thread::sleep(std::time::Duration::from_millis(1));
             }
         }
