@@ -201,10 +201,14 @@ static void alarm_handler(int signal)
 {
 }
 
-/* A step that gets nowhere, as KVM may go round without end, is told by a signal. */
+/*
+ * A step that gets nowhere, as KVM may go round without end, is told by a signal; again
+ * and again, since one that comes before the system call begins is lost.
+ */
 static void set_alarm(const struct life *life, bool on)
 {
-	const struct itimerval timer = { .it_value.tv_usec = on ? PATIENCE_US : 0 };
+	const struct timeval patience = { .tv_usec = on ? PATIENCE_US : 0 };
+	const struct itimerval timer = { .it_interval = patience, .it_value = patience };
 	struct sigaction action = { .sa_handler = alarm_handler };
 
 	if (life->step != LIFE_ADD && life->step != LIFE_PREFAULT &&
