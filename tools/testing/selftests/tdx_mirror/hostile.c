@@ -13,6 +13,7 @@
 #define PAGES		32ull
 #define LIST		64	/* operations of a vCPU at a time */
 #define MAX_THREADS	4
+#define SHOWN		4096	/* steps of a vCPU: some seconds on an emulated machine */
 
 TD_FIXTURE(hostile);
 
@@ -93,6 +94,7 @@ struct storm {
 	bool stop;
 	__u64 seed, steps;	/* of each vCPU */
 	__u64 done, faults, changes;
+	__u64 before, all;	/* in earlier TDs, and altogether */
 	int failed;
 };
 
@@ -150,6 +152,11 @@ static void *run_guest(void *arg)
 			return NULL;
 		}
 		done += LIST;
+		if (vcpu == &storm->td->vcpu[0] && done % SHOWN == 0) {
+			printf("# hostile: about %llu of %llu steps\n",
+			       storm->before + 2 * done, storm->all);
+			fflush(stdout);
+		}
 	}
 	__atomic_add_fetch(&storm->done, done, __ATOMIC_SEQ_CST);
 	return NULL;
@@ -206,6 +213,7 @@ static void storm(struct __test_metadata *_metadata, struct td *td, unsigned int
 		struct storm s = {
 			.td = td, .turn = PTHREAD_MUTEX_INITIALIZER,
 			.steps = (steps - done + 1) / 2,
+			.before = done, .all = steps,
 		};
 
 		ASSERT_TD_OK(td, td_build(td, &config));
