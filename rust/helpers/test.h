@@ -70,7 +70,8 @@ struct tdt_run;
 
 /**
  * struct tdt_vcpu - a vCPU
- * @in_guest: inside TDH.VP.ENTER, with preemption off
+ * @in_guest: inside TDH.VP.ENTER, with preemption off; no bool, since GCC does not tell
+ *	KCSAN that the read of one is marked
  * @notes: what the mirror keeps about it
  * @pages: TDVPR and the other pages of the TDVPS
  * @run: what its thread works for
@@ -79,7 +80,7 @@ struct tdt_run;
  */
 struct tdt_vcpu {
 	struct tdt_td *td;
-	bool in_guest;
+	int in_guest;
 	struct tdx_mirror_vcpu notes;
 	void *pages[TDT_NR_TDVPS];
 	struct tdt_run *run;

@@ -41,13 +41,13 @@ static u64 tdt_enter(struct tdt_vcpu *v, struct tdx_module_args *args)
 
 	preempt_disable();
 	/* Pairs with the barriers in tdt_kick() and tdt_hold(). */
-	smp_store_mb(v->in_guest, true);
+	smp_store_mb(v->in_guest, 1);
 	if (!atomic_read(&tdt_kicks) && !atomic_read(&td->hold)) {
 		v->entries++;
 		status = tdt_call(TDH_VP_ENTER, args);
 	}
 	/* Pairs with tdt_kick(): all that the guest did comes before. */
-	smp_store_release(&v->in_guest, false);
+	smp_store_release(&v->in_guest, 0);
 	preempt_enable();
 
 	return status;
