@@ -3,8 +3,8 @@
  * A seeded fuzzer of sequences of calls.  Time is cut into episodes: a number of
  * operations, spread over threads, on objects that are new in each episode.  The
  * seed and the number of an episode give its operations, unless coverage guides;
- * how the threads mix is up to the machine.  An episode that fails is repeated and made smaller, and
- * what is left is printed in a form that --replay takes.
+ * how the threads mix is up to the machine.  An episode that fails is repeated and
+ * made smaller, and what is left is printed in a form that --replay takes.
  */
 #ifndef TDX_MIRROR_FUZZ_H
 #define TDX_MIRROR_FUZZ_H

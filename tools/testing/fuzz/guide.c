@@ -13,8 +13,8 @@
 
 #define KCOV "/sys/kernel/debug/kcov"
 /* Of one thread in one episode; what comes after is not seen. */
-#define TRACE_WORDS (1ul << 18)
-#define MAP_BITS (1ul << 22)
+#define TRACE_WORDS 262144ul
+#define MAP_BITS 4194304ul
 #define MAX_KEPT 256
 
 /* The first word counts those after it. */

@@ -150,10 +150,9 @@ static void *run_guest(void *arg)
 		if (vcpu->exit == TD_EXIT_FATAL || vcpu->exit == TD_EXIT_SHUTDOWN)
 			break;
 		if (vcpu->exit != TD_EXIT_DONE) {
-			printf("# vCPU %d: exit %d, error %d, KVM's reason %u, suberror %u, data %llx %llx %llx\n",
+			printf("# vCPU %d: exit %d, error %d, KVM's reason %u, suberror %u\n",
 			       vcpu->index, vcpu->exit, vcpu->ret, vcpu->reason,
-			       vcpu->run->internal.suberror, vcpu->run->internal.data[0],
-			       vcpu->run->internal.data[1], vcpu->run->internal.data[2]);
+			       vcpu->run->internal.suberror);
 			fail(storm, vcpu->ret);
 			return NULL;
 		}
