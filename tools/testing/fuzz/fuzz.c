@@ -146,7 +146,7 @@ static void *work(void *data)
 			snprintf(w->failure, sizeof(w->failure), "%s: %s",
 				 target->kinds[op->kind], wrong);
 	}
-	guide_leave(w->index);
+	guide_leave();
 	return NULL;
 }
 

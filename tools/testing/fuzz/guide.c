@@ -71,7 +71,7 @@ void guide_enter(unsigned int thread)
 	}
 }
 
-void guide_leave(unsigned int thread)
+void guide_leave(void)
 {
 	if (mine && mine->fd >= 0)
 		ioctl(mine->fd, KCOV_DISABLE, 0);

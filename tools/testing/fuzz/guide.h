@@ -20,7 +20,7 @@ bool guide_open(unsigned int threads, bool own);
 
 /* In the thread with number @thread, around its calls. */
 void guide_enter(unsigned int thread);
-void guide_leave(unsigned int thread);
+void guide_leave(void);
 
 /*
  * Makes @s from the kept sequences, or answers false now and then, and as long as
