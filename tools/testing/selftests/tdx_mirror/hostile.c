@@ -256,12 +256,12 @@ static void storm(struct __test_metadata *_metadata, struct td *td, unsigned int
 
 TEST_F_TIMEOUT(hostile, r43_alone, 1800)
 {
-	storm(_metadata, &self->td, 0, td_times(2000, 500000));
+	storm(_metadata, &self->td, 0, td_times(2000, 700000));
 }
 
 TEST_F_TIMEOUT(hostile, r43_r40_r36_conversion_storm, 1800)
 {
-	storm(_metadata, &self->td, MAX_THREADS, td_times(2000, 500000));
+	storm(_metadata, &self->td, MAX_THREADS, td_times(2000, 300000));
 }
 
 TEST_HARNESS_MAIN
