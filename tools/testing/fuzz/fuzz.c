@@ -18,14 +18,16 @@
 #define INTERRUPT_NS 200000000
 
 struct options {
-	__u64 seed, ops, seconds, first;
+	__u64 seed, ops, seconds, first, progress;
 	unsigned int threads, length;
 	bool unguided;
 	const char *replay;
 };
 
 static const struct fuzz_target *target;
-static struct options options = { .seed = 1, .threads = 3, .length = 48 };
+static struct options options = {
+	.seed = 1, .threads = 3, .length = 48, .progress = 10,
+};
 
 __u64 fuzz_below(struct fuzz_rng *rng, __u64 n)
 {
@@ -312,7 +314,7 @@ static int fuzz(void)
 			guide_learn(&s, &rng);
 		done += s.nr;
 		episode++;
-		if (now() - shown >= 10) {
+		if (now() - shown >= options.progress) {
 			shown = now();
 			printf("# %s: episode %llu, %llu operations in %llu s", target->name,
 			       episode, done, shown - begin);
@@ -355,6 +357,7 @@ int fuzz_main(int argc, char **argv, const struct fuzz_target *fuzzed)
 						      { "length", required_argument, NULL, 'l' },
 						      { "replay", required_argument, NULL, 'r' },
 						      { "first", required_argument, NULL, 'f' },
+						      { "progress", required_argument, NULL, 'p' },
 						      { "unguided", no_argument, NULL, 'u' },
 						      {} };
 	const struct sigaction action = { .sa_handler = on_signal };
@@ -383,6 +386,9 @@ int fuzz_main(int argc, char **argv, const struct fuzz_target *fuzzed)
 			break;
 		case 'f':
 			options.first = strtoull(optarg, NULL, 0);
+			break;
+		case 'p':
+			options.progress = strtoull(optarg, NULL, 0);
 			break;
 		case 'u':
 			options.unguided = true;

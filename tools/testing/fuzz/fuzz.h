@@ -74,9 +74,9 @@ void fuzz_covered(unsigned long place);
 
 /*
  * The command line: --seed N --ops N --seconds N --threads N --length N --unguided
- * --first EPISODE --replay '@VARIANT THREAD:KIND:A:B:C:D ...'.  Prints TAP; the
- * exit status is 0 or 1.  Where there is coverage it guides, see guide.h, unless
- * the episodes are to follow from the seed alone (--unguided).
+ * --progress SECONDS --first EPISODE --replay '@VARIANT THREAD:KIND:A:B:C:D ...'.
+ * Prints TAP; the exit status is 0 or 1.  Where there is coverage it guides, see
+ * guide.h, unless the episodes are to follow from the seed alone (--unguided).
  */
 int fuzz_main(int argc, char **argv, const struct fuzz_target *target);
 
