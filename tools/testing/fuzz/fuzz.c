@@ -15,7 +15,7 @@
 /* Runs of a candidate while a sequence is made smaller: threads may mix well once in some. */
 #define TRIES 4
 #define MAX_MINIMISE 400
-#define INTERRUPT_NS 200000000
+#define INTERRUPT_MS 200
 
 struct options {
 	__u64 seed, ops, seconds, first, progress;
@@ -163,7 +163,7 @@ static void join(struct worker *w)
 
 	for (;;) {
 		clock_gettime(CLOCK_REALTIME, &until);
-		until.tv_nsec += INTERRUPT_NS;
+		until.tv_nsec += 1000000ul * (target->interrupt_ms ?: INTERRUPT_MS);
 		if (until.tv_nsec >= 1000000000) {
 			until.tv_nsec -= 1000000000;
 			until.tv_sec++;

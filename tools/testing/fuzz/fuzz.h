@@ -52,8 +52,8 @@ __u64 fuzz_below(struct fuzz_rng *rng, __u64 n);
  * @run: makes a call, in its thread; NULL or what is wrong with its result
  * @end: after all threads have ended; NULL or what is wrong now
  * @covers: the target says itself what code ran, with fuzz_covered()
- *
- * A thread whose call lasts gets a signal five times a second, which interrupts it.
+ * @interrupt_ms: after so long (below 1000; 0: 200) a call gets a signal, and again
+ *	after as long: it may last for ever
  */
 struct fuzz_target {
 	const char *name;
@@ -64,6 +64,7 @@ struct fuzz_target {
 	const char *(*run)(const struct fuzz_op *op);
 	const char *(*end)(void);
 	bool covers;
+	unsigned int interrupt_ms;
 };
 
 /* Text of a failure, kept until the thread's next call; for run and end. */
