@@ -129,6 +129,9 @@ static const char *fail_allocations(bool on)
 
 	if (access(MAKE_IT_FAIL, W_OK))
 		return "needs a kernel with FAULT_INJECTION: no " MAKE_IT_FAIL;
+	/* Until it is off, it also makes the calls fail that are to turn it off. */
+	for (i = 0; !on && i < 1000 && write_to(MAKE_IT_FAIL, "", "0"); i++)
+		;
 	for (i = 0; i < ARRAY_SIZE(attr); i++) {
 		snprintf(folder, sizeof(folder), DEBUG "%s/", attr[i]);
 		ret |= write_to(folder, "verbose", "0");
