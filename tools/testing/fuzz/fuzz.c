@@ -125,6 +125,7 @@ struct worker {
 	pthread_t thread;
 	const struct sequence *sequence;
 	unsigned int index;
+	bool done;
 	char failure[512];
 };
 
@@ -149,6 +150,7 @@ static void *work(void *data)
 				 target->kinds[op->kind], wrong);
 	}
 	guide_leave();
+	__atomic_store_n(&w->done, true, __ATOMIC_RELEASE);
 	return NULL;
 }
 
@@ -156,21 +158,29 @@ static void on_signal(int number)
 {
 }
 
-/* A call that lasts, because its vCPUs loop, is interrupted. */
-static void join(struct worker *w)
+/*
+ * A call that lasts, because its vCPUs loop, is interrupted.  All threads are: one may
+ * wait for a lock of a vCPU, which no signal ends, that another holds in such a call.
+ */
+static void join_all(struct worker *workers, unsigned int nr)
 {
 	struct timespec until;
+	unsigned int i = 0, j;
 
-	for (;;) {
+	while (i < nr) {
 		clock_gettime(CLOCK_REALTIME, &until);
 		until.tv_nsec += 1000000ul * (target->interrupt_ms ?: INTERRUPT_MS);
 		if (until.tv_nsec >= 1000000000) {
 			until.tv_nsec -= 1000000000;
 			until.tv_sec++;
 		}
-		if (!pthread_timedjoin_np(w->thread, NULL, &until))
-			return;
-		pthread_kill(w->thread, SIGUSR1);
+		if (!pthread_timedjoin_np(workers[i].thread, NULL, &until)) {
+			i++;
+			continue;
+		}
+		for (j = i; j < nr; j++)
+			if (!__atomic_load_n(&workers[j].done, __ATOMIC_ACQUIRE))
+				pthread_kill(workers[j].thread, SIGUSR1);
 	}
 }
 
@@ -212,8 +222,7 @@ static const char *run_sequence(const struct sequence *s)
 			exit(1);
 		}
 	}
-	for (i = 0; i < nr; i++)
-		join(&workers[i]);
+	join_all(workers, nr);
 	pthread_barrier_destroy(&start);
 	failure[0] = 0;
 	for (i = 0; i < nr && !failure[0]; i++)

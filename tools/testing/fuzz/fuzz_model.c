@@ -2,20 +2,26 @@
 /*
  * Shows that the fuzzer finds a bug, makes the sequence small and replays it:
  * pages that are mapped and zapped in memory of this program only, with a bug
- * that needs three calls on one page.  Runs anywhere.
+ * that needs three calls on one page.  Runs anywhere.  "stay" stands for a vCPU that
+ * runs for ever: only a signal ends it, and who waits for its lock hears none.
  */
+#include <pthread.h>
+#include <unistd.h>
+
 #include "fuzz.h"
 
 #define PAGES 16
 
-enum { MAP, ZAP, LOOK, NR_KINDS };
+/* STAY is only ever replayed. */
+enum { MAP, ZAP, LOOK, NR_RANDOM, STAY = NR_RANDOM, NR_KINDS };
 
-static const char *const kinds[NR_KINDS] = { "map", "zap", "look" };
+static const char *const kinds[NR_KINDS] = { "map", "zap", "look", "stay" };
 static int step[PAGES];
+static pthread_mutex_t running = PTHREAD_MUTEX_INITIALIZER;
 
 static void make(struct fuzz_rng *rng, unsigned int index, struct fuzz_op *op)
 {
-	op->kind = fuzz_below(rng, NR_KINDS);
+	op->kind = fuzz_below(rng, NR_RANDOM);
 	op->arg[0] = fuzz_below(rng, PAGES);
 }
 
@@ -31,6 +37,12 @@ static const char *run(const struct fuzz_op *op)
 {
 	int *at = &step[op->arg[0] % PAGES];
 
+	if (op->kind == STAY) {
+		pthread_mutex_lock(&running);
+		pause();
+		pthread_mutex_unlock(&running);
+		return NULL;
+	}
 	if (op->kind == MAP)
 		__atomic_store_n(at, *at == 2 ? 3 : 1, __ATOMIC_RELAXED);
 	else if (op->kind == ZAP)
@@ -55,6 +67,7 @@ int main(int argc, char **argv)
 		.begin = begin,
 		.run = run,
 		.end = end,
+		.interrupt_ms = 5,
 	};
 
 	return fuzz_main(argc, argv, &target);
