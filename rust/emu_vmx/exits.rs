@@ -93,18 +93,20 @@ fn raise(vm: &Current, vector: u8, code: Option<u32>) -> Result<(), VmxError> {
 
 /// Has the guest take an exception that the core raises. If the exit came during the
 /// delivery of another exception, the rules of the double fault apply: #VE counts as
-/// a page fault.
-pub(super) fn raise_fault(vm: &Current, vector: u8, code: Option<u32>) -> Result<(), VmxError> {
+/// a page fault. False if that other exception was a #DF, which is a triple fault: to
+/// deliver it once more could go on for ever, and no interrupt gets in between.
+pub(super) fn raise_fault(vm: &Current, vector: u8, code: Option<u32>) -> Result<bool, VmxError> {
     let first = vm.read32(field::ENTRY_INTR_INFO)?;
     let delivering = first & VALID != 0 && first >> 8 & 7 == TYPE_HARDWARE;
-    let doubles = match first as u8 {
-        PF | VE => matches!(vector, PF | VE) || is_contributory(vector),
-        first => is_contributory(first) && is_contributory(vector),
+    let serious = matches!(vector, DF | PF | VE) || is_contributory(vector);
+    let (vector, code) = match first as u8 {
+        DF if delivering && serious => return Ok(false),
+        PF | VE if delivering && serious => (DF, Some(0)),
+        first if delivering && is_contributory(first) && is_contributory(vector) => (DF, Some(0)),
+        _ => (vector, code),
     };
-    match (delivering, doubles) {
-        (true, true) => raise(vm, DF, Some(0)),
-        _ => raise(vm, vector, code),
-    }
+    raise(vm, vector, code)?;
+    Ok(true)
 }
 
 /// #DE, #TS, #NP, #SS, #GP.

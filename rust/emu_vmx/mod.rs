@@ -98,7 +98,8 @@ impl Vmx {
         }
     }
 
-    /// Brings the VMCS up to date for an entry.
+    /// Brings the VMCS up to date for an entry. False if what is to be injected is a triple
+    /// fault instead.
     fn prepare<P: Platform>(
         &self,
         p: &P,
@@ -107,7 +108,7 @@ impl Vmx {
         vm: &Current,
         state: &mut State,
         regs: &GuestRegs,
-    ) -> Result<(), VmxError> {
+    ) -> Result<bool, VmxError> {
         if !state.ready {
             setup::write_first(vm, &self.controls, vcpu)?;
             ept::clear_root(p, vcpu, &mut state.copied).ok_or(VmxError::Fail)?;
@@ -128,15 +129,19 @@ impl Vmx {
             vm.write(field::GUEST_INTERRUPTIBILITY, blocking & !SHADOW)?;
             vm.write(field::GUEST_RIP, regs.rip)?;
         }
-        match entry.inject {
-            Inject::None => (),
+        let alive = match entry.inject {
+            Inject::None => true,
             Inject::Ve => exits::raise_fault(vm, 20, None)?,
             Inject::Exception(vector, code) => exits::raise_fault(vm, vector, code)?,
-            Inject::Nmi => exits::raise_nmi(vm, true)?,
-        }
+            Inject::Nmi => {
+                exits::raise_nmi(vm, true)?;
+                true
+            }
+        };
 
         posted::request(p, vcpu, vm)?;
-        vm.write(field::PREEMPTION_TIMER, self.timer)
+        vm.write(field::PREEMPTION_TIMER, self.timer)?;
+        Ok(alive)
     }
 
     /// Enters until an exit needs a decision.
@@ -197,7 +202,10 @@ impl<P: Platform> GuestRun<P> for Vmx {
         };
         let exit = self
             .prepare(p, vcpu, &entry, &vm, state, regs)
-            .and_then(|()| self.enter(p, vcpu, &vm, &mut gprs, state, xsave));
+            .and_then(|alive| match alive {
+                true => self.enter(p, vcpu, &vm, &mut gprs, state, xsave),
+                false => Ok(GuestExit::TripleFault),
+            });
         state.cr2 = gprs.cr2;
         regs.gpr = gprs.gpr;
 

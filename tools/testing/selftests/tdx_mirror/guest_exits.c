@@ -269,4 +269,25 @@ TEST_F(guest_exits, triple_fault)
 	EXPECT_EQ(TD_EXIT_SHUTDOWN, td_vcpu_run(vcpu));
 }
 
+/*
+ * Its memory taken away and given back, code, handlers and stack of the guest are pending:
+ * the #VE of the first fetch cannot be delivered, nor the #DF of that.  The TD dies, and
+ * the CPU comes back.
+ */
+TEST_F(guest_exits, image_taken_away)
+{
+	const struct td_config config = {};
+	struct td *td = &self->td;
+	struct td_vcpu *vcpu = &td->vcpu[0];
+
+	ASSERT_TD_OK(td, td_build(td, &config));
+	td_op(vcpu, GUEST_VP_INFO, 0, 0, 0);
+	ASSERT_TD_OK(td, td_ops_run(vcpu));
+	td_ops_clear(vcpu);
+	ASSERT_TD_OK(td, td_set_private(td, TD_IMAGE_GPA, TD_IMAGE_SIZE, false));
+	ASSERT_TD_OK(td, td_set_private(td, TD_IMAGE_GPA, TD_IMAGE_SIZE, true));
+	td_op(vcpu, GUEST_VP_INFO, 0, 0, 0);
+	EXPECT_EQ(TD_EXIT_SHUTDOWN, td_vcpu_run(vcpu));
+}
+
 TEST_HARNESS_MAIN
