@@ -48,8 +48,8 @@ static const char *const kinds[NR_KINDS] = {
 static struct td td;
 static struct td_counters before;
 static bool guest_runs;
-/* A vCPU of the TD is initialised. */
-static bool has_ready_vcpu;
+/* Which vCPUs are initialised. */
+static bool ready[TD_MAX_VCPUS];
 /* What changes struct td. */
 static pthread_mutex_t setup = PTHREAD_MUTEX_INITIALIZER;
 /* One page more than is used: the source of memory begins at a page. */
@@ -133,19 +133,37 @@ static const char *begin(__u64 variant)
 	unsigned int i;
 	int ret;
 
+	memset(ready, 0, sizeof(ready));
 	td_counters_read(&before);
 	guest_runs = (variant & 15) > 2;
-	has_ready_vcpu = (variant & 15) > 1;
 	if ((variant & 15) > 1) {
 		ret = td_build(&td, &config);
-		for (i = 0; !ret && i < td.nr_vcpus; i++)
+		for (i = 0; !ret && i < td.nr_vcpus; i++) {
 			hostile_guest(&td.vcpu[i], &rng);
+			ready[i] = true;
+		}
 	} else {
 		ret = td_create(&td);
 		if (!ret && (variant & 15))
 			ret = td_init_vm(&td, 0);
 	}
 	return ret ? fuzz_say("a TD cannot be built: %s", td_error(&td)) : NULL;
+}
+
+static bool is_ready(unsigned int vcpu)
+{
+	return __atomic_load_n(&ready[vcpu], __ATOMIC_ACQUIRE);
+}
+
+static void finalize(__u32 flags, void *data)
+{
+	unsigned int i;
+
+	for (i = 0; i < TD_MAX_VCPUS && !is_ready(i); i++)
+		;
+	/* Without a vCPU TDH.MR.FINALIZE fails, which KVM takes for a bug of its own. */
+	if (i < TD_MAX_VCPUS)
+		td_vm_op(&td, KVM_TDX_FINALIZE_VM, flags, data);
 }
 
 /* One KVM_RUN, and what the guest then wants of a VMM. */
@@ -204,7 +222,7 @@ static void run_setup(const struct fuzz_op *op, struct td_vcpu *vcpu)
 		break;
 	case INIT_VCPU:
 		if (vcpu->fd >= 0 && !td_init_vcpu(vcpu))
-			__atomic_store_n(&has_ready_vcpu, true, __ATOMIC_RELEASE);
+			__atomic_store_n(&ready[vcpu - td.vcpu], true, __ATOMIC_RELEASE);
 		break;
 	case ADD_SLOT:
 		/* Those below are the guest's own. */
@@ -233,7 +251,8 @@ static const char *run(const struct fuzz_op *op)
 			enter(vcpu);
 		break;
 	case PREFAULT:
-		if (has_vcpu)
+		/* For a vCPU that does not exist yet KVM would write to its VMCS. */
+		if (has_vcpu && is_ready(op->arg[0] % TD_MAX_VCPUS))
 			td_prefault_once(vcpu, op->arg[1], op->arg[2]);
 		break;
 	case PUNCH:
@@ -256,14 +275,12 @@ static const char *run(const struct fuzz_op *op)
 			add_memory(vcpu, op);
 		break;
 	case FINALIZE:
-		/* Without a vCPU TDH.MR.FINALIZE fails, which KVM takes for a bug of its own. */
-		if (!__atomic_load_n(&has_ready_vcpu, __ATOMIC_ACQUIRE))
-			break;
-		td_vm_op(&td, KVM_TDX_FINALIZE_VM, op->arg[3] == 1,
-			 (void *)(op->arg[3] == 2 ? 1ul : 0));
+		finalize(op->arg[3] == 1, (void *)(op->arg[3] == 2 ? 1ul : 0));
 		break;
 	case OTHER:
-		if (op->arg[1] != KVM_TDX_INIT_VM && op->arg[3] & 1)
+		if (op->arg[1] == KVM_TDX_FINALIZE_VM && op->arg[3] & 1)
+			finalize(op->arg[3] & 2, (void *)(op->arg[3] & 4 ? 4096ul : 0));
+		else if (op->arg[1] != KVM_TDX_INIT_VM && op->arg[3] & 1)
 			td_vm_op(&td, op->arg[1], op->arg[3] & 2,
 				 (void *)(op->arg[3] & 4 ? 4096ul : 0));
 		else if (op->arg[1] != KVM_TDX_INIT_VCPU && has_vcpu)
