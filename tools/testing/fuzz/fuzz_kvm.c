@@ -48,8 +48,12 @@ static const char *const kinds[NR_KINDS] = {
 static struct td td;
 static struct td_counters before;
 static bool guest_runs;
-/* Which vCPUs are initialised. */
-static bool ready[TD_MAX_VCPUS];
+/* Of each vCPU. @lock: while it runs. */
+static struct td_vcpu_life {
+	pthread_mutex_t lock;
+	bool ready;
+	bool dead;
+} lives[TD_MAX_VCPUS];
 /* What changes struct td. */
 static pthread_mutex_t setup = PTHREAD_MUTEX_INITIALIZER;
 /* One page more than is used: the source of memory begins at a page. */
@@ -133,14 +137,15 @@ static const char *begin(__u64 variant)
 	unsigned int i;
 	int ret;
 
-	memset(ready, 0, sizeof(ready));
+	for (i = 0; i < TD_MAX_VCPUS; i++)
+		lives[i] = (struct td_vcpu_life){ .lock = PTHREAD_MUTEX_INITIALIZER };
 	td_counters_read(&before);
 	guest_runs = (variant & 15) > 2;
 	if ((variant & 15) > 1) {
 		ret = td_build(&td, &config);
 		for (i = 0; !ret && i < td.nr_vcpus; i++) {
 			hostile_guest(&td.vcpu[i], &rng);
-			ready[i] = true;
+			lives[i].ready = true;
 		}
 	} else {
 		ret = td_create(&td);
@@ -152,7 +157,7 @@ static const char *begin(__u64 variant)
 
 static bool is_ready(unsigned int vcpu)
 {
-	return __atomic_load_n(&ready[vcpu], __ATOMIC_ACQUIRE);
+	return __atomic_load_n(&lives[vcpu].ready, __ATOMIC_ACQUIRE);
 }
 
 static void finalize(__u32 flags, void *data)
@@ -166,14 +171,9 @@ static void finalize(__u32 flags, void *data)
 		td_vm_op(&td, KVM_TDX_FINALIZE_VM, flags, data);
 }
 
-/* One KVM_RUN, and what the guest then wants of a VMM. */
-static void enter(struct td_vcpu *vcpu)
+/* What the guest wants of a VMM. */
+static void serve(struct kvm_run *run)
 {
-	struct kvm_run *run = vcpu->run;
-
-	if (!run)
-		return;
-	td_vcpu_enter(vcpu);
 	if (run->exit_reason == KVM_EXIT_HYPERCALL && run->hypercall.nr == KVM_HC_MAP_GPA_RANGE) {
 		td_set_private(&td, run->hypercall.args[0], run->hypercall.args[1] * TD_PAGE,
 			       run->hypercall.args[2] & KVM_MAP_GPA_RANGE_ENCRYPTED);
@@ -182,6 +182,28 @@ static void enter(struct td_vcpu *vcpu)
 		td_set_private(&td, run->memory_fault.gpa, TD_PAGE,
 			       run->memory_fault.flags & KVM_MEMORY_EXIT_FLAG_PRIVATE);
 	}
+}
+
+/*
+ * One KVM_RUN.  A vCPU that has died is entered no more: to report what the TDX module then
+ * says, KVM would read its RIP, which it warns of for a TD.
+ */
+static void enter(struct td_vcpu *vcpu)
+{
+	struct td_vcpu_life *life = &lives[vcpu - td.vcpu];
+	struct kvm_run *run = vcpu->run;
+
+	if (!run)
+		return;
+	pthread_mutex_lock(&life->lock);
+	if (!life->dead) {
+		td_vcpu_enter(vcpu);
+		life->dead = run->exit_reason == KVM_EXIT_SHUTDOWN ||
+			     run->exit_reason == KVM_EXIT_INTERNAL_ERROR ||
+			     run->exit_reason == KVM_EXIT_FAIL_ENTRY;
+		serve(run);
+	}
+	pthread_mutex_unlock(&life->lock);
 }
 
 static void add_memory(struct td_vcpu *vcpu, const struct fuzz_op *op)
@@ -222,7 +244,7 @@ static void run_setup(const struct fuzz_op *op, struct td_vcpu *vcpu)
 		break;
 	case INIT_VCPU:
 		if (vcpu->fd >= 0 && !td_init_vcpu(vcpu))
-			__atomic_store_n(&ready[vcpu - td.vcpu], true, __ATOMIC_RELEASE);
+			__atomic_store_n(&lives[vcpu - td.vcpu].ready, true, __ATOMIC_RELEASE);
 		break;
 	case ADD_SLOT:
 		/* Those below are the guest's own. */
