@@ -323,6 +323,41 @@ TEST_F(bad_input, add_memory_from_two_threads)
 	EXPECT_EQ(32, td->vcpu[0].block->ops[0].res[1]);
 }
 
+/* What is not initialised before the TD is finalized never will be. */
+TEST_F(bad_input, vcpu_is_not_initialised)
+{
+	struct td *td = &self->td;
+
+	ASSERT_TD_OK(td, td_create(td));
+	ASSERT_TD_OK(td, td_init_vm(td, 0));
+	EXPECT_EQ(-EINVAL, td_vm_op(td, KVM_TDX_FINALIZE_VM, 0, NULL));
+	ASSERT_TD_OK(td, td_add_vcpu(td));
+	ASSERT_TD_OK(td, td_add_vcpu(td));
+	EXPECT_EQ(-EINVAL, td_vm_op(td, KVM_TDX_FINALIZE_VM, 0, NULL));
+	ASSERT_TD_OK(td, td_init_vcpu(&td->vcpu[0]));
+	ASSERT_TD_OK(td, td_add_slot(td, 0, TD_RAM_GPA, 1 << 20, true));
+	ASSERT_TD_OK(td, td_finalize(td));
+	EXPECT_EQ(-EINVAL, td_vcpu_op(&td->vcpu[1], KVM_TDX_INIT_VCPU, 0, NULL));
+	EXPECT_EQ(-EINVAL, td_prefault_once(&td->vcpu[1], TD_RAM_GPA, TD_PAGE));
+	EXPECT_EQ(0, td_prefault_once(&td->vcpu[0], TD_RAM_GPA, TD_PAGE));
+}
+
+/* Of GPAs beyond those that the TD has, neither memslots nor mappings. */
+TEST_F(bad_input, beyond_the_shared_bit)
+{
+	static const __u64 gpas[] = { TD_SHARED_BIT, TD_SHARED_BIT << 1, TD_SHARED_BIT << 3 };
+	const struct td_config config = {};
+	struct td *td = &self->td;
+	unsigned int i;
+
+	ASSERT_TD_OK(td, td_build(td, &config));
+	for (i = 0; i < ARRAY_SIZE(gpas); i++) {
+		EXPECT_EQ(-EINVAL, td_prefault_once(&td->vcpu[0], gpas[i], TD_PAGE));
+		EXPECT_EQ(-EINVAL, td_add_plain_slot(td, 4, gpas[i], TD_PAGE, true));
+	}
+	EXPECT_TD_OK(td, td_ops_run(&td->vcpu[0]));
+}
+
 TEST_F(bad_input, finalize)
 {
 	const struct td_config config = { .no_finalize = true };

@@ -267,6 +267,9 @@ TEST_F(guest_exits, triple_fault)
 	ASSERT_TD_OK(&self->td, td_build(&self->td, &config));
 	td_op(vcpu, GUEST_TRIPLE_FAULT, 0, 0, 0);
 	EXPECT_EQ(TD_EXIT_SHUTDOWN, td_vcpu_run(vcpu));
+	/* Nothing is left of the vCPU that could be entered; the kernel says so, and no more. */
+	EXPECT_EQ(0, td_vcpu_enter(vcpu));
+	EXPECT_EQ(KVM_EXIT_INTERNAL_ERROR, vcpu->run->exit_reason);
 }
 
 /*
