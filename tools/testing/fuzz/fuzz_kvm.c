@@ -20,7 +20,6 @@
 
 #define RAM_PAGES 64
 #define MOST_ATTRIBUTES 0x4000000ull
-#define GPA_WIDTH 48 /* of these TDs */
 #define GUEST_OPS 96
 
 enum {
@@ -48,12 +47,6 @@ static const char *const kinds[NR_KINDS] = {
 static struct td td;
 static struct td_counters before;
 static bool guest_runs;
-/* Of each vCPU. @lock: while it runs. */
-static struct td_vcpu_life {
-	pthread_mutex_t lock;
-	bool ready;
-	bool dead;
-} lives[TD_MAX_VCPUS];
 /* What changes struct td. */
 static pthread_mutex_t setup = PTHREAD_MUTEX_INITIALIZER;
 /* One page more than is used: the source of memory begins at a page. */
@@ -83,10 +76,7 @@ static void make(struct fuzz_rng *rng, unsigned int index, struct fuzz_op *op)
 		op->arg[2] = odd[fuzz_below(rng, ARRAY_SIZE(odd))];
 	if (op->kind == OTHER)
 		op->arg[1] = fuzz_below(rng, 12);
-	/* To prefault what the root doesn't reach makes tdp_iter_start() of KVM warn. */
-	if ((op->kind == PREFAULT || op->kind == ADD_SLOT) && op->arg[1] >> GPA_WIDTH)
-		op->arg[1] %= 1ull << GPA_WIDTH;
-	/* KVM goes through such a range page by page, and no signal ends that. */
+	/* KVM goes through such a range page by page, and no signal ends that: see testing.rst. */
 	if (op->kind == ATTRIBUTES && op->arg[2] > MOST_ATTRIBUTES &&
 	    op->arg[1] + op->arg[2] > op->arg[1])
 		op->arg[2] = MOST_ATTRIBUTES;
@@ -137,16 +127,12 @@ static const char *begin(__u64 variant)
 	unsigned int i;
 	int ret;
 
-	for (i = 0; i < TD_MAX_VCPUS; i++)
-		lives[i] = (struct td_vcpu_life){ .lock = PTHREAD_MUTEX_INITIALIZER };
 	td_counters_read(&before);
 	guest_runs = (variant & 15) > 2;
 	if ((variant & 15) > 1) {
 		ret = td_build(&td, &config);
-		for (i = 0; !ret && i < td.nr_vcpus; i++) {
+		for (i = 0; !ret && i < td.nr_vcpus; i++)
 			hostile_guest(&td.vcpu[i], &rng);
-			lives[i].ready = true;
-		}
 	} else {
 		ret = td_create(&td);
 		if (!ret && (variant & 15))
@@ -155,25 +141,14 @@ static const char *begin(__u64 variant)
 	return ret ? fuzz_say("a TD cannot be built: %s", td_error(&td)) : NULL;
 }
 
-static bool is_ready(unsigned int vcpu)
+/* One KVM_RUN, and what the guest then wants of a VMM. */
+static void enter(struct td_vcpu *vcpu)
 {
-	return __atomic_load_n(&lives[vcpu].ready, __ATOMIC_ACQUIRE);
-}
+	struct kvm_run *run = vcpu->run;
 
-static void finalize(__u32 flags, void *data)
-{
-	unsigned int i;
-
-	for (i = 0; i < TD_MAX_VCPUS && !is_ready(i); i++)
-		;
-	/* Without a vCPU TDH.MR.FINALIZE fails, which KVM takes for a bug of its own. */
-	if (i < TD_MAX_VCPUS)
-		td_vm_op(&td, KVM_TDX_FINALIZE_VM, flags, data);
-}
-
-/* What the guest wants of a VMM. */
-static void serve(struct kvm_run *run)
-{
+	if (!run)
+		return;
+	td_vcpu_enter(vcpu);
 	if (run->exit_reason == KVM_EXIT_HYPERCALL && run->hypercall.nr == KVM_HC_MAP_GPA_RANGE) {
 		td_set_private(&td, run->hypercall.args[0], run->hypercall.args[1] * TD_PAGE,
 			       run->hypercall.args[2] & KVM_MAP_GPA_RANGE_ENCRYPTED);
@@ -182,28 +157,6 @@ static void serve(struct kvm_run *run)
 		td_set_private(&td, run->memory_fault.gpa, TD_PAGE,
 			       run->memory_fault.flags & KVM_MEMORY_EXIT_FLAG_PRIVATE);
 	}
-}
-
-/*
- * One KVM_RUN.  A vCPU that has died is entered no more: to report what the TDX module then
- * says, KVM would read its RIP, which it warns of for a TD.
- */
-static void enter(struct td_vcpu *vcpu)
-{
-	struct td_vcpu_life *life = &lives[vcpu - td.vcpu];
-	struct kvm_run *run = vcpu->run;
-
-	if (!run)
-		return;
-	pthread_mutex_lock(&life->lock);
-	if (!life->dead) {
-		td_vcpu_enter(vcpu);
-		life->dead = run->exit_reason == KVM_EXIT_SHUTDOWN ||
-			     run->exit_reason == KVM_EXIT_INTERNAL_ERROR ||
-			     run->exit_reason == KVM_EXIT_FAIL_ENTRY;
-		serve(run);
-	}
-	pthread_mutex_unlock(&life->lock);
 }
 
 static void add_memory(struct td_vcpu *vcpu, const struct fuzz_op *op)
@@ -243,8 +196,8 @@ static void run_setup(const struct fuzz_op *op, struct td_vcpu *vcpu)
 			td_add_vcpu(&td);
 		break;
 	case INIT_VCPU:
-		if (vcpu->fd >= 0 && !td_init_vcpu(vcpu))
-			__atomic_store_n(&lives[vcpu - td.vcpu].ready, true, __ATOMIC_RELEASE);
+		if (vcpu->fd >= 0)
+			td_init_vcpu(vcpu);
 		break;
 	case ADD_SLOT:
 		/* Those below are the guest's own. */
@@ -273,8 +226,7 @@ static const char *run(const struct fuzz_op *op)
 			enter(vcpu);
 		break;
 	case PREFAULT:
-		/* For a vCPU that does not exist yet KVM would write to its VMCS. */
-		if (has_vcpu && is_ready(op->arg[0] % TD_MAX_VCPUS))
+		if (has_vcpu)
 			td_prefault_once(vcpu, op->arg[1], op->arg[2]);
 		break;
 	case PUNCH:
@@ -297,12 +249,11 @@ static const char *run(const struct fuzz_op *op)
 			add_memory(vcpu, op);
 		break;
 	case FINALIZE:
-		finalize(op->arg[3] == 1, (void *)(op->arg[3] == 2 ? 1ul : 0));
+		td_vm_op(&td, KVM_TDX_FINALIZE_VM, op->arg[3] == 1,
+			 (void *)(op->arg[3] == 2 ? 1ul : 0));
 		break;
 	case OTHER:
-		if (op->arg[1] == KVM_TDX_FINALIZE_VM && op->arg[3] & 1)
-			finalize(op->arg[3] & 2, (void *)(op->arg[3] & 4 ? 4096ul : 0));
-		else if (op->arg[1] != KVM_TDX_INIT_VM && op->arg[3] & 1)
+		if (op->arg[1] != KVM_TDX_INIT_VM && op->arg[3] & 1)
 			td_vm_op(&td, op->arg[1], op->arg[3] & 2,
 				 (void *)(op->arg[3] & 4 ? 4096ul : 0));
 		else if (op->arg[1] != KVM_TDX_INIT_VCPU && has_vcpu)
