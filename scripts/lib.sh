@@ -122,6 +122,16 @@ step()
 	[ "$took" -lt 2 ] || printf '    %s: done in %d s\n' "$name" "$took"
 }
 
+# The authorities of a proxy that this machine may stand behind. The tool root has the file
+# only after its packages are there, which is in the middle of the very first session.
+mount_authorities()
+{
+	local file=/etc/ssl/certs/ca-certificates.crt
+
+	[ -e "$file" ] && [ -e "$TDX_ROOT$file" ] || return 0
+	cmp -s "$file" "$TDX_ROOT$file" || mount --bind "$file" "$TDX_ROOT$file"
+}
+
 # Put what a command in the tool root needs under it. Only inside a session:
 # the mounts are in its own mount namespace and go when it ends.
 mount_root()
@@ -129,6 +139,7 @@ mount_root()
 	local dir
 
 	[ -n "${TDX_SESSION:-}" ] || die "the tool root is used outside a session" "start it through make"
+	mount_authorities
 	mountpoint -q "$TDX_ROOT/proc" && return
 	mount -t proc proc "$TDX_ROOT/proc"
 	mount --rbind /sys "$TDX_ROOT/sys"
@@ -143,12 +154,7 @@ mount_root()
 		mkdir -p "$TDX_ROOT$dir"
 		mount --bind "$dir" "$TDX_ROOT$dir"
 	done
-	# The network as this machine sees it: name servers, and the authorities of
-	# a proxy that it may stand behind.
-	dir=/etc/ssl/certs/ca-certificates.crt
-	if [ -e "$dir" ] && [ -e "$TDX_ROOT$dir" ]; then
-		mount --bind "$dir" "$TDX_ROOT$dir"
-	fi
+	# The network as this machine sees it.
 	[ ! -e /etc/resolv.conf ] || cp -L /etc/resolv.conf "$TDX_ROOT/etc/resolv.conf"
 }
 
