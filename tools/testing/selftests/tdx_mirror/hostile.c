@@ -14,7 +14,7 @@
 #define LIST		64	/* operations of a vCPU at a time */
 #define PREFAULTS	16	/* after each such list */
 #define MAX_THREADS	4
-#define SHOWN		4096	/* steps of a vCPU: some seconds on an emulated machine */
+#define SHOWN		8192	/* steps: some seconds on an emulated machine */
 
 TD_FIXTURE(hostile);
 
@@ -120,7 +120,7 @@ static void *run_guest(void *arg)
 	struct storm *storm = worker->storm;
 	struct td_vcpu *vcpu = worker->vcpu;
 	struct rng rng = { worker->seed };
-	__u64 done = 0;
+	__u64 done = 0, all;
 	unsigned int i;
 
 	while (done < storm->steps && !__atomic_load_n(&storm->stop, __ATOMIC_SEQ_CST)) {
@@ -163,13 +163,13 @@ static void *run_guest(void *arg)
 		for (i = 0; storm->prefaults && i < PREFAULTS; i++)
 			td_prefault_once(vcpu, some_page(&rng), TD_PAGE);
 		done += LIST;
-		if (vcpu == &storm->td->vcpu[0] && done % SHOWN == 0) {
-			printf("# hostile: about %llu of %llu steps\n",
-			       storm->before + 2 * done, storm->all);
+		all = __atomic_add_fetch(&storm->done, LIST, __ATOMIC_SEQ_CST);
+		if (all % SHOWN == 0) {
+			printf("# hostile: %llu of %llu steps, vCPU %d %llu\n",
+			       storm->before + all, storm->all, vcpu->index, done);
 			fflush(stdout);
 		}
 	}
-	__atomic_add_fetch(&storm->done, done, __ATOMIC_SEQ_CST);
 	return NULL;
 }
 
