@@ -1,9 +1,11 @@
 // SPDX-License-Identifier: GPL-2.0
 /*
  * TDH.VP.ENTER that answers busy: whoever waits for the vCPU to leave the guest
- * is served, and a busy S-EPT is told from other contention and acted upon.
+ * is served, and a busy S-EPT is told from other contention and acted upon.  And one
+ * that does not enter, because the TDX module suspects single steps.
  */
 #include <errno.h>
+#include <unistd.h>
 
 #include "test.h"
 
@@ -157,6 +159,59 @@ TEST_F(vp_enter, r7_strict_policy_at_the_threshold)
 	EXPECT_EQ(killed + kill, td_counter(TD_MIRROR_STATS, "killed", &found));
 	td_inject_clear();
 	EXPECT_EQ(kill ? -EIO : 0, td_ops_run(vcpu));
+}
+
+/* EPT violations at one RIP until the TDX module lists the page. */
+#define LISTED	7
+
+/*
+ * The TDX module lets a vCPU in again when the listed page is accepted.  KVM can only
+ * map it, which changes nothing: the exit comes back without an entry, for ever.
+ */
+TEST_F(vp_enter, r13_shut_out_until_another_vcpu_accepts)
+{
+	const struct td_config config = { .nr_vcpus = 2 };
+	struct td_vcpu *vcpu = &self->td.vcpu[0], *other = &self->td.vcpu[1];
+	const __u64 gpa = TD_RAM_GPA + 64 * TD_PAGE;
+	struct td_calls before, now;
+	__u64 spurious;
+	unsigned int i;
+	bool found;
+
+	REQUIRE(NEEDS_EMULATOR);
+	ASSERT_TD_OK(&self->td, td_build(&self->td, &config));
+	spurious = td_counter(TD_MIRROR_STATS, "faults_spurious", &found);
+	ASSERT_TD_OK(&self->td, td_set_private(&self->td, gpa, TD_PAGE, false));
+	td_op(vcpu, GUEST_TOUCH, gpa, 1, 0)->flags = GUEST_FLAG_WRITE;
+	for (i = 0; i < LISTED; i++) {
+		ASSERT_EQ(TD_EXIT_MEMORY_FAULT, td_vcpu_run(vcpu));
+		ASSERT_EQ(gpa, vcpu->fault_gpa & ~(TD_PAGE - 1));
+	}
+	/* Too late. */
+	ASSERT_TD_OK(&self->td, td_set_private(&self->td, gpa, TD_PAGE, true));
+	td_calls_read(&before);
+	ASSERT_EQ(0, td_vcpu_start(vcpu));
+	for (i = 0; i < 2000; i++) {
+		td_calls_read(&now);
+		if (now.leaf[TD_VP_ENTER] - before.leaf[TD_VP_ENTER] > 100)
+			break;
+		usleep(1000);
+	}
+	EXPECT_GT(2000, i);
+	EXPECT_EQ(1, now.leaf[TD_PAGE_AUG] - before.leaf[TD_PAGE_AUG]);
+	EXPECT_EQ(0, vcpu->block->done);
+	/* What an operator sees of it. */
+	if (!td_needs(NEEDS_MIRROR))
+		EXPECT_LT(spurious + 50, td_counter(TD_MIRROR_STATS, "faults_spurious", &found));
+	/* A signal ends it. */
+	td_vcpu_cancel(vcpu);
+	EXPECT_EQ(TD_EXIT_CANCELLED, td_vcpu_join(vcpu));
+	vcpu->cancel = false;
+	vcpu->block->stop = 0;
+	td_op(other, GUEST_ACCEPT, gpa, 1, 0);
+	ASSERT_TD_OK(&self->td, td_ops_run(other));
+	EXPECT_EQ(1, other->block->ops[0].res[0]);
+	EXPECT_TD_OK(&self->td, td_ops_run(vcpu));
 }
 
 TEST_HARNESS_MAIN
