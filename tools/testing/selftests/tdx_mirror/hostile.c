@@ -16,7 +16,7 @@
 #define LIST		64	/* operations of a vCPU at a time */
 #define PREFAULTS	16	/* after each such list */
 #define MAX_THREADS	4
-#define PATIENCE	3	/* seconds in which no vCPU does an operation */
+#define PATIENCE	2	/* seconds in which the vCPUs do at least a list */
 #define SHOWN		8192	/* steps: some seconds on an emulated machine */
 
 TD_FIXTURE(hostile);
@@ -220,7 +220,7 @@ static void nothing(int signal)
 static bool join_guests(struct storm *storm, struct worker guest[2])
 {
 	const struct sigaction action = { .sa_handler = nothing };
-	unsigned int i, idle = 0;
+	unsigned int i, seconds = 0;
 	bool stopped = false;
 	__u64 last = 0;
 
@@ -237,11 +237,14 @@ static bool join_guests(struct storm *storm, struct worker guest[2])
 			i++;
 			continue;
 		}
-		idle = now == last ? idle + 1 : 0;
-		last = now;
-		if (idle < PATIENCE)
+		if (!stopped) {
+			if (++seconds % PATIENCE)
+				continue;
+			stopped = now - last < LIST;
+			last = now;
+		}
+		if (!stopped)
 			continue;
-		stopped = true;
 		__atomic_store_n(&storm->stop, true, __ATOMIC_SEQ_CST);
 		__atomic_store_n(&guest[i].vcpu->cancel, true, __ATOMIC_SEQ_CST);
 		guest[i].vcpu->run->immediate_exit = 1;
