@@ -125,7 +125,7 @@ static const struct rule {
 } rules[] = {
 	{ TD_VP_ENTER, ANY, ONCE, GOES_ON },
 	{ TD_VP_ENTER, ANY, EVER, STAYS, -EINTR },
-	{ TD_VP_ENTER, ANY, BROKEN, ENDS, -EIO, .kvm_warns = 1 },
+	{ TD_VP_ENTER, ANY, BROKEN, ENDS, -EIO },
 
 	{ MNG_CREATE, ANY, ALL, ENDS, -EIO, .kvm_warns = 1 },
 	{ KEY_CONFIG, ANY, ALL, ENDS, -EIO, .kvm_warns = 1 },
