@@ -3,7 +3,9 @@
 """Judge the serial log of a run of tdx-tests.
 
 usage: report.py run LOG         table of both modes, last line `tdx-mirror: run ok: ...`
-       report.py selftests LOG   checks per program, counts for the closing line
+       report.py selftests LOG [MODE...]
+                                 checks per program, counts for the closing line;
+                                 the modes that had to run, on and off if none is named
        report.py contract LOG    the same for the test module of the C contract
        report.py testdev LOG     the same for the test device
        report.py kunit LOG       the same for the KUnit suites
@@ -395,7 +397,8 @@ def kernel_alarms(path):
 
 
 def main(argv):
-    if len(argv) != 2 or argv[0] not in ("run", "selftests", "contract", "testdev", "kunit", "alarms"):
+    if len(argv) < 2 or argv[0] not in ("run", "selftests", "contract", "testdev", "kunit", "alarms") or \
+            argv[2:] and argv[0] != "selftests":
         print(__doc__.strip(), file=sys.stderr)
         return 2
     if argv[0] == "alarms":
@@ -418,7 +421,7 @@ def main(argv):
         if reason == "no reason given":
             problems.append(f"skipped without a reason: {', '.join(cases)}")
     modes = {run.mode for run in runs}
-    if runs and not {"on", "off"} <= modes:
+    if runs and not set(argv[2:] or ("on", "off")) <= modes:
         problems.append(f"ran only with tdx_mirror={', '.join(sorted(modes))}")
 
     if argv[0] == "run":

@@ -38,14 +38,14 @@ def log(on=None, off=None, tap="ok 1 maps\n", status=0, kernel="", end="vm: exit
     return text + end
 
 
-def run_report(kind, text):
+def run_report(kind, text, modes=()):
     """(exit status, output) of the report on a log."""
     with tempfile.NamedTemporaryFile("w", suffix=".log") as file:
         file.write(text)
         file.flush()
         out = io.StringIO()
         with contextlib.redirect_stdout(out):
-            status = report.main([kind, file.name])
+            status = report.main([kind, file.name, *modes])
         return status, out.getvalue()
 
 
@@ -66,6 +66,15 @@ class Report(unittest.TestCase):
         status, out = run_report("selftests", log())
         self.assertEqual(status, 0, out)
         self.assertEqual(out.splitlines()[-1], "selftests: 2 passed, 0 failed, 0 skipped")
+
+    def test_one_mode(self):
+        text = log()
+        only_on = text[:text.index("@begin 1 off")] + text[text.rindex("@end 1 off"):].split("\n", 1)[1]
+        self.fails(only_on, "ran only with tdx_mirror=on")
+        status, out = run_report("selftests", only_on, ["on"])
+        self.assertEqual(status, 0, out)
+        status, out = run_report("selftests", only_on, ["off"])
+        self.assertEqual(status, 1, out)
 
     def test_leak(self):
         self.fails(log(on={"leaked": 1}), "1 pages leaked")
