@@ -220,7 +220,7 @@ static void nothing(int signal)
 static bool join_guests(struct storm *storm, struct worker guest[2])
 {
 	const struct sigaction action = { .sa_handler = nothing };
-	unsigned int i, seconds = 0;
+	unsigned int i, j, seconds = 0;
 	bool stopped = false;
 	__u64 last = 0;
 
@@ -246,9 +246,12 @@ static bool join_guests(struct storm *storm, struct worker guest[2])
 		if (!stopped)
 			continue;
 		__atomic_store_n(&storm->stop, true, __ATOMIC_SEQ_CST);
-		__atomic_store_n(&guest[i].vcpu->cancel, true, __ATOMIC_SEQ_CST);
-		guest[i].vcpu->run->immediate_exit = 1;
-		pthread_kill(guest[i].thread, SIGUSR1);
+		/* The other one too: it may have the turn. */
+		for (j = i; j < 2; j++) {
+			__atomic_store_n(&guest[j].vcpu->cancel, true, __ATOMIC_SEQ_CST);
+			guest[j].vcpu->run->immediate_exit = 1;
+			pthread_kill(guest[j].thread, SIGUSR1);
+		}
 	}
 	return stopped;
 }
