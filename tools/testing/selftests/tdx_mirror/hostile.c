@@ -16,7 +16,8 @@
 #define LIST		64	/* operations of a vCPU at a time */
 #define PREFAULTS	16	/* after each such list */
 #define MAX_THREADS	4
-#define PATIENCE	2	/* seconds in which the vCPUs do at least a list */
+#define TICK_NS		100000000
+#define PATIENCE	3	/* ticks in which the vCPUs do at least a list */
 #define SHOWN		8192	/* steps: some seconds on an emulated machine */
 
 TD_FIXTURE(hostile);
@@ -220,7 +221,7 @@ static void nothing(int signal)
 static bool join_guests(struct storm *storm, struct worker guest[2])
 {
 	const struct sigaction action = { .sa_handler = nothing };
-	unsigned int i, j, seconds = 0;
+	unsigned int i, j, ticks = 0;
 	bool stopped = false;
 	__u64 last = 0;
 
@@ -232,13 +233,17 @@ static bool join_guests(struct storm *storm, struct worker guest[2])
 		struct timespec limit;
 
 		clock_gettime(CLOCK_REALTIME, &limit);
-		limit.tv_sec++;
+		limit.tv_nsec += TICK_NS;
+		if (limit.tv_nsec >= 1000000000) {
+			limit.tv_nsec -= 1000000000;
+			limit.tv_sec++;
+		}
 		if (!pthread_timedjoin_np(guest[i].thread, NULL, &limit)) {
 			i++;
 			continue;
 		}
 		if (!stopped) {
-			if (++seconds % PATIENCE)
+			if (++ticks % PATIENCE)
 				continue;
 			stopped = now - last < LIST;
 			last = now;
