@@ -7,7 +7,6 @@
 #include <errno.h>
 #include <signal.h>
 #include <stdlib.h>
-#include <time.h>
 #include <x86intrin.h>
 
 #include "test.h"
@@ -16,8 +15,9 @@
 #define LIST		64	/* operations of a vCPU at a time */
 #define PREFAULTS	16	/* after each such list */
 #define MAX_THREADS	4
-#define TICK_NS		100000000
-#define PATIENCE	3	/* ticks in which the vCPUs do at least a list */
+#define WINDOW_MS	300	/* in which the vCPUs do at least a list */
+#define STUCK		10	/* windows, if the TDX module lets the vCPUs in */
+#define NOT_LET_IN	100	/* VP.ENTERs in a window: thousands, if a vCPU is shut out */
 #define SHOWN		8192	/* steps: some seconds on an emulated machine */
 
 TD_FIXTURE(hostile);
@@ -213,50 +213,73 @@ static void nothing(int signal)
 {
 }
 
+/* VP.ENTERs that gave back an exit without entering the guest, plus a constant. */
+static __s64 not_let_in(void)
+{
+	struct td_calls calls;
+
+	td_calls_read(&calls);
+	return calls.exits - calls.entries;
+}
+
+static __u64 progress(struct storm *storm, const struct worker guest[2])
+{
+	return __atomic_load_n(&storm->done, __ATOMIC_SEQ_CST) +
+	       __atomic_load_n(&guest[0].vcpu->block->done, __ATOMIC_RELAXED) +
+	       __atomic_load_n(&guest[1].vcpu->block->done, __ATOMIC_RELAXED);
+}
+
+/* Both: the one that could go on may have the turn. */
+static void stop_guests(struct storm *storm, struct worker guest[2], unsigned int first)
+{
+	unsigned int i;
+
+	__atomic_store_n(&storm->stop, true, __ATOMIC_SEQ_CST);
+	for (i = first; i < 2; i++) {
+		__atomic_store_n(&guest[i].vcpu->cancel, true, __ATOMIC_SEQ_CST);
+		guest[i].vcpu->run->immediate_exit = 1;
+		pthread_kill(guest[i].thread, SIGUSR1);
+	}
+}
+
 /*
  * Waits for both vCPUs.  Returns whether they had to be stopped: seven EPT violations at
  * one instruction, as with a page that others make shared each time, and the TDX module
- * lets the vCPU in no more until another one accepts the page, which none may do.
+ * lets the vCPU in no more until another one accepts the page, which none may do.  vCPUs
+ * that it lets in and that get no further all the same are a failure.
  */
 static bool join_guests(struct storm *storm, struct worker guest[2])
 {
 	const struct sigaction action = { .sa_handler = nothing };
-	unsigned int i, j, ticks = 0;
+	const bool told = !td_needs(NEEDS_EMULATOR);
+	unsigned int first = 0, ms = 0, stuck = 0;
+	__s64 refused = not_let_in(), refused_now;
 	bool stopped = false;
-	__u64 last = 0;
+	__u64 done = 0, now;
 
 	sigaction(SIGUSR1, &action, NULL);
-	for (i = 0; i < 2;) {
-		__u64 now = __atomic_load_n(&storm->done, __ATOMIC_SEQ_CST) +
-			    __atomic_load_n(&guest[0].vcpu->block->done, __ATOMIC_RELAXED) +
-			    __atomic_load_n(&guest[1].vcpu->block->done, __ATOMIC_RELAXED);
-		struct timespec limit;
-
-		clock_gettime(CLOCK_REALTIME, &limit);
-		limit.tv_nsec += TICK_NS;
-		if (limit.tv_nsec >= 1000000000) {
-			limit.tv_nsec -= 1000000000;
-			limit.tv_sec++;
-		}
-		if (!pthread_timedjoin_np(guest[i].thread, NULL, &limit)) {
-			i++;
+	while (first < 2) {
+		if (!pthread_tryjoin_np(guest[first].thread, NULL)) {
+			first++;
 			continue;
 		}
-		if (!stopped) {
-			if (++ticks % PATIENCE)
-				continue;
-			stopped = now - last < LIST;
-			last = now;
+		usleep(10000);
+		ms += 10;
+		if (ms % WINDOW_MS == 0 && !stopped) {
+			now = progress(storm, guest);
+			refused_now = not_let_in();
+			stuck = now - done < LIST ? stuck + 1 : 0;
+			stopped = stuck && (!told || refused_now - refused > NOT_LET_IN);
+			if (stuck >= STUCK && !stopped) {
+				printf("# hostile: vCPUs stuck, and not shut out\n");
+				fail(storm, -ETIMEDOUT);
+				stopped = true;
+			}
+			done = now;
+			refused = refused_now;
 		}
-		if (!stopped)
-			continue;
-		__atomic_store_n(&storm->stop, true, __ATOMIC_SEQ_CST);
-		/* The other one too: it may have the turn. */
-		for (j = i; j < 2; j++) {
-			__atomic_store_n(&guest[j].vcpu->cancel, true, __ATOMIC_SEQ_CST);
-			guest[j].vcpu->run->immediate_exit = 1;
-			pthread_kill(guest[j].thread, SIGUSR1);
-		}
+		if (stopped)
+			stop_guests(storm, guest, first);
 	}
 	return stopped;
 }

@@ -77,6 +77,8 @@ void td_calls_read(struct td_calls *calls)
 			calls->injected = value;
 		if (!strcmp(word, "guest_entries"))
 			calls->entries = value;
+		if (!strcmp(word, "leaf_0_tdh_vp_enter_ok"))
+			calls->exits = value;
 		if (sscanf(word, "leaf_%u_%63s", &leaf, tail) != 2 || leaf >= TD_LEAVES)
 			continue;
 		if (strlen(tail) > 6 && !strcmp(tail + strlen(tail) - 6, "_calls")) {

@@ -49,10 +49,14 @@ enum td_leaf {
 #define TD_OP_SEPT_TREE		0x92
 #define TD_OP_EPOCH		0xa9
 
-/* SEAMCALLs so far, by leaf and together. */
+/*
+ * SEAMCALLs so far, by leaf and together.  @exits: VP.ENTERs that gave back an exit;
+ * @entries: how often the guest was entered, for each such exit at least once, unless the
+ * TDX module has shut the vCPU out.
+ */
 struct td_calls {
 	__u64 leaf[TD_LEAVES];
-	__u64 total, busy, injected, entries;
+	__u64 total, busy, injected, entries, exits;
 };
 
 void td_calls_read(struct td_calls *calls);
