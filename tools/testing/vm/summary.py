@@ -176,11 +176,12 @@ def rows(part):
 
 
 def print_table(parts):
-    print(f"{'suite':14}{'kernel':10}{'mode':8}{'passed':>8}{'failed':>8}{'skipped':>9}{'time':>9}")
+    wide = max([14] + [len(part["suite"]) + 1 for part in parts])
+    print(f"{'suite':{wide}}{'kernel':10}{'mode':8}{'passed':>8}{'failed':>8}{'skipped':>9}{'time':>9}")
     for part in parts:
         took = f"{part['seconds']} s"
         for mode, passed, failed, skipped, _ in rows(part):
-            print(f"{part['suite']:14}{part['flavour'].replace('none', '-'):10}{mode:8}"
+            print(f"{part['suite']:{wide}}{part['flavour'].replace('none', '-'):10}{mode:8}"
                   f"{passed:8}{failed:8}{skipped:9}{took:>9}")
             took = '"'
 

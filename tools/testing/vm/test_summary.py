@@ -172,13 +172,16 @@ class Summary(unittest.TestCase):
         out = self.add("selftests", "tdx-mirror: problem: life_cycle failed\nselftests: 3 passed, 1 failed, 1 skipped\n",
                        CONSOLE, 1)
         self.assertIn("problem: life_cycle failed", out)
+        self.add("a-suite-with-a-long-name", "1 passed, 0 failed\n")
         status, out = self.finish()
         self.assertEqual(status, 1)
         rows = [line.split() for line in out.split("\n")]
         self.assertIn(["selftests", "debug", "on", "1", "1", "0", "7", "s"], rows)
+        columns = [line.index("debug") for line in out.split("\n") if " debug " in line]
+        self.assertEqual(columns, [columns[0]] * 4)
         self.assertIn(["selftests", "debug", "off", "1", "0", "1", '"'], rows)
         self.assertIn(["selftests", "debug", "-", "1", "0", "0", '"'], rows)
-        self.assertTrue(out.endswith("\n3 passed, 1 failed\n"), out)
+        self.assertTrue(out.endswith("\n4 passed, 1 failed\n"), out)
 
     def test_junit_has_failure_and_kernel_log(self):
         self.add("selftests", "selftests: 3 passed, 1 failed, 1 skipped\n", CONSOLE, 1)
