@@ -6,11 +6,11 @@
 # make boot-qemu   QEMU and OVMF build and run a TD there; MIRROR=rust|c|both LINUX=1 HELP=1
 # make test        every test; the last line says how many passed and failed; PARTS='selftests kunit'
 # make test-all    the same, and what takes too long for every change: all kernel flavours, more fuzzing
-# make selftests   the kselftests on the emulated host, in both modes; LONG=1: more often, and a TD of 1 GiB
+# make selftests   the kselftests on the emulated host in both modes, then testdev; TESTS='kill9'; LONG=1: more often, TD of 1 GiB
 # make failnth     each SEAMCALL and each allocation of a TD's life fails; QUICK=1: a part
 # make planted     bugs planted into the module, each of which a test must find
 # make contract    the C contract's test module, on an emulated PC
-# make testdev    the test device: mirror and software TDX module without KVM
+# make testdev     the test device: mirror and software TDX module without KVM
 # make stat        build tools/tdx-mirror-stat (build/stat), and try it in an emulated PC
 # make kunit       the unit tests of the mirror inside a kernel
 # make sanitize    contract, test device, KUnit and fuzzing with lockdep, and that the kernel finds planted bugs
@@ -62,7 +62,7 @@ test-all:
 	@$(SESSION) scripts/test all
 
 selftests:
-	@$(SESSION) scripts/selftests $(if $(LONG),--long,$(TESTS))
+	@$(SESSION) scripts/selftests $(if $(LONG),--long,$(or $(TESTS),--both))
 
 failnth:
 	@$(SESSION) scripts/failnth $(if $(QUICK),--quick)
