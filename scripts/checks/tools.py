@@ -79,8 +79,9 @@ def clippy_host(result):
         if lib.run(prefix + ["cargo", "clippy", "--version"])[0]:
             result.missing("cargo with clippy", "install cargo and rust-clippy, here or in the tool root")
             return
-    env = ["env", "CARGO_TERM_COLOR=never", f"CLIPPY_CONF_DIR={lib.TOP}",
-           f"CARGO_TARGET_DIR={lib.build_dir('target', 'root' if prefix else 'host')}"]
+    # Where one is named it may be full already: most of the time goes into the libraries.
+    target = os.environ.get("CARGO_TARGET_DIR") or lib.build_dir("target", "root" if prefix else "host")
+    env = ["env", "CARGO_TERM_COLOR=never", f"CLIPPY_CONF_DIR={lib.TOP}", f"CARGO_TARGET_DIR={target}"]
     if prefix and os.environ.get("TDX_CACHE"):
         env.append(f"CARGO_HOME={os.environ['TDX_CACHE']}/cargo")
     done = 0
