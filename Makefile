@@ -62,7 +62,8 @@ test-all:
 	@$(SESSION) scripts/test all
 
 selftests:
-	@$(SESSION) scripts/selftests $(if $(LONG),--long,$(or $(TESTS),--both))
+	@$(SESSION) scripts/selftests $(if $(LONG),--long,$(TESTS))
+	$(if $(LONG)$(TESTS),,@$(SESSION) scripts/testdev)
 
 failnth:
 	@$(SESSION) scripts/failnth $(if $(QUICK),--quick)
