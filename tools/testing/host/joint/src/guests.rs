@@ -233,6 +233,22 @@ impl Memory {
         }
     }
 
+    /// A private GFN out of those that `pick` names, for a guest that is about to accept it; the
+    /// shared ones it touches.  A guest that has met shared ones only has the last one made
+    /// private (MapGPA): it must not wait for whoever else converts, who may wait for this vCPU.
+    pub fn pick_private(&self, td: &Td, mut pick: impl FnMut() -> usize) -> usize {
+        let mut i = pick();
+        for _ in 0..self.len() {
+            if self.is_private(i) {
+                return i;
+            }
+            self.fault_shared(td, i);
+            i = pick();
+        }
+        self.invalidate_one(td, i);
+        i
+    }
+
     /// Waits until what is being taken away is gone.
     pub fn settle(&self) {
         drop(self.invalidating.lock().unwrap());

@@ -19,3 +19,4 @@ pub mod ops;
 pub mod replay;
 pub mod tally;
 pub mod td;
+pub mod watch;

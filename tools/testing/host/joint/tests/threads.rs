@@ -14,6 +14,7 @@ use tdx_emu_host::vmm::regs;
 use tdx_joint_host::compare;
 use tdx_joint_host::guests::{gated, Gate, Memory, Served};
 use tdx_joint_host::td::{data_pfn, Machine, Td, ALREADY_ACCEPTED, ASK, CODE, LP, RESET, TELL};
+use tdx_joint_host::watch::Watch;
 use tdx_mirror_host::mirror::error::{MapOutcome, RetryReason};
 use tdx_mirror_host::mirror::spte::SpteKind;
 use tdx_mirror_host::mock::Call;
@@ -26,6 +27,8 @@ const VCPUS: usize = 2;
 const THREADS: usize = VCPUS + 3;
 /// Steps by which a thread may be ahead of another, or the quick ones would soon be alone.
 const AHEAD: u64 = 64;
+/// Time without a step of any thread after which the test is cut.
+const STUCK: Duration = Duration::from_secs(60);
 /// What a guest's ACCEPT answers where it met a lock or a mark.
 const GUEST_BUSY: u64 = 0x8000_0200_0000_0001;
 /// Nobody.
@@ -61,8 +64,7 @@ struct Stress<'s> {
     memory: &'s Memory,
     progress: &'s Progress,
     stop: &'s AtomicBool,
-    /// Steps of each thread.
-    steps: [AtomicU64; THREADS],
+    watch: Watch<THREADS>,
     fixed: AtomicU64,
     zapped: AtomicU64,
     accepts: AtomicU64,
@@ -76,11 +78,12 @@ struct Stress<'s> {
 
 impl Stress<'_> {
     fn going(&self, thread: usize) -> bool {
-        let done = self.steps[thread].fetch_add(1, SeqCst);
-        let is_ahead = || self.steps.iter().any(|s| s.load(SeqCst) + AHEAD < done);
-        while is_ahead() && !self.stop.load(SeqCst) {
+        let done = self.watch.step(thread);
+        self.watch.doing(thread, "waits for the slowest");
+        while self.watch.fewest() + AHEAD < done && !self.stop.load(SeqCst) {
             thread::yield_now();
         }
+        self.watch.doing(thread, "goes on");
         !self.stop.load(SeqCst)
     }
 
@@ -103,8 +106,16 @@ impl Stress<'_> {
         self.gate.inject(&self.td.machine.vmm, &plain, &held);
     }
 
-    fn done(&self) -> u64 {
-        self.steps.iter().map(|s| s.load(SeqCst)).sum()
+    /// For the report on threads that are stuck.
+    fn state(&self) -> String {
+        let shared = (0..self.memory.len()).filter(|i| !self.memory.is_private(*i));
+        format!(
+            "  {} of {} GFNs shared; vCPUs need {:x?}; vCPUs held out: {}",
+            shared.count(),
+            self.memory.len(),
+            self.needed,
+            self.gate.is_held()
+        )
     }
 
     fn serve(&self, notes: &mut Notes, i: usize, now: Conditions) -> Served {
@@ -125,8 +136,10 @@ impl Stress<'_> {
             if let (true, Some(i)) = (notes.held, wanted) {
                 // Userspace calls KVM_RUN again; the fault comes first.
                 if !self.memory.is_private(i) {
+                    self.watch.doing(v, "makes a page private, held");
                     self.memory.invalidate_one(self.td, i);
                 }
+                self.watch.doing(v, "faults, held");
                 if !matches!(
                     self.serve(&mut notes, i, Conditions::NONE),
                     Served::Mapped(_)
@@ -138,16 +151,17 @@ impl Stress<'_> {
                 r12: answer,
                 ..regs(tdvpr, 0, 0, 0)
             };
+            self.watch.doing(v, "waits to enter");
             self.gate.enter(v);
+            self.watch.doing(v, "is inside");
             let (rax, out) = self.td.machine.vmm.call_on(LP + v as u32, 0, r);
             self.gate.leave(v);
+            self.watch.doing(v, "handles the exit");
             match (rax, out.r11) {
                 (77, ASK) => {
-                    let mut i = rng.below(self.memory.len() as u64) as usize;
-                    while !self.memory.is_private(i) {
-                        self.memory.fault_shared(self.td, i);
-                        i = rng.below(self.memory.len() as u64) as usize;
-                    }
+                    self.watch.doing(v, "picks a GFN");
+                    let pick = || rng.below(self.memory.len() as u64) as usize;
+                    let i = self.memory.pick_private(self.td, pick);
                     answer = self.memory.gfn(i) << 12;
                 }
                 (77, TELL) => {
@@ -306,7 +320,7 @@ fn r1_r15_r16_r20_r21_r24_r36_r40_r43_threads_on_one_td() {
         memory: &memory,
         progress: &progress,
         stop: &stop,
-        steps: [const { AtomicU64::new(0) }; THREADS],
+        watch: Watch::new(STUCK),
         fixed: AtomicU64::new(0),
         zapped: AtomicU64::new(0),
         accepts: AtomicU64::new(0),
@@ -344,13 +358,14 @@ fn r1_r15_r16_r20_r21_r24_r36_r40_r43_threads_on_one_td() {
             busy > 0 && td.mirror.stats().frozen_seen.get() > 0
         };
         let is_over = |done| done >= steps && (collided() || done >= steps * 10);
-        while !stop.load(SeqCst) && !is_over(s.done()) {
+        while !stop.load(SeqCst) && !is_over(s.watch.total()) {
+            s.watch.cut_if_stuck(|| s.state());
             s.inject(round);
             round += 1;
             thread::sleep(Duration::from_millis(3));
             if said.elapsed() > Duration::from_millis(1500) {
                 said = Instant::now();
-                let done = s.done();
+                let done = s.watch.total();
                 let rate = done as f64 / start.elapsed().as_secs_f64();
                 let eta = steps.saturating_sub(done) as f64 / rate;
                 println!("threads: {done} of {steps} steps, {rate:.0} a second, {eta:.0} s to go");
@@ -363,7 +378,7 @@ fn r1_r15_r16_r20_r21_r24_r36_r40_r43_threads_on_one_td() {
     let calls = td.mirror.external().stats();
     println!(
         "threads: {} steps, {:.0} s: {} mapped, {} zapped, {} accepts, {} yields, {} kicks",
-        s.done(),
+        s.watch.total(),
         start.elapsed().as_secs_f64(),
         s.fixed.load(SeqCst),
         s.zapped.load(SeqCst),
@@ -393,6 +408,33 @@ fn r1_r15_r16_r20_r21_r24_r36_r40_r43_threads_on_one_td() {
     }
     every_page_can_be_accepted(&s);
     td.zap(0, 1 << 35, true);
+    td.teardown();
+    assert_eq!(td.destroy(), 0);
+}
+
+#[test]
+fn a_guest_that_meets_shared_pages_only_goes_on() {
+    let machine = Machine::new();
+    let td = built(&machine, &Arc::default(), 1, 60);
+    let memory = Memory::new(vec![0x10_0000, 0x10_0001, 0x10_0200], data_pfn(0), 4);
+    let all = 0..memory.len();
+    // By GFN, so that one call converts one page.
+    for i in all.clone() {
+        memory.invalidate(&td, i..i + 1, Some(false), &|_| false);
+    }
+    let mut next = all.clone().cycle();
+    let i = memory.pick_private(&td, || next.next().expect("an endless one"));
+    assert!(memory.is_private(i) && !memory.is_direct(i));
+    for other in all.clone().filter(|other| *other != i) {
+        // It was touched.
+        assert!(!memory.is_private(other) && memory.is_direct(other));
+    }
+    // The one that is private is found from now on.
+    for _ in all.clone() {
+        let found = memory.pick_private(&td, || next.next().expect("an endless one"));
+        assert_eq!(found, i);
+    }
+    compare::whole(&td).unwrap_or_else(|e| panic!("{e}"));
     td.teardown();
     assert_eq!(td.destroy(), 0);
 }
