@@ -48,20 +48,20 @@ impl<const N: usize> Watch<N> {
         self.steps.iter().map(|s| s.load(SeqCst)).sum()
     }
 
-    /// Whether no thread has made a step for the limit.
-    pub fn is_stuck(&self) -> bool {
+    /// Whether at `now` no thread has made a step for the limit.
+    fn is_stuck(&self, now: Instant) -> bool {
         let mut last = self.last.lock().unwrap();
         let total = self.total();
         if total != last.0 {
-            *last = (total, Instant::now());
+            *last = (total, now);
         }
-        last.1.elapsed() > self.limit
+        now.duration_since(last.1) > self.limit
     }
 
     /// Ends the process with a report when the threads are stuck: they cannot be joined, and a
     /// panic would wait for them.  `more` is called for what else the reader should know.
     pub fn cut_if_stuck(&self, more: impl FnOnce() -> String) {
-        if self.is_stuck() {
+        if self.is_stuck(Instant::now()) {
             let report = format!("no step in {:?}:\n{self}{}\n", self.limit, more());
             // Not eprint!, whose output the test harness keeps, and then loses.
             _ = stderr().lock().write_all(report.as_bytes());
@@ -83,24 +83,26 @@ impl<const N: usize> fmt::Display for Watch<N> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::thread::sleep;
 
     #[test]
     fn threads_are_stuck_when_none_makes_a_step() {
-        let limit = Duration::from_millis(50);
+        let limit = Duration::from_secs(1);
         let watch = Watch::<2>::new(limit);
-        assert!(!watch.is_stuck());
+        let mut now = Instant::now();
         for n in 0..4 {
-            sleep(limit / 2);
             assert_eq!(watch.step(0), n);
             watch.doing(0, "waits for thread 1");
-            assert!(!watch.is_stuck(), "one of the two steps");
+            assert!(!watch.is_stuck(now), "one of the two steps");
+            now += limit;
+            assert!(!watch.is_stuck(now), "not for longer than the limit");
         }
-        sleep(limit + limit);
-        assert!(watch.is_stuck());
+        now += Duration::from_millis(1);
+        assert!(watch.is_stuck(now));
         assert_eq!((watch.fewest(), watch.total()), (0, 4));
         let text = watch.to_string();
         assert!(text.contains("thread 0: 4 steps, waits for thread 1"));
         assert!(text.contains("thread 1: 0 steps, has not begun"));
+        watch.step(1);
+        assert!(!watch.is_stuck(now), "the other goes on");
     }
 }
