@@ -201,13 +201,16 @@ int td_counters_check(const struct td_counters *before, char *text, size_t size)
 	/* A killed VMM's files are closed before it is reaped, mostly. */
 	for (turns = 0; turns < 1000; turns++) {
 		td_counters_read(&now);
-		if (now.emu_pages == before->emu_pages &&
-		    now.tds_live == before->tds_live)
+		if (now.has_emu == before->has_emu && now.emu_pages == before->emu_pages &&
+		    now.has_mirror == before->has_mirror && now.tds_live == before->tds_live)
 			break;
 		sched_yield();
 	}
 
 	text[0] = 0;
+	/* Nothing that cannot be read any more counts as right. */
+	say(text, size, "counters of the emulator", now.has_emu, before->has_emu);
+	say(text, size, "counters of the mirror", now.has_mirror, before->has_mirror);
 	if (now.has_emu) {
 		say(text, size, "pamt_pages_owned", now.emu_pages, before->emu_pages);
 		say(text, size, "leaf_removed", now.emu_removed - before->emu_removed,
