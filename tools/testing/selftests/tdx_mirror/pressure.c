@@ -119,19 +119,14 @@ TEST_F_TIMEOUT(pressure, b16_limit_met_by_faults, 120)
 	at_the_limit(_metadata, &self->td, true);
 }
 
-/* Allocations of this thread fail once in a while, from slab and pages alike. */
-static const char *fail_allocations(bool on)
+/* How often, in percent, allocations fail in a thread that asks for it: slab and pages alike. */
+static int set_failures(const char *probability)
 {
 	static const char * const attr[] = { "failslab", "fail_page_alloc" };
 	char folder[64];
 	unsigned int i;
 	int ret = 0;
 
-	if (access(MAKE_IT_FAIL, W_OK))
-		return "needs a kernel with FAULT_INJECTION: no " MAKE_IT_FAIL;
-	/* Until it is off, it also makes the calls fail that are to turn it off. */
-	for (i = 0; !on && i < 1000 && write_to(MAKE_IT_FAIL, "", "0"); i++)
-		;
 	for (i = 0; i < ARRAY_SIZE(attr); i++) {
 		snprintf(folder, sizeof(folder), DEBUG "%s/", attr[i]);
 		ret |= write_to(folder, "verbose", "0");
@@ -139,11 +134,10 @@ static const char *fail_allocations(bool on)
 		ret |= write_to(folder, "ignore-gfp-wait", "0");
 		ret |= write_to(folder, "interval", "1");
 		ret |= write_to(folder, "times", "-1");
-		ret |= write_to(folder, "probability", on ? "20" : "0");
+		ret |= write_to(folder, "probability", probability);
 	}
 	ret |= write_to(DEBUG "fail_page_alloc/", "min-order", "0");
-	ret |= write_to(MAKE_IT_FAIL, "", on ? "1" : "0");
-	return ret ? "needs FAILSLAB, FAIL_PAGE_ALLOC and FAULT_INJECTION_DEBUG_FS" : NULL;
+	return ret;
 }
 
 TEST_F_TIMEOUT(pressure, allocations_fail_now_and_then, 120)
@@ -152,19 +146,22 @@ TEST_F_TIMEOUT(pressure, allocations_fail_now_and_then, 120)
 	struct td *td = &self->td;
 	struct td_vcpu *vcpu = &td->vcpu[0];
 	unsigned int refused = 0, refused_run = 0;
-	const char *lacking;
 	__u64 n;
-	int ret;
+	int ret, make_it_fail;
 
+	/* Open before: while allocations fail, open() does, too. */
+	make_it_fail = open(MAKE_IT_FAIL, O_WRONLY | O_CLOEXEC);
+	if (make_it_fail < 0)
+		SKIP(return, "needs a kernel with FAULT_INJECTION: no " MAKE_IT_FAIL);
+	if (set_failures("20")) {
+		set_failures("0");
+		SKIP(return, "needs FAILSLAB, FAIL_PAGE_ALLOC and FAULT_INJECTION_DEBUG_FS");
+	}
 	ASSERT_TD_OK(td, td_build(td, &config));
 	ASSERT_TD_OK(td, td_add_plain_slot(td, 4, SPARSE_GPA, TABLES * MIB2, true));
 	for (n = 0; n < TABLES; n++)
 		ASSERT_TD_OK(td, td_set_private(td, SPARSE_GPA + n * MIB2, TD_PAGE, true));
-	lacking = fail_allocations(true);
-	if (lacking) {
-		fail_allocations(false);
-		SKIP(return, "%s", lacking);
-	}
+	ASSERT_EQ(1, write(make_it_fail, "1", 1));
 	/* One page every 2 MiB needs a table each time. */
 	for (n = 0; n < TABLES; n++) {
 		do {
@@ -179,7 +176,10 @@ TEST_F_TIMEOUT(pressure, allocations_fail_now_and_then, 120)
 	td_op(vcpu, GUEST_VERIFY, TD_RAM_GPA, PAGES, 1);
 	while (!ret && td_vcpu_run(vcpu) == TD_EXIT_ERROR && vcpu->ret == -ENOMEM)
 		refused_run++;
-	fail_allocations(false);
+	/* What is checked from here on is to be read without failures. */
+	ASSERT_EQ(1, write(make_it_fail, "0", 1));
+	close(make_it_fail);
+	EXPECT_EQ(0, set_failures("0"));
 	ASSERT_EQ(0, ret);
 	ASSERT_TD_OK(td, td_ops_join(vcpu));
 	TH_LOG("ENOMEM %u times in %llu prefaults, %u times in KVM_RUN", refused,
