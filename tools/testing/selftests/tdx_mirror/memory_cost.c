@@ -79,7 +79,7 @@ TEST_F_TIMEOUT(memory_cost, r21_tables_are_counted, 60)
 	       TABLES, formula(), td_calls_since(&before, TD_SEPT_ADD));
 	printf("%llu pages counted as secondary page tables\n", vmstat);
 	fflush(stdout);
-	/* Each CPU may keep some pages back from this counter. */
+	/* Something else may use the tables of a TD, or of a VM, meanwhile. */
 	EXPECT_LE(want - want / 100, vmstat);
 	EXPECT_GE(want + want / 100, vmstat);
 }

@@ -127,7 +127,7 @@ const char *td_param(const char *name, const char *otherwise);
 /* How often a test does something: @often if the environment has TDX_TEST_LONG. */
 unsigned int td_times(unsigned int usual, unsigned int often);
 
-/* A figure of /proc/vmstat. */
+/* A figure of /proc/vmstat, with what each CPU has of it. */
 __u64 td_vmstat(const char *name);
 /* Makes KVM zap and replace the roots of all VMs; 0 or a negative errno. */
 int td_replace_roots(void);
