@@ -21,11 +21,11 @@
 # make trace       trace-cmd, perf and bpftrace watch TDs, and agree with the figures
 # make host-test   the tests that run on this machine (cargo)
 # make loom        the mirror's source under every interleaving, to 2 preemptions
-# make replay      recorded calls of the TDX module against rust/emu; TRACES='a.jsonl.gz ...'
+# make replay      recorded calls of the TDX module against tdx_emu/module; TRACES='a.jsonl.gz ...'
 # make bench       KVM's own mirror against tdx_mirror on the emulated host: table, json, plots
 # make bench-host  nanoseconds of the mirror's operations, on this machine
-# make bench-emu   calls per second of each leaf of rust/emu, on one thread
-# make mutants     does a test fail for each small change of the mirror's code; FILES='rust/sept/mod.rs ...'
+# make bench-emu   calls per second of each leaf of tdx_emu/module, on one thread
+# make mutants     does a test fail for each small change of the mirror's code; FILES='tdx_mirror/sept.rs ...'
 # make requirements  each requirement with its tests; fails when one has none
 # make soak        10^7 random operations, mirror against S-EPT and oracle
 # make check       formatting, lints, layers, unsafe, panics, patches

@@ -2,10 +2,10 @@
 # SPDX-License-Identifier: GPL-2.0
 """Mutation tests: does a test fail for each small change of the mirror's code?
 
-usage: make mutants [FILES='rust/sept/op.rs ...']
+usage: make mutants [FILES='tdx_mirror/sept/op.rs ...']
        scripts/session scripts/mutants [--list] [--again] [--jobs N] [FILE...]
 
-cargo-mutants changes rust/mirror, rust/sept* and rust/tdx, one change at a time,
+cargo-mutants changes tdx_mirror/mirror, tdx_mirror/sept* and tdx_mirror/tdx, one change at a time,
 and runs the host's tests on each.  They are built as one crate, without what
 tools/testing/host/mutants.toml leaves out, and with fewer random cases.
 
@@ -47,9 +47,9 @@ TEST_SECONDS = 20
 # A mutant that loops over an allocation must not take the machine with it.
 MEMORY_KIB = 6 << 20
 # Tests that the kernel runs as well.
-TESTS_OF_BOTH = "rust/kunit"
+TESTS_OF_BOTH = "tdx_mirror/kunit"
 # Stand-ins for the atomics that another build uses.
-NOT_BUILT = ("rust/mirror/sys/kernel.rs", "rust/mirror/sys/loom.rs")
+NOT_BUILT = ("tdx_mirror/base/sys/kernel.rs", "tdx_mirror/base/sys/loom.rs")
 ENVIRONMENT = {
     "RUSTFLAGS": "-Clink-arg=-fuse-ld=lld --cap-lints=allow",
     "RUST_TEST_THREADS": "1",
@@ -231,12 +231,12 @@ def command(*more):
 def chosen(tree, wanted):
     """Arguments for the files to mutate."""
     if not wanted:
-        return [a for g in ("rust/mirror/**", "rust/sept*", "rust/sept/**", "rust/tdx/**") for a in ("-f", g)] + \
+        return [a for g in ("tdx_mirror/mirror/**", "tdx_mirror/sept*", "tdx_mirror/sept/**", "tdx_mirror/tdx/**") for a in ("-f", g)] + \
             [a for g in NOT_BUILT for a in ("-e", g)]
     for name in wanted:
-        ours = name.startswith(("rust/mirror/", "rust/sept", "rust/tdx/"))
+        ours = name.startswith(("tdx_mirror/mirror/", "tdx_mirror/sept", "tdx_mirror/tdx/"))
         if not ours or not os.path.isfile(os.path.join(tree, name)):
-            raise Wrong(f"{name} is no file of rust/mirror, rust/sept* or rust/tdx")
+            raise Wrong(f"{name} is no file of tdx_mirror/mirror, tdx_mirror/sept* or tdx_mirror/tdx")
     return [a for name in wanted for a in ("-f", name)]
 
 

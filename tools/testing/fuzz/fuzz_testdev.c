@@ -30,7 +30,7 @@ static const char *const kinds[NR_KINDS] = {
 	"create", "build", "finalize", "map", "zap", "run", "stats", "destroy", "other",
 };
 
-/* Operations and registers of the interpreter, rust/emu/interp.rs. */
+/* Operations and registers of the interpreter, tdx_emu/module/interp.rs. */
 enum { MOVI = 1, MOV, LOAD = 4, STORE, JMP, SETVE = 9, RETVE, VERIP };
 enum { RAX, RCX, RDX, R9 = 9, R10, R11, R14 = 14 };
 

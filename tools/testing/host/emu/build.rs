@@ -11,9 +11,9 @@ fn main() {
     println!("cargo:rerun-if-changed=build.rs");
     let out = std::env::var_os("OUT_DIR").expect("OUT_DIR");
     for name in SOURCES {
-        let path = format!("../../../../rust/emu/{name}.rs");
+        let path = format!("../../../../tdx_emu/module/{name}.rs");
         println!("cargo:rerun-if-changed={path}");
-        let source = std::fs::read_to_string(&path).expect("a source of rust/emu");
+        let source = std::fs::read_to_string(&path).expect("a source of tdx_emu/module");
         assert!(name == "abi" || source.contains("core::sync::atomic"));
         let on_loom: String = source
             .lines()

@@ -6,8 +6,8 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Mutex;
 
-use crate::mirror::addr::{Gfn, PagePtr, Pfn};
-use crate::mirror::level::{Level, Position};
+use crate::base::addr::{Gfn, PagePtr, Pfn};
+use crate::base::level::{Level, Position};
 use crate::sept::SeptBackend;
 
 /// What is known of the S-EPT, under the one lock.

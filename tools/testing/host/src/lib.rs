@@ -2,19 +2,21 @@
 
 //! The pure parts of tdx-mirror, built unchanged on the host, and what their tests share.
 
-#[path = "../../../../rust/mirror/mod.rs"]
-pub mod mirror;
-
-#[path = "../../../../rust/tdx/mod.rs"]
-pub mod tdx;
-
-#[path = "../../../../rust/sept/mod.rs"]
-pub mod sept;
-
-#[cfg(not(loom))]
+/// The folder of the product, whose modules find each other at the root of a crate.
 #[macro_use]
-#[path = "../../../../rust/kunit/mod.rs"]
-pub mod kunit;
+#[path = "../../../../tdx_mirror"]
+mod product {
+    pub mod base;
+    #[cfg(not(loom))]
+    #[macro_use]
+    pub mod kunit;
+    pub mod mirror;
+    pub mod sept;
+    pub mod tdx;
+}
+#[cfg(not(loom))]
+pub use product::kunit;
+pub use product::{base, mirror, sept, tdx};
 
 #[cfg(not(loom))]
 pub mod aside;

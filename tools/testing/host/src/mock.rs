@@ -4,9 +4,9 @@
 //! and without a line of the mirror.  It refuses what the TDX module refuses, so a wrong order of
 //! SEAMCALLs shows as a failed one.
 
-use crate::mirror::addr::{Gfn, PagePtr, Pfn};
+use crate::base::addr::{Gfn, PagePtr, Pfn};
+use crate::base::level::{Level, Position};
 use crate::mirror::external::Counter;
-use crate::mirror::level::{Level, Position};
 use crate::sept::SeptBackend;
 use crate::tdx::seamcall::{SeamOut, Seamcall};
 use crate::tdx::sept::SeptState;

@@ -2,12 +2,12 @@
 
 //! A VM for the tests: mmu_lock, pages with an account of each, and the mirror over a mock S-EPT.
 
-use crate::mirror::addr::{Gfn, GfnRange, PagePtr, Pfn};
+use crate::base::addr::{Gfn, GfnRange, PagePtr, Pfn};
+use crate::base::level::{Level, Position};
 #[cfg(not(loom))]
 use crate::mirror::cell::SpteCell;
 use crate::mirror::error::{Bug, Leak, MapError, MapOutcome};
 use crate::mirror::external::Counter;
-use crate::mirror::level::{Level, Position};
 use crate::mirror::lock::{Exclusive, RcuRead, Shared};
 use crate::mirror::mmu::{Config, Mirror, Vm, ZAP_BATCH};
 use crate::mirror::spte::{Spte, SpteKind};

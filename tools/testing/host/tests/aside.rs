@@ -13,8 +13,8 @@ use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};
 use tdx_mirror_host::aside::Aside;
+use tdx_mirror_host::base::level::Level;
 use tdx_mirror_host::mirror::error::MapOutcome;
-use tdx_mirror_host::mirror::level::Level;
 use tdx_mirror_host::mock::{Call, Mock};
 use tdx_mirror_host::vm::Td;
 

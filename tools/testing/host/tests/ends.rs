@@ -4,9 +4,9 @@
 //! none, quarantined pages at the teardown, both accounts.
 
 use std::sync::atomic::Ordering::SeqCst;
-use tdx_mirror_host::mirror::addr::{Gfn, Pfn};
+use tdx_mirror_host::base::addr::{Gfn, Pfn};
+use tdx_mirror_host::base::level::{Level, Position};
 use tdx_mirror_host::mirror::error::{Bug, MapError, MapOutcome};
-use tdx_mirror_host::mirror::level::{Level, Position};
 use tdx_mirror_host::mirror::spte::{IllegalTransition, Spte, SpteKind};
 use tdx_mirror_host::mock::{status, Call, Entry, Mock};
 use tdx_mirror_host::tdx::status::{OperandId, TdxStatus};

@@ -2,12 +2,12 @@
 
 //! What is counted, and what is told of frozen entries.
 
+use tdx_mirror_host::base::level::Level;
+use tdx_mirror_host::base::stats::Histogram;
 use tdx_mirror_host::mirror::error::{MapError, MapOutcome};
 use tdx_mirror_host::mirror::external::{Count, Counter};
-use tdx_mirror_host::mirror::level::Level;
 use tdx_mirror_host::mirror::mmu::BATCH_SIZES;
 use tdx_mirror_host::mirror::spte::{Spte, SpteKind};
-use tdx_mirror_host::mirror::stats::Histogram;
 use tdx_mirror_host::mock::{status, Call};
 use tdx_mirror_host::sept::{ByOperand, FAULT_TRIES, OPERANDS, OPS};
 use tdx_mirror_host::vm::Td;

@@ -4,9 +4,9 @@
 
 use std::sync::atomic::Ordering::SeqCst;
 use std::sync::{Arc, Mutex, OnceLock};
-use tdx_mirror_host::mirror::addr::{Gfn, Pfn};
+use tdx_mirror_host::base::addr::{Gfn, Pfn};
+use tdx_mirror_host::base::level::Level;
 use tdx_mirror_host::mirror::error::{Leak, MapOutcome};
-use tdx_mirror_host::mirror::level::Level;
 use tdx_mirror_host::mirror::lock::Shared;
 use tdx_mirror_host::mirror::spte::SpteKind;
 use tdx_mirror_host::mock::{status, Call, Mock};

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! The cases of rust/kunit, which tdx_mirror_kunit.ko runs in the kernel, on the host.
+//! The cases of tdx_mirror/kunit, which tdx_mirror_kunit.ko runs in the kernel, on the host.
 
 use std::alloc::{alloc_zeroed, handle_alloc_error, Layout};
 

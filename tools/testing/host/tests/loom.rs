@@ -10,8 +10,8 @@
 //! of `SeqCst` beyond acquire and release), the counters, and the locks of the mock and of the
 //! test's VM.
 
+use tdx_mirror_host::base::level::Level;
 use tdx_mirror_host::mirror::error::{Bug, MapError, MapOutcome, RetryReason};
-use tdx_mirror_host::mirror::level::Level;
 use tdx_mirror_host::mirror::spte::SpteKind;
 use tdx_mirror_host::mock::{status, Call, Mock};
 use tdx_mirror_host::sept::{FAULT_TRIES, PAY_TRIES};

@@ -4,12 +4,12 @@
 
 use std::sync::atomic::Ordering::SeqCst;
 use std::sync::{Arc, Mutex, OnceLock};
-use tdx_mirror_host::mirror::addr::{Gfn, Pfn};
+use tdx_mirror_host::base::addr::{Gfn, Pfn};
+use tdx_mirror_host::base::level::{Level, Position};
 use tdx_mirror_host::mirror::cell::SpteCell;
 use tdx_mirror_host::mirror::error::{Bug, MapError, MapOutcome, RetryReason};
 use tdx_mirror_host::mirror::external::Operand;
 use tdx_mirror_host::mirror::frozen::{FrozenError, FrozenSpte};
-use tdx_mirror_host::mirror::level::{Level, Position};
 use tdx_mirror_host::mirror::lock::Shared;
 use tdx_mirror_host::mirror::spte::{IllegalTransition, Spte, SpteKind};
 use tdx_mirror_host::mirror::table::OwnedTable;

@@ -221,7 +221,7 @@ impl Model {
     }
 
     fn zap(&mut self, start: u64, pages: u64, may_yield: bool, inject: &Option<Inject>) {
-        use tdx_mirror_host::mirror::addr::GfnRange;
+        use tdx_mirror_host::base::addr::GfnRange;
         let end = start + pages;
         let range = GfnRange::new(start, end).unwrap();
         self.td.host().resched.store(2, SeqCst);

@@ -3,9 +3,9 @@
 //! vCPUs without progress: bounded rounds, at most five VP.ENTERs at one RIP, policies.
 
 use std::sync::{Arc, Mutex, OnceLock};
-use tdx_mirror_host::mirror::addr::{Gfn, Pfn};
+use tdx_mirror_host::base::addr::{Gfn, Pfn};
+use tdx_mirror_host::base::level::Level;
 use tdx_mirror_host::mirror::error::{MapOutcome, RetryReason};
-use tdx_mirror_host::mirror::level::Level;
 use tdx_mirror_host::mirror::lock::Shared;
 use tdx_mirror_host::mock::{status, Call, Mock};
 use tdx_mirror_host::sept::progress::{Action, Conditions, EnterBusy, Notes, Policy, Progress};

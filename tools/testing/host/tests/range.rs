@@ -4,9 +4,9 @@
 
 use std::sync::atomic::Ordering::SeqCst;
 use std::sync::{Arc, Mutex, OnceLock};
-use tdx_mirror_host::mirror::addr::{Gfn, Pfn};
+use tdx_mirror_host::base::addr::{Gfn, Pfn};
+use tdx_mirror_host::base::level::{Level, Position};
 use tdx_mirror_host::mirror::error::{Bug, MapError, MapOutcome};
-use tdx_mirror_host::mirror::level::{Level, Position};
 use tdx_mirror_host::mirror::mmu::{Config, ZAP_BATCH};
 use tdx_mirror_host::mirror::spte::{Spte, SpteKind};
 use tdx_mirror_host::mock::{status, Call, Entry, Mock};

@@ -3,9 +3,9 @@
 //! Encoding and classification of SPTEs, addresses and statuses.
 
 use proptest::prelude::*;
-use tdx_mirror_host::mirror::addr::{Gfn, GfnRange, Pfn};
+use tdx_mirror_host::base::addr::{Gfn, GfnRange, Pfn};
+use tdx_mirror_host::base::level::{Level, Position};
 use tdx_mirror_host::mirror::error::ConfigError;
-use tdx_mirror_host::mirror::level::{Level, Position};
 use tdx_mirror_host::mirror::mmu::Config;
 use tdx_mirror_host::mirror::spte::{
     IllegalTransition as Bad, KvmEncoding, Spte, SpteKind, Transition,

@@ -3,10 +3,10 @@
 //! Zap and teardown: order, kick and retry, quarantine, leaks.
 
 use std::sync::atomic::Ordering::SeqCst;
-use tdx_mirror_host::mirror::addr::{GfnRange, PagePtr, Pfn};
+use tdx_mirror_host::base::addr::{GfnRange, PagePtr, Pfn};
+use tdx_mirror_host::base::level::Level;
 use tdx_mirror_host::mirror::error::{Bug, Leak, MapError, MapOutcome};
 use tdx_mirror_host::mirror::external::{self, ExternalPage};
-use tdx_mirror_host::mirror::level::Level;
 use tdx_mirror_host::mirror::spte::SpteKind;
 use tdx_mirror_host::mock::{status, Call, Entry, Mock};
 use tdx_mirror_host::tdx::status::{OperandId, TdxStatus};

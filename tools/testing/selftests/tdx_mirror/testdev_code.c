@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0
-/* Code for the vCPUs of the test device's TDs, in the operations of rust/emu/interp.rs. */
+/* Code for the vCPUs of the test device's TDs, in the operations of tdx_emu/module/interp.rs. */
 #include <string.h>
 
 #include <linux/tdx_mirror_test.h>

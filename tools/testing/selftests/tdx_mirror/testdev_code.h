@@ -18,7 +18,7 @@
 #define VCPUS		2
 #define OPS		192	/* operations of a vCPU in one round */
 
-/* Operations and registers of the interpreter, rust/emu/interp.rs. */
+/* Operations and registers of the interpreter, tdx_emu/module/interp.rs. */
 enum opcode {
 	MOVI = 1, MOV, ADDI, LOAD, STORE, JMP, JEQ, JNE, SETVE, RETVE, VERIP, FAULT = 13,
 };

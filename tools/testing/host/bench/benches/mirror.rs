@@ -12,10 +12,10 @@ use criterion::Criterion;
 use serde_json::{json, Map, Value};
 use tdx_mirror_bench::{scale, Nothing, Td};
 use tdx_mirror_host::aside::Aside;
-use tdx_mirror_host::mirror::addr::{Gfn, Pfn};
+use tdx_mirror_host::base::addr::{Gfn, Pfn};
+use tdx_mirror_host::base::level::{Level, Position};
 use tdx_mirror_host::mirror::cell::SpteCell;
 use tdx_mirror_host::mirror::frozen::FrozenSpte;
-use tdx_mirror_host::mirror::level::{Level, Position};
 use tdx_mirror_host::mirror::lock::Shared;
 use tdx_mirror_host::mirror::spte::{Spte, Transition};
 

@@ -9,10 +9,10 @@ use std::alloc::{alloc, dealloc, Layout};
 use std::cell::Cell;
 use std::sync::atomic::{AtomicPtr, AtomicUsize, Ordering::Relaxed};
 
-use tdx_mirror_host::mirror::addr::{Gfn, GfnRange, PagePtr, Pfn};
+use tdx_mirror_host::base::addr::{Gfn, GfnRange, PagePtr, Pfn};
+use tdx_mirror_host::base::level::{Level, Position};
 use tdx_mirror_host::mirror::error::{Bug, Leak, MapOutcome};
 use tdx_mirror_host::mirror::external::Count;
-use tdx_mirror_host::mirror::level::{Level, Position};
 use tdx_mirror_host::mirror::lock::{Exclusive, RcuRead, Shared};
 use tdx_mirror_host::mirror::mmu::{Config, Mirror, Vm};
 use tdx_mirror_host::mirror::spte::Spte;

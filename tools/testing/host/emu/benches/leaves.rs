@@ -9,8 +9,8 @@ use std::time::{Duration, Instant};
 use criterion::Criterion;
 use serde_json::Value;
 use tdx_emu_host::driver::{Does, Driver, End};
-use tdx_emu_host::emu::interp::Interpreter;
 use tdx_emu_host::host::layout;
+use tdx_emu_host::module::interp::Interpreter;
 use tdx_emu_host::vmm::{regs, Td, Vmm, TDMR};
 
 /// Calls of PAGE.AUG a second that the emulator must reach.

@@ -2,9 +2,9 @@
 //! The two tables of the TDX interface, the product's and the emulator's, were written
 //! separately; here they are compared.
 
-use crate::emu::abi::{op, st, LEAF_NAMES};
-use crate::emu::tree::{details, State};
-use crate::emu::Regs;
+use crate::module::abi::{op, st, LEAF_NAMES};
+use crate::module::tree::{details, State};
+use crate::module::Regs;
 use crate::tdx::leaf::Leaf;
 use crate::tdx::sept::{EntryInfo, SeptState};
 use crate::tdx::status::{OperandId, TdxStatus};

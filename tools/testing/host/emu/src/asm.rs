@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0
 //! Writes programs for the interpreter.
 
-use crate::emu::interp::code;
+use crate::module::interp::code;
 
 pub const RAX: u8 = 0;
 pub const RCX: u8 = 1;

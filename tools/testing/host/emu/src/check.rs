@@ -4,13 +4,13 @@
 
 use std::collections::BTreeSet;
 
-use crate::emu::mem::Page;
-use crate::emu::pamt::pt;
-use crate::emu::sys::Machine;
-use crate::emu::td::{tdcs_word, tdr_word};
-use crate::emu::tree::{shift, State, FREE, HOST_PRIORITY, HPA, LOCK};
-use crate::emu::{GuestRun, Module};
 use crate::host::Host;
+use crate::module::mem::Page;
+use crate::module::pamt::pt;
+use crate::module::sys::Machine;
+use crate::module::td::{tdcs_word, tdr_word};
+use crate::module::tree::{shift, State, FREE, HOST_PRIORITY, HPA, LOCK};
+use crate::module::{GuestRun, Module};
 
 /// Low 16 bits of a word with a lock, without host priority.
 const HELD: u64 = 0xFFFD;

@@ -4,14 +4,14 @@
 
 use std::sync::atomic::Ordering;
 
-use crate::emu::interp::Interpreter;
-use crate::emu::lock::{Mode, ShareX, ShareXHp};
-use crate::emu::mem::Page;
-use crate::emu::td::{tdcs_word, tdr_word};
-use crate::emu::tree::{shift, EntryLock, Root, FREE, HPA, PS, RWX};
-use crate::emu::vcpu::{Enter, Entered};
-use crate::emu::{GuestExit, GuestRegs, Inject, Module, Regs};
 use crate::host::Host;
+use crate::module::interp::Interpreter;
+use crate::module::lock::{Mode, ShareX, ShareXHp};
+use crate::module::mem::Page;
+use crate::module::td::{tdcs_word, tdr_word};
+use crate::module::tree::{shift, EntryLock, Root, FREE, HPA, PS, RWX};
+use crate::module::vcpu::{Enter, Entered};
+use crate::module::{GuestExit, GuestRegs, Inject, Module, Regs};
 
 /// Logical processors that a vCPU can be on.
 const LPS: usize = 4;

@@ -4,7 +4,7 @@
 use std::ptr::NonNull;
 use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
 
-use crate::emu::{Config, GuestRun, Module, Platform, Regs};
+use crate::module::{Config, GuestRun, Module, Platform, Regs};
 
 /// Physical memory of a [`Host`], from address 0.
 pub const MEMORY: u64 = 4 << 30;

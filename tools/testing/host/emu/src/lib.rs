@@ -4,19 +4,24 @@
 pub mod asm;
 pub mod check;
 pub mod driver;
-#[path = "../../../../../rust/emu/mod.rs"]
-pub mod emu;
 pub mod host;
 pub mod replay;
 pub mod vmm;
 
 #[cfg(test)]
 mod agree;
+#[path = "../../../../../tdx_emu"]
+mod tdx_emu {
+    pub mod module;
+}
+pub use tdx_emu::module;
 #[cfg(test)]
-#[path = "../../../../../rust/mirror/mod.rs"]
-pub mod mirror;
+#[path = "../../../../../tdx_mirror"]
+mod tdx_mirror {
+    pub mod base;
+    pub mod tdx;
+}
 #[cfg(test)]
-#[path = "../../../../../rust/tdx/mod.rs"]
-pub mod tdx;
+pub use tdx_mirror::{base, tdx};
 #[cfg(test)]
 mod unit;

@@ -5,10 +5,10 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use sha2::{Digest, Sha384};
 
-use crate::emu::lock::{Mode, ShareX, ShareXHp};
-use crate::emu::sha384;
-use crate::emu::td::GpaLevel;
-use crate::emu::tree::{self, State};
+use crate::module::lock::{Mode, ShareX, ShareXHp};
+use crate::module::sha384;
+use crate::module::td::GpaLevel;
+use crate::module::tree::{self, State};
 
 fn w(v: u64) -> AtomicU64 {
     AtomicU64::new(v)
@@ -160,8 +160,8 @@ fn states_have_the_documented_patterns() {
 
 #[test]
 fn entry_lock_gives_the_host_priority() {
-    use crate::emu::mem::Page;
-    use crate::emu::tree::EntryRef;
+    use crate::module::mem::Page;
+    use crate::module::tree::EntryRef;
     let host = crate::host::Host::new(crate::host::Host::default_config());
     let page = Page::at(&host, 0x5000).unwrap();
     page.set(3, tree::FREE);

@@ -3,8 +3,8 @@
 
 use std::sync::Mutex;
 
-use crate::emu::{CheckLevel, GuestRun, Module, Regs};
 use crate::host::{bring_up, layout, td_params, Host, TdmrSpec};
+use crate::module::{CheckLevel, GuestRun, Module, Regs};
 
 pub const TDMR: u64 = 0x4000_0000;
 pub const TDMR_SIZE: u64 = 1 << 30;

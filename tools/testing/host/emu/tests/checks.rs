@@ -2,9 +2,9 @@
 //! The invariants that the emulator checks after its calls: a TD's life breaks none, and
 //! each kind of damage is found.
 
-use tdx_emu_host::emu::interp::Interpreter;
-use tdx_emu_host::emu::{CheckLevel, StatName};
 use tdx_emu_host::host::layout;
+use tdx_emu_host::module::interp::Interpreter;
+use tdx_emu_host::module::{CheckLevel, StatName};
 use tdx_emu_host::vmm::{regs, Td, Vmm, TDMR};
 
 const GPA: u64 = 0x4000_0000;

@@ -3,8 +3,8 @@
 //! Documentation/testing.rst, row by row.
 
 use tdx_emu_host::driver::{Does, Driver, End};
-use tdx_emu_host::emu::interp::Interpreter;
 use tdx_emu_host::host::{layout, td_params};
+use tdx_emu_host::module::interp::Interpreter;
 use tdx_emu_host::vmm::{regs, Vmm};
 
 const INVALID: u64 = 0xC000_0100_0000_0000;

@@ -5,8 +5,8 @@
 use std::sync::atomic::Ordering::SeqCst;
 
 use tdx_emu_host::asm::*;
-use tdx_emu_host::emu::interp::Interpreter;
-use tdx_emu_host::emu::Regs;
+use tdx_emu_host::module::interp::Interpreter;
+use tdx_emu_host::module::Regs;
 use tdx_emu_host::vmm::{regs, Td, Vmm, TDMR};
 
 const BUSY: u64 = 0x8000_0200_0000_0000;

@@ -2,9 +2,9 @@
 //! Answers of host leaves that the recordings in tools/testing/vectors do not contain:
 //! each busy lock, refusals that need a special state, registers after errors.
 
-use tdx_emu_host::emu::interp::Interpreter;
-use tdx_emu_host::emu::Regs;
 use tdx_emu_host::host::layout;
+use tdx_emu_host::module::interp::Interpreter;
+use tdx_emu_host::module::Regs;
 use tdx_emu_host::vmm::{regs, Td, Vmm, TDMR};
 
 const BUSY: u64 = 0x8000_0200_0000_0000;

@@ -2,9 +2,9 @@
 //! Beginning and end of a TD and of its vCPUs, in answers that the recordings in
 //! tools/testing/vectors do not contain.
 
-use tdx_emu_host::emu::interp::Interpreter;
-use tdx_emu_host::emu::Module;
 use tdx_emu_host::host::{bring_up, layout, td_params, Host, TdmrSpec};
+use tdx_emu_host::module::interp::Interpreter;
+use tdx_emu_host::module::Module;
 use tdx_emu_host::vmm::{regs, Vmm, TDMR};
 
 const BUSY: u64 = 0x8000_0200_0000_0000;

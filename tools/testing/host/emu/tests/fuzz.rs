@@ -5,9 +5,9 @@
 
 use std::time::{Duration, Instant};
 
-use tdx_emu_host::emu::interp::Interpreter;
-use tdx_emu_host::emu::{Regs, StatName};
 use tdx_emu_host::host::{layout, td_params};
+use tdx_emu_host::module::interp::Interpreter;
+use tdx_emu_host::module::{Regs, StatName};
 use tdx_emu_host::vmm::{regs, Td, Vmm, TDMR};
 
 const CALLS_OF_A_MACHINE: u64 = 20_000;

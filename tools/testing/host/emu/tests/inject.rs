@@ -5,7 +5,7 @@ use std::time::Instant;
 
 use tdx_emu_host::asm::*;
 use tdx_emu_host::check::check_unlocked;
-use tdx_emu_host::emu::interp::Interpreter;
+use tdx_emu_host::module::interp::Interpreter;
 use tdx_emu_host::vmm::{regs, Td, Vmm, TDMR};
 
 const BUSY: u64 = 0x8000_0200_0000_0000;

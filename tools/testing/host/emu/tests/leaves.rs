@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: GPL-2.0
 //! Refusals: of the dispatcher, of the bring-up, of bad operands; and injection.
 
-use tdx_emu_host::emu::interp::Interpreter;
-use tdx_emu_host::emu::{Module, Regs, MAX_RULES};
 use tdx_emu_host::host::{layout, td_params, Host};
+use tdx_emu_host::module::interp::Interpreter;
+use tdx_emu_host::module::{Module, Regs, MAX_RULES};
 use tdx_emu_host::vmm::{regs, Vmm, TDMR, TDMR_SIZE};
 
 const INVALID: u64 = 0xC000_0100_0000_0000;

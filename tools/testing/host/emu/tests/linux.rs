@@ -3,8 +3,8 @@
 
 use sha2::{Digest, Sha384};
 use tdx_emu_host::driver::{Driver, End};
-use tdx_emu_host::emu::interp::Interpreter;
-use tdx_emu_host::emu::{GuestExit, Inject};
+use tdx_emu_host::module::interp::Interpreter;
+use tdx_emu_host::module::{GuestExit, Inject};
 use tdx_emu_host::vmm::{regs, Td, Vmm};
 
 const INVALID: u64 = 0xC000_0100_0000_0000;
@@ -318,7 +318,7 @@ fn an_nmi_waits_until_the_ve_information_is_read() {
     v.ok(43, regs(td.vcpus[0][0], PEND_NMI, 1, 1));
     assert_eq!(d.call(LP, 0, regs(td.vcpus[0][0], 0, 0, 0)), End::Entered);
     assert_eq!(d.injected(LP), Inject::None);
-    let get = |r: &mut tdx_emu_host::emu::GuestRegs| r.gpr[0] = VEINFO_GET;
+    let get = |r: &mut tdx_emu_host::module::GuestRegs| r.gpr[0] = VEINFO_GET;
     let (inject, r) = d.exit(LP, GuestExit::Tdcall { user: false }, get);
     assert_eq!((inject, r.gpr[1]), (Inject::Nmi, 12));
     // Once.

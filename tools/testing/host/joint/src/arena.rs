@@ -9,10 +9,10 @@ use std::ptr::{without_provenance_mut, NonNull};
 use std::sync::atomic::{AtomicI64, AtomicU64, AtomicU8, AtomicUsize, Ordering::SeqCst};
 use std::sync::{Arc, Mutex};
 
-use tdx_mirror_host::mirror::addr::{PagePtr, Pfn};
+use tdx_mirror_host::base::addr::{PagePtr, Pfn};
+use tdx_mirror_host::base::level::Level;
 use tdx_mirror_host::mirror::error::{Bug, Leak};
 use tdx_mirror_host::mirror::external::Counter;
-use tdx_mirror_host::mirror::level::Level;
 use tdx_mirror_host::mirror::lock::Exclusive;
 use tdx_mirror_host::mirror::mmu::Vm;
 use tdx_mirror_host::mirror::table::{PageMap, PageSupplier};

@@ -6,15 +6,15 @@
 use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering::SeqCst};
 use std::sync::{Arc, Condvar, Mutex};
 
-use tdx_emu_host::emu::interp::Interpreter;
-use tdx_emu_host::emu::{
+use tdx_emu_host::host::{layout, Host as Memory};
+use tdx_emu_host::module::interp::Interpreter;
+use tdx_emu_host::module::{
     Entry, GuestExit, GuestRegs, GuestRun, Inject, Regs, Unavailable, Vcpu, VcpuInit,
 };
-use tdx_emu_host::host::{layout, Host as Memory};
 use tdx_emu_host::vmm::{self, regs};
-use tdx_mirror_host::mirror::addr::{PagePtr, Pfn};
+use tdx_mirror_host::base::addr::{PagePtr, Pfn};
+use tdx_mirror_host::base::level::Position;
 use tdx_mirror_host::mirror::external::Counter;
-use tdx_mirror_host::mirror::level::Position;
 use tdx_mirror_host::mock::Call;
 use tdx_mirror_host::sept::SeptBackend;
 use tdx_mirror_host::tdx::seamcall::{SeamOut, Seamcall};

@@ -3,8 +3,8 @@
 //! Whether mirror and S-EPT say the same, entry by entry, from the words in memory: nothing of the
 //! mirror's own walk and nothing of the emulator's code takes part.
 
-use tdx_mirror_host::mirror::addr::{Gfn, PagePtr, Pfn};
-use tdx_mirror_host::mirror::level::{Level, Position};
+use tdx_mirror_host::base::addr::{Gfn, PagePtr, Pfn};
+use tdx_mirror_host::base::level::{Level, Position};
 use tdx_mirror_host::mirror::spte::{Spte, SpteKind};
 
 use crate::backend::{ADDRESS, FREE, LOCK, PRIORITY};

@@ -9,7 +9,7 @@ use std::sync::{Arc, Mutex};
 use std::thread;
 
 use tdx_emu_host::vmm::Vmm;
-use tdx_mirror_host::mirror::addr::Gfn;
+use tdx_mirror_host::base::addr::Gfn;
 use tdx_mirror_host::mirror::error::MapOutcome;
 use tdx_mirror_host::sept::progress::{Action, Conditions, Notes, Progress};
 

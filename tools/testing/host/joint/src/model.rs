@@ -7,9 +7,9 @@ use std::collections::{BTreeMap, VecDeque};
 use std::sync::atomic::Ordering::SeqCst;
 use std::sync::Arc;
 
-use tdx_mirror_host::mirror::addr::{Gfn, Pfn};
+use tdx_mirror_host::base::addr::{Gfn, Pfn};
+use tdx_mirror_host::base::level::{Level, Position};
 use tdx_mirror_host::mirror::error::{Leak, MapError, MapOutcome, RetryReason};
-use tdx_mirror_host::mirror::level::{Level, Position};
 use tdx_mirror_host::mirror::spte::SpteKind;
 use tdx_mirror_host::mock::{status, Call};
 use tdx_mirror_host::sept::{DEBT_SLOTS, FAULT_TRIES, MAX_ENTERS};

@@ -7,12 +7,12 @@ use std::sync::{mpsc, Arc, Condvar, Mutex};
 use std::thread::JoinHandle;
 
 use tdx_emu_host::asm::{Asm, R12, R13, RAX, RCX};
-use tdx_emu_host::emu::{CheckLevel, Regs, StatName};
 use tdx_emu_host::host::layout;
+use tdx_emu_host::module::{CheckLevel, Regs, StatName};
 use tdx_emu_host::vmm::{regs, Vmm, GLOBAL_HKID, TDMR, TDMR_SIZE};
-use tdx_mirror_host::mirror::addr::{Gfn, GfnRange, Pfn};
+use tdx_mirror_host::base::addr::{Gfn, GfnRange, Pfn};
+use tdx_mirror_host::base::level::{Level, Position};
 use tdx_mirror_host::mirror::error::{MapError, MapOutcome};
-use tdx_mirror_host::mirror::level::{Level, Position};
 use tdx_mirror_host::mirror::lock::{Exclusive, RcuRead, Shared};
 use tdx_mirror_host::mirror::mmu::{Config, Mirror};
 use tdx_mirror_host::mirror::spte::{Spte, SpteKind};

@@ -9,7 +9,7 @@ use std::sync::{Arc, Barrier, Condvar, Mutex};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use tdx_emu_host::emu::Regs;
+use tdx_emu_host::module::Regs;
 use tdx_emu_host::vmm::regs;
 use tdx_joint_host::compare;
 use tdx_joint_host::guests::{gated, Gate, Memory, Served};

@@ -7,8 +7,12 @@
     unexpected_cfgs
 )]
 
-#[path = "../../../../../rust/mirror/mod.rs"]
-pub mod mirror;
+#[path = "../../../../../tdx_mirror"]
+mod product {
+    pub mod base;
+    pub mod mirror;
+}
+pub use product::{base, mirror};
 
 use mirror::external::{Assigned, ExternalPage, Free};
 

@@ -7,10 +7,14 @@
     unexpected_cfgs
 )]
 
-#[path = "../../../../../rust/mirror/mod.rs"]
-pub mod mirror;
+#[path = "../../../../../tdx_mirror"]
+mod product {
+    pub mod base;
+    pub mod mirror;
+}
+pub use product::{base, mirror};
 
-use mirror::addr::PagePtr;
+use base::addr::PagePtr;
 use mirror::external::{Assigned, ExternalPage};
 
 pub fn open(page: ExternalPage<Assigned>) -> PagePtr {

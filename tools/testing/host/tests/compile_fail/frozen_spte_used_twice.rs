@@ -7,10 +7,14 @@
     unexpected_cfgs
 )]
 
-#[path = "../../../../../rust/mirror/mod.rs"]
-pub mod mirror;
+#[path = "../../../../../tdx_mirror"]
+mod product {
+    pub mod base;
+    pub mod mirror;
+}
+pub use product::{base, mirror};
 
-use mirror::addr::Pfn;
+use base::addr::Pfn;
 use mirror::external::ExternalPt;
 use mirror::frozen::FrozenSpte;
 use mirror::lock::Shared;

@@ -7,12 +7,16 @@
     unexpected_cfgs
 )]
 
-#[path = "../../../../../rust/mirror/mod.rs"]
-pub mod mirror;
+#[path = "../../../../../tdx_mirror"]
+mod product {
+    pub mod base;
+    pub mod mirror;
+}
+pub use product::{base, mirror};
 
-use mirror::addr::{Gfn, Pfn};
+use base::addr::{Gfn, Pfn};
 use mirror::external::ExternalPt;
-use mirror::level::Level;
+use base::level::Level;
 use mirror::lock::{Exclusive, Shared};
 use mirror::mmu::{Mirror, Vm};
 use mirror::table::PageSupplier;

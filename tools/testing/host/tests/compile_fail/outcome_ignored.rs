@@ -2,8 +2,12 @@
 #![allow(missing_docs, dead_code, unexpected_cfgs)]
 #![deny(unused_must_use)]
 
-#[path = "../../../../../rust/mirror/mod.rs"]
-pub mod mirror;
+#[path = "../../../../../tdx_mirror"]
+mod product {
+    pub mod base;
+    pub mod mirror;
+}
+pub use product::{base, mirror};
 
 use mirror::error::{MapError, MapOutcome};
 

@@ -2,12 +2,16 @@
 #![allow(missing_docs, dead_code, unexpected_cfgs)]
 #![deny(unused_must_use)]
 
-#[path = "../../../../../rust/mirror/mod.rs"]
-pub mod mirror;
+#[path = "../../../../../tdx_mirror"]
+mod product {
+    pub mod base;
+    pub mod mirror;
+}
+pub use product::{base, mirror};
 
-use mirror::addr::{Gfn, Pfn};
+use base::addr::{Gfn, Pfn};
 use mirror::external::ExternalPt;
-use mirror::level::Level;
+use base::level::Level;
 use mirror::lock::Shared;
 use mirror::mmu::{Mirror, Vm};
 use mirror::table::PageSupplier;

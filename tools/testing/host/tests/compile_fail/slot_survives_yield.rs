@@ -7,11 +7,15 @@
     unexpected_cfgs
 )]
 
-#[path = "../../../../../rust/mirror/mod.rs"]
-pub mod mirror;
+#[path = "../../../../../tdx_mirror"]
+mod product {
+    pub mod base;
+    pub mod mirror;
+}
+pub use product::{base, mirror};
 
 use mirror::cursor::Cursor;
-use mirror::level::Level;
+use base::level::Level;
 use mirror::lock::Exclusive;
 use mirror::mmu::Vm;
 use mirror::table::Root;

@@ -7,10 +7,14 @@
     unexpected_cfgs
 )]
 
-#[path = "../../../../../rust/mirror/mod.rs"]
-pub mod mirror;
+#[path = "../../../../../tdx_mirror"]
+mod product {
+    pub mod base;
+    pub mod mirror;
+}
+pub use product::{base, mirror};
 
-use mirror::addr::GfnRange;
+use base::addr::GfnRange;
 use mirror::external::ExternalPt;
 use mirror::lock::{Exclusive, Shared};
 use mirror::mmu::{Mirror, Vm};

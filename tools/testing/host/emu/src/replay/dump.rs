@@ -6,8 +6,8 @@ use std::fmt;
 
 use super::fields::Fields;
 use super::Replay;
-use crate::emu::pamt::pt;
-use crate::emu::tree::{shift, FREE, HPA, PS};
+use crate::module::pamt::pt;
+use crate::module::tree::{shift, FREE, HPA, PS};
 
 /// (address, level or size class)
 type Key = (u64, u64);

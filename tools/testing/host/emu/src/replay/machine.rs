@@ -2,9 +2,9 @@
 //! The machine that a recording's header describes, with the module up.
 
 use super::fields::Fields;
-use crate::emu::interp::Interpreter;
-use crate::emu::{Config, Module};
 use crate::host::{bring_up, layout, td_params, Host, TdmrSpec};
+use crate::module::interp::Interpreter;
+use crate::module::{Config, Module};
 
 /// Versions and values that the replayer stands for.
 const FORMAT: u64 = 1;

@@ -7,14 +7,14 @@ use std::fmt;
 use std::io::{BufRead, BufReader, Cursor, Read};
 use std::panic::{catch_unwind, AssertUnwindSafe};
 
-use crate::emu::interp::Interpreter;
-use crate::emu::mem::Page;
-use crate::emu::sys::Machine;
-use crate::emu::td::{tdcs_word, tdr_word};
-use crate::emu::tree::Root;
-use crate::emu::vcpu::Entered;
-use crate::emu::Module;
 use crate::host::Host;
+use crate::module::interp::Interpreter;
+use crate::module::mem::Page;
+use crate::module::sys::Machine;
+use crate::module::td::{tdcs_word, tdr_word};
+use crate::module::tree::Root;
+use crate::module::vcpu::Entered;
+use crate::module::Module;
 
 mod dump;
 mod fields;

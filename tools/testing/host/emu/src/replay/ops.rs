@@ -6,14 +6,14 @@ use std::sync::atomic::Ordering;
 use super::fields::Fields;
 use super::machine::HP_LOCK_TIMEOUT;
 use super::Replay;
-use crate::emu::abi::{leaf, LEAF_NAMES};
-use crate::emu::lock::{Mode, ShareX, ShareXHp};
-use crate::emu::td::{tdcs_word, tdr_word};
-use crate::emu::tree::{shift, EntryLock, Root, HPA, PS, RWX};
-use crate::emu::vcpu::{Enter, Entered};
-use crate::emu::vp::word;
-use crate::emu::{GuestExit, Regs};
 use crate::host::Host;
+use crate::module::abi::{leaf, LEAF_NAMES};
+use crate::module::lock::{Mode, ShareX, ShareXHp};
+use crate::module::td::{tdcs_word, tdr_word};
+use crate::module::tree::{shift, EntryLock, Root, HPA, PS, RWX};
+use crate::module::vcpu::{Enter, Entered};
+use crate::module::vp::word;
+use crate::module::{GuestExit, Regs};
 
 /// A lock that a recorded call found held.
 #[allow(dead_code)] // held until it is dropped

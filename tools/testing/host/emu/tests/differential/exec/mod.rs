@@ -6,9 +6,9 @@ mod choose;
 use std::ops::RangeInclusive;
 
 use tdx_emu_host::driver::{Does, Driver, End, Held, Lock};
-use tdx_emu_host::emu::interp::Interpreter;
-use tdx_emu_host::emu::{Config, Module, Regs};
 use tdx_emu_host::host::{bring_up, layout, td_params, Host, TdmrSpec};
+use tdx_emu_host::module::interp::Interpreter;
+use tdx_emu_host::module::{Config, Module, Regs};
 
 use super::model::{span, Entry, Gpr, Key, Model, Outcome, Vcpu, BUSY, NDA, TIMEOUT};
 use super::Seen;

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 //! What the TDX module answers to the leaves that change the S-EPT, in terms of states and
-//! owners: a second description, which shares nothing with rust/emu but the interface. It
+//! owners: a second description, which shares nothing with tdx_emu/module but the interface. It
 //! keeps no tables and no bits, takes no locks, and says what each call must return.
 
 mod guest;

@@ -1,0 +1,8 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! What every layer stands on: frame numbers, levels, counters, and the atomics of the machine.
+
+pub mod addr;
+pub mod level;
+pub mod stats;
+pub mod sys;

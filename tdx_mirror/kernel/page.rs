@@ -1,0 +1,100 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Pages of the kernel's direct map: their frames and the one word that is kept with each.
+//!
+//! The word is `page->private`, which the allocator leaves to the owner of a page and which is 0
+//! in a page fresh from it. It holds the S-EPT page that stands beside a mirror table and, once a
+//! table was unlinked and its S-EPT page taken away, the next one of a [`DeferredPages`].
+
+use core::sync::atomic::{AtomicPtr, Ordering};
+
+use crate::base::addr::{PagePtr, Pfn, PAGE_SHIFT};
+use crate::bindings;
+
+/// The direct map: pages lie in it as their frames do in memory, so that no table of the kernel has
+/// to be asked. A walk goes through it at each level.
+#[derive(Clone, Copy)]
+pub(crate) struct DirectMap {
+    /// Where frame 0 is.
+    start: usize,
+}
+
+impl DirectMap {
+    /// The direct map, as `page` shows, which KVM's allocator handed out.
+    pub(crate) fn with(page: PagePtr) -> Self {
+        // SAFETY: Only arithmetic on the address, which is in the direct map.
+        let pfn = unsafe { bindings::tdx_mirror_virt_to_pfn(page.as_ptr().cast()) };
+        let pa = Pfn::from_pa_bits(pfn << PAGE_SHIFT).pa() as usize;
+        Self {
+            start: (page.as_ptr() as usize).wrapping_sub(pa),
+        }
+    }
+
+    /// The frame of a page that a page supplier of KVM handed out.
+    #[inline]
+    pub(crate) fn pfn_of(self, page: PagePtr) -> Pfn {
+        Pfn::from_pa_bits((page.as_ptr() as usize).wrapping_sub(self.start) as u64)
+    }
+
+    /// The page of a frame that [`pfn_of()`](Self::pfn_of) answered.
+    #[inline]
+    pub(crate) fn page_at(self, pfn: Pfn) -> Option<PagePtr> {
+        PagePtr::new(self.start.wrapping_add(pfn.pa() as usize) as *mut u8)
+    }
+}
+
+/// Keeps `word` with a page that a page supplier handed out and that was not put back.
+pub(crate) fn set_word(page: PagePtr, word: Option<PagePtr>) {
+    let word = word.map_or(core::ptr::null_mut(), PagePtr::as_ptr);
+    // SAFETY: The page is the mirror's, and so is its `page->private`.
+    unsafe { bindings::tdx_mirror_set_page_private(page.as_ptr().cast(), word.cast()) };
+}
+
+/// What was kept with a page that a page supplier handed out and that was not put back.
+pub(crate) fn word(page: PagePtr) -> Option<PagePtr> {
+    // SAFETY: As in `set_word()`.
+    PagePtr::new(unsafe { bindings::tdx_mirror_page_private(page.as_ptr().cast()) }.cast())
+}
+
+/// Takes a reference to a guest's page that is not given back before [`release()`], so that the
+/// page is not free before. Frames without a `struct page` have no allocator to keep them from.
+pub(crate) fn hold(pfn: Pfn) {
+    // SAFETY: The helper takes any number; KVM's reference keeps the page until its zap returns.
+    unsafe { bindings::tdx_mirror_hold_page(pfn.as_u64()) };
+}
+
+/// Gives back the reference that [`hold()`] took: the TDX module does not own the page any more.
+pub(crate) fn release(pfn: Pfn) {
+    // SAFETY: The helper takes any number; the reference is the one that `hold()` took.
+    unsafe { bindings::tdx_mirror_release_page(pfn.as_u64()) };
+}
+
+/// Pages that were unlinked while a walk may still be at them, chained through their words, so that
+/// nothing is allocated under `mmu_lock`.
+pub(crate) struct DeferredPages {
+    head: AtomicPtr<u8>,
+}
+
+impl DeferredPages {
+    /// None.
+    pub(crate) const fn new() -> Self {
+        Self {
+            head: AtomicPtr::new(core::ptr::null_mut()),
+        }
+    }
+
+    /// Adds a page. Additions do not run at the same time as each other, since only a teardown
+    /// makes them, with `mmu_lock` held for write.
+    pub(crate) fn add(&self, page: PagePtr) {
+        set_word(page, PagePtr::new(self.head.load(Ordering::Relaxed)));
+        self.head.store(page.as_ptr(), Ordering::Release);
+    }
+
+    /// Takes one page out, its word cleared.
+    pub(crate) fn take(&mut self) -> Option<PagePtr> {
+        let page = PagePtr::new(*self.head.get_mut())?;
+        *self.head.get_mut() = word(page).map_or(core::ptr::null_mut(), PagePtr::as_ptr);
+        set_word(page, None);
+        Some(page)
+    }
+}

@@ -1,0 +1,66 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! One entry of a mirror table in memory.
+
+use super::lock::Exclusive;
+use super::spte::Spte;
+use crate::base::sys::{AtomicU64, Ordering};
+use core::fmt;
+
+/// The memory of an entry.  This is the only code that touches it.
+#[repr(transparent)]
+pub struct SpteCell(AtomicU64);
+
+impl SpteCell {
+    /// An entry outside any table page, for tests on the host.
+    #[cfg(not(CONFIG_RUST))]
+    pub fn new(v: Spte) -> Self {
+        Self(AtomicU64::new(v.raw()))
+    }
+
+    /// The value now.  Acquire: who finds a table finds its entries too.
+    pub fn load(&self) -> Spte {
+        Spte::from_raw(self.0.load(Ordering::Acquire))
+    }
+
+    /// Takes the entry, if it still has the value `seen`, against all who hold mmu_lock for read.
+    ///
+    /// # Errors
+    ///
+    /// The value that another mapper put there first.
+    pub(super) fn try_freeze(&self, seen: Spte) -> Result<(), Spte> {
+        // A full barrier: the SEAMCALL must not move before the entry is taken.
+        self.0
+            .compare_exchange(
+                seen.raw(),
+                Spte::FROZEN.raw(),
+                Ordering::SeqCst,
+                Ordering::Acquire,
+            )
+            .map(drop)
+            .map_err(Spte::from_raw)
+    }
+
+    /// Ends the freeze with the value `v`.  Release: pairs with [`load()`](Self::load).
+    ///
+    /// Only for who froze the entry, so that nobody else writes it in between.
+    pub(super) fn thaw(&self, v: Spte) {
+        self.0.store(v.raw(), Ordering::Release);
+    }
+
+    /// Writes the entry; nobody else can, so no cmpxchg is needed.  RCU readers may watch.
+    pub(super) fn replace(&self, _x: &Exclusive<'_>, v: Spte) {
+        self.0.store(v.raw(), Ordering::Release);
+    }
+
+    /// Sets an entry of a table that is not linked yet.  The link publishes it.
+    pub(super) fn init(&self, v: Spte) {
+        self.0.store(v.raw(), Ordering::Relaxed);
+    }
+}
+
+impl fmt::Debug for SpteCell {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.load().fmt(f)
+    }
+}

@@ -1,0 +1,216 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Mapping one page, under mmu_lock held for read.
+
+use super::cell::SpteCell;
+use super::error::{Bug, MapError, MapOutcome, RetryReason};
+use super::external::{ExtError, ExternalPt};
+use super::frozen::{FrozenError, FrozenSpte};
+use super::lock::Shared;
+use super::mmu::{Mirror, Vm};
+use super::spte::{IllegalTransition, Spte, SpteKind, Transition};
+use super::table::{self, OwnedTable, PageSupplier, Table};
+use crate::base::addr::{Gfn, Pfn};
+use crate::base::level::{Level, Position};
+use crate::base::stats::Count;
+
+/// Why a map stops: with an outcome or with an error.
+enum Stop {
+    Retry(RetryReason),
+    Fail(MapError),
+}
+
+impl<E: ExternalPt, V: Vm> Mirror<E, V> {
+    /// Maps `gfn` to `pfn` at `level`, linking the tables that lack.  Only 4K pages are mapped.
+    ///
+    /// Never loops, never sleeps, and takes pages from `pages` alone.  What it cannot do because
+    /// of somebody else it leaves to the caller's retry, with nothing frozen.
+    ///
+    /// # Errors
+    ///
+    /// See [`MapError`].  The leaf is not mapped, in neither table.
+    pub fn map<P: PageSupplier>(
+        &self,
+        l: &Shared<'_>,
+        pages: &mut P,
+        gfn: Gfn,
+        pfn: Pfn,
+        level: Level,
+    ) -> Result<MapOutcome, MapError> {
+        if gfn.as_u64() >= self.config.limit() || level != Level::L4K {
+            return self.stopped(Stop::Fail(MapError::Invalid));
+        }
+        if self.is_bugged() {
+            return self.stopped(Stop::Fail(MapError::Bugged));
+        }
+        self.ext.pay_debt(l);
+        let mut table = self.root.table(l);
+        let mut here = self.config.root_level();
+        // At most four rounds, one for each level above the leaf's.
+        while let (true, Some(below)) = (here > level, here.child()) {
+            match self.descend(l, pages, table, Position::covering(gfn, here)) {
+                Ok(next) => table = next,
+                Err(stop) => return self.stopped(stop),
+            }
+            here = below;
+        }
+        self.map_leaf(l, table, Position::covering(gfn, here), pfn)
+            .or_else(|stop| self.stopped(stop))
+    }
+
+    #[cold]
+    fn stopped(&self, stop: Stop) -> Result<MapOutcome, MapError> {
+        let stats = &self.stats;
+        match stop {
+            Stop::Retry(reason) => {
+                match reason {
+                    RetryReason::Frozen => {
+                        stats.frozen_seen.inc();
+                        stats.maps_frozen.inc();
+                    }
+                    RetryReason::Contended(_) => stats.maps_contended.inc(),
+                    RetryReason::NoPage => stats.maps_no_page.inc(),
+                }
+                Ok(MapOutcome::Retry(reason))
+            }
+            Stop::Fail(error) => {
+                match error {
+                    MapError::Invalid => stats.maps_invalid.inc(),
+                    MapError::Busy(_) => stats.maps_busy.inc(),
+                    MapError::Bugged => stats.maps_bugged.inc(),
+                }
+                Err(error)
+            }
+        }
+    }
+
+    /// The table below the entry `at` of `table`, linked now if it was not.
+    fn descend<'t, P: PageSupplier>(
+        &self,
+        l: &'t Shared<'_>,
+        pages: &mut P,
+        table: &'t Table,
+        at: Position,
+    ) -> Result<&'t Table, Stop> {
+        let cell = self.cell(table, at)?;
+        let mut seen = cell.load();
+        if seen.kind(at.level()) == SpteKind::NonPresent {
+            // A lost race leaves the winner's value, which cannot be non-present: what follows
+            // goes on with that instead of with what was read before.
+            match FrozenSpte::freeze(l, cell, at, seen) {
+                Ok(frozen) => seen = self.link(l, pages, frozen, at)?,
+                Err(now) => seen = now,
+            }
+        }
+        match seen.kind(at.level()) {
+            SpteKind::Table(_) => table::child(&self.vm, l, seen, at)
+                .ok_or_else(|| self.fail(Bug::Unexpected { at, found: seen })),
+            SpteKind::Frozen => Err(Stop::Retry(RetryReason::Frozen)),
+            _ => Err(self.fail(Bug::Unexpected { at, found: seen })),
+        }
+    }
+
+    /// Links a new table at the frozen entry; answers the entry's value.
+    fn link<P: PageSupplier>(
+        &self,
+        l: &Shared<'_>,
+        pages: &mut P,
+        frozen: FrozenSpte<'_>,
+        at: Position,
+    ) -> Result<Spte, Stop> {
+        self.stats.frozen.inc();
+        let Some(owned) = OwnedTable::take(pages, &self.vm) else {
+            return Err(Stop::Retry(RetryReason::NoPage));
+        };
+        let (page, external) = (owned.page(), owned.external_page());
+        let begun = self.vm.freeze_begins();
+        let linked = frozen.link_table(l, &self.ext, &self.vm, owned);
+        self.vm.freeze_ended(begun);
+        match linked {
+            Ok(linked) => {
+                self.vm.spte_changed(at, Spte::NON_PRESENT, linked);
+                self.stats.tables.inc();
+                self.vm.account(page, true);
+                self.stats.external_tables.inc();
+                self.vm.account_external(external, true);
+                Ok(linked)
+            }
+            Err((error, owned)) => {
+                owned.put(&self.vm);
+                Err(self.refused(at, Spte::NON_PRESENT, error))
+            }
+        }
+    }
+
+    fn map_leaf(
+        &self,
+        l: &Shared<'_>,
+        table: &Table,
+        at: Position,
+        pfn: Pfn,
+    ) -> Result<MapOutcome, Stop> {
+        let cell = self.cell(table, at)?;
+        let mut seen = cell.load();
+        if seen.kind(at.level()) == SpteKind::NonPresent {
+            match FrozenSpte::freeze(l, cell, at, seen) {
+                Ok(frozen) => {
+                    self.stats.frozen.inc();
+                    let begun = self.vm.freeze_begins();
+                    let mapped = frozen.map_leaf(l, &self.ext, pfn);
+                    self.vm.freeze_ended(begun);
+                    mapped.map_err(|error| self.refused(at, seen, error))?;
+                    let new = Spte::leaf(pfn, at.level());
+                    self.vm.spte_changed(at, seen, new);
+                    self.stats.mapped.inc();
+                    self.stats.leaf_transitions.inc();
+                    self.vm.page_stats(at.level(), true);
+                    return Ok(MapOutcome::Fixed);
+                }
+                Err(now) => seen = now,
+            }
+        }
+        match seen.kind(at.level()) {
+            SpteKind::Leaf(mapped) if mapped == pfn => {
+                self.stats.spurious.inc();
+                Ok(MapOutcome::Spurious)
+            }
+            SpteKind::Frozen => Err(Stop::Retry(RetryReason::Frozen)),
+            // Another page: a bug, and which one the classification says.  A quarantined entry
+            // refuses even the page that it had, which may still be the TDX module's.
+            _ => Err(self.illegal(at, seen, Spte::leaf(pfn, at.level()))),
+        }
+    }
+
+    fn cell<'t>(&self, table: &'t Table, at: Position) -> Result<&'t SpteCell, Stop> {
+        table.cell(at).ok_or_else(|| self.fail(Bug::NoEntry { at }))
+    }
+
+    /// What an unsuccessful change of a frozen entry means for the map.
+    fn refused(&self, at: Position, old: Spte, error: FrozenError) -> Stop {
+        match error {
+            FrozenError::External(ExtError::Contended(operand)) => {
+                Stop::Retry(RetryReason::Contended(operand))
+            }
+            FrozenError::External(ExtError::BuildContended(operand)) => {
+                Stop::Fail(MapError::Busy(operand))
+            }
+            FrozenError::External(ExtError::Failed(failure)) => {
+                self.fail(Bug::External { at, failure })
+            }
+            FrozenError::Illegal(new, why) => self.fail(Bug::Transition { at, old, new, why }),
+        }
+    }
+
+    /// A map to a leaf, where something else than nothing is mapped.
+    fn illegal(&self, at: Position, old: Spte, new: Spte) -> Stop {
+        let why = Transition::classify(old, new, at.level())
+            .err()
+            .unwrap_or(IllegalTransition::OverPresent);
+        self.fail(Bug::Transition { at, old, new, why })
+    }
+
+    fn fail(&self, bug: Bug) -> Stop {
+        self.bugged(bug);
+        Stop::Fail(MapError::Bugged)
+    }
+}

@@ -1,0 +1,10 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! What an operator sees of the module: figures, files in debugfs, recordings, tracepoints.
+
+pub(crate) mod debugfs;
+pub(crate) mod figures;
+pub(crate) mod record;
+pub(crate) mod registry;
+pub(crate) mod td_files;
+pub(crate) mod trace;

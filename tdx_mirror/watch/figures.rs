@@ -1,0 +1,161 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! The figures of a TD beyond `struct tdx_mirror_stats`, and their sums over all TDs.
+
+use core::fmt;
+
+use crate::base::stats::Count;
+use crate::bindings::{self, tdx_mirror_stats};
+use crate::kvm::entry::Mirror;
+use crate::mirror::mmu::BATCH_SIZES;
+use crate::sept::{LEAVES, OPERANDS, OPS};
+
+/// Buckets of the times of freezes, by powers of two of TSC cycles; the last one is minutes.
+pub(crate) const FREEZES: usize = 40;
+
+const FAULTS: [&str; 8] = [
+    "fixed",
+    "spurious",
+    "frozen",
+    "contended",
+    "no_page",
+    "invalid",
+    "busy",
+    "bugged",
+];
+const CLASSES: [&str; 4] = ["success", "busy", "failed", "noted"];
+const BY_OPERAND: usize = LEAVES * OPERANDS.len();
+const NUMBER: usize =
+    FAULTS.len() + CLASSES.len() * LEAVES + 1 + 2 * BY_OPERAND + BATCH_SIZES + FREEZES;
+
+/// The figures, in the order in which they are written.
+pub(crate) struct Figures([u64; NUMBER]);
+
+impl Figures {
+    /// All 0.
+    pub(crate) const ZERO: Self = Self([0; NUMBER]);
+
+    /// Adds others.
+    pub(crate) fn add_sum(&mut self, other: &Self) {
+        for (sum, value) in self.0.iter_mut().zip(&other.0) {
+            *sum = sum.wrapping_add(*value);
+        }
+    }
+
+    /// Adds those of a TD.
+    pub(crate) fn add(&mut self, td: &Mirror) {
+        let mut slots = self.0.iter_mut();
+        let mut put = |value: u64| {
+            if let Some(slot) = slots.next() {
+                *slot = slot.wrapping_add(value);
+            }
+        };
+        let mirror = td.inner().stats();
+        put(mirror.mapped.get());
+        put(mirror.spurious.get());
+        put(mirror.maps_frozen.get());
+        put(mirror.maps_contended.get());
+        put(mirror.maps_no_page.get());
+        put(mirror.maps_invalid.get());
+        put(mirror.maps_busy.get());
+        put(mirror.maps_bugged.get());
+        let (stats, given) = (td.sept().stats(), td.sept().given());
+        let calls = [
+            stats.link_calls.get(),
+            stats.map_calls.get(),
+            stats.block_calls.get(),
+            stats.track_calls.get(),
+            stats.remove_calls.get(),
+            stats.wbinvd_calls.get(),
+            stats.read_calls.get(),
+            stats
+                .reclaim_calls
+                .get()
+                .wrapping_add(stats.data_reclaim_calls.get()),
+        ];
+        // By a range: enumerate() counts with a check, whose panic the linker would keep.
+        for ((op, calls), (failed, noted)) in (0..calls.len()).zip(calls).zip(given.others()) {
+            let contended = given.retries.each().chain_of(given.giveups.each());
+            let busy = contended
+                .filter(|(of, _, _)| *of == op)
+                .fold(0u64, |sum, (_, _, count)| sum.wrapping_add(count));
+            let others = busy.wrapping_add(failed).wrapping_add(noted);
+            // Calls are counted before their answers, by CPUs that do not wait for the reader.
+            put(calls.saturating_sub(others));
+            put(busy);
+            put(failed);
+            put(noted);
+        }
+        put(stats.add_calls.get());
+        given.retries.each().for_each(|(_, _, count)| put(count));
+        given.giveups.each().for_each(|(_, _, count)| put(count));
+        td.inner().batch_sizes().buckets().for_each(&mut put);
+        td.inner().vm().freezes().buckets().for_each(&mut put);
+    }
+
+    /// Writes one `name value` per line; of what comes in many kinds only what is not 0.
+    pub(crate) fn write(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mut values = self.0.iter().copied();
+        let mut next = || values.next().unwrap_or(0);
+        for name in FAULTS {
+            writeln!(f, "faults_{name} {}", next())?;
+        }
+        for op in OPS {
+            for class in CLASSES {
+                writeln!(f, "seamcall_{op}_{class} {}", next())?;
+            }
+        }
+        writeln!(f, "seamcall_page_add {}", next())?;
+        for what in ["retries", "giveups"] {
+            for op in OPS {
+                for operand in OPERANDS {
+                    match next() {
+                        0 => (),
+                        count => writeln!(f, "{what}_{op}_{operand} {count}")?,
+                    }
+                }
+            }
+        }
+        for bucket in 0..BATCH_SIZES {
+            writeln!(f, "batch_{} {}", power(bucket), next())?;
+        }
+        for bucket in 0..FREEZES {
+            match next() {
+                0 => (),
+                count => writeln!(f, "freeze_cycles_{} {count}", power(bucket))?,
+            }
+        }
+        Ok(())
+    }
+}
+
+fn power(bucket: usize) -> u64 {
+    u32::try_from(bucket)
+        .ok()
+        .and_then(|bucket| 1u64.checked_shl(bucket))
+        .unwrap_or(0)
+}
+
+/// `Iterator::chain()`, whose name the prelude of the kernel gives to something else as well.
+trait ChainOf: Iterator + Sized {
+    fn chain_of<I: Iterator<Item = Self::Item>>(self, other: I) -> core::iter::Chain<Self, I> {
+        Iterator::chain(self, other)
+    }
+}
+
+impl<I: Iterator> ChainOf for I {}
+
+/// Writes what follows from the figures of the contract: pages and memory, as they are.
+pub(crate) fn write_memory(stats: &tdx_mirror_stats, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+    const PAGE: u64 = 4096;
+    let gone = stats.zapped.wrapping_add(stats.quarantined);
+    writeln!(f, "pages_mapped {}", stats.mapped.saturating_sub(gone))?;
+    let held = stats.quarantined.saturating_sub(stats.resolved);
+    writeln!(f, "pages_quarantined {held}")?;
+    writeln!(f, "pages_leaked {}", stats.leaked)?;
+    writeln!(f, "bytes_mirror {}", stats.tables.wrapping_mul(PAGE))?;
+    let external = stats.external_tables.wrapping_mul(PAGE);
+    writeln!(f, "bytes_external {external}")?;
+    // SAFETY: Reads a variable, in any context.
+    writeln!(f, "tsc_khz {}", unsafe { bindings::tdx_mirror_tsc_khz() })
+}
