@@ -1,4 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0
+
 //! Kernel side of the software TDX module: the one instance of it, and the C
 //! entry points that the hook and debugfs call.
 

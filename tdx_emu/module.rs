@@ -1,4 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0
+
 //! A software TDX module (TDX 1.5.01): answers SEAMCALLs and runs TDs.
 //!
 //! Pure: `core` only. All state of a TD lives in the pages that the host hands
@@ -77,14 +78,17 @@ impl<P: Platform, G: GuestRun<P>> Module<P, G> {
     pub fn stats(&self) -> &Stats {
         &self.m.stats
     }
+
     /// Fault injection.
     pub fn inject(&self) -> Injection<'_, P> {
         Injection(&self.m)
     }
+
     /// The platform.
     pub fn platform(&self) -> &P {
         &self.m.p
     }
+
     /// The processor of the guests.
     pub fn guest(&self) -> &G {
         &self.guest
@@ -112,10 +116,12 @@ impl<P: Platform, G: GuestRun<P>> Module<P, G> {
     pub fn set_checks(&self, level: CheckLevel) {
         self.m.watch.set_level(level);
     }
+
     /// The first invariant that did not hold; the counter `invariant_errors` has all.
     pub fn first_violation(&self) -> Option<Violation> {
         self.m.watch.first()
     }
+
     /// Checks all TDs now. `None`: a call came in between, so there is no answer.
     pub fn audit(&self) -> Option<Result<(), Violation>> {
         self.m.audit()

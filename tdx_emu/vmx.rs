@@ -1,4 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0
+
 //! Runs a TD's own code on the CPU's VMX: [`GuestRun`] for the software TDX module.
 //!
 //! Linux keeps every CPU in VMX operation while TDX is up. Each vCPU has a VMCS in its

@@ -1,4 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0
+
 //! The machine, from `tdx_emu/kernel/emu.h`, as safe functions.
 
 use core::ffi::{c_int, c_void};

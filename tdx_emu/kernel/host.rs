@@ -1,4 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0
+
 //! The kernel as the [`Platform`] of the software TDX module.
 
 use core::ptr::NonNull;

@@ -1,4 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0
+
 //! What executes TDs here: VMX if the CPU has it, else the interpreter.
 
 use super::ffi;

@@ -1,4 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0
+
 //! Numbers of the TDX 1.5 interface: completion status, operands, leaves.
 //!
 //! Written down here a second time, apart from `tdx_mirror/tdx`, because the emulator

@@ -1,4 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0
+
 //! Checks of everything that a TD has: its whole S-EPT against the whole PAMT.
 //!
 //! There is no memory for a set of pages, so sets are compared by their number of pages

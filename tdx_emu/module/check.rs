@@ -1,4 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0
+
 //! Invariants, checked after calls when asked for: the S-EPT is well formed, PAMT and
 //! S-EPT agree, CHLDCNT counts what is there, no page is owned twice, no call leaves a
 //! lock held.
@@ -122,14 +123,17 @@ impl Watch {
             first: [const { AtomicU64::new(0) }; 3],
         }
     }
+
     #[inline]
     pub(crate) fn is_on(&self) -> bool {
         self.level.load(Ordering::Relaxed) != 0
     }
+
     /// To be called before the first SEAMCALL only.
     pub(crate) fn set_level(&self, level: CheckLevel) {
         self.level.store(level as u64, Ordering::Relaxed);
     }
+
     /// A call, or a guest's exit, comes into the module. Returns whether nobody else is
     /// in it, and a ticket.
     pub(crate) fn come(&self) -> (bool, u64) {
@@ -137,17 +141,21 @@ impl Watch {
         let ticket = self.entries.fetch_add(1, Ordering::SeqCst).wrapping_add(1);
         (alone, ticket)
     }
+
     pub(crate) fn go(&self) {
         self.inside.fetch_sub(1, Ordering::SeqCst);
     }
+
     /// A new ticket for a call that is in the module.
     fn again(&self) -> u64 {
         self.entries.fetch_add(1, Ordering::SeqCst).wrapping_add(1)
     }
+
     /// Whether the caller is the only one in the module.
     fn is_last(&self) -> bool {
         self.inside.load(Ordering::SeqCst) == 1
     }
+
     /// Runs a guest, which is outside of the module.
     #[inline]
     pub(crate) fn outside<R>(&self, guest: impl FnOnce() -> R) -> R {
@@ -159,6 +167,7 @@ impl Watch {
         self.come();
         why
     }
+
     /// Whether nobody came since the ticket.
     pub(crate) fn undisturbed(&self, ticket: u64) -> bool {
         self.entries.load(Ordering::SeqCst) == ticket

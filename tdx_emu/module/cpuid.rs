@@ -1,4 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0
+
 //! CPUID as a TD sees it: the machine's, cut down to what the TD may use, with the
 //! host's configuration of TD_PARAMS on top. Leaves outside the table cause #VE.
 

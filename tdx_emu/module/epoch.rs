@@ -1,4 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0
+
 //! TD epoch: which vCPUs may still hold translations of a blocked page.
 //!
 //! A vCPU counts in REFCOUNT[epoch & 1] of the epoch it entered in. TRACK starts
@@ -17,6 +18,7 @@ impl<'m> Tdcs<'m> {
     pub(crate) fn epoch(&self) -> u64 {
         self.word(tdcs_word::EPOCH).load(Ordering::SeqCst)
     }
+
     pub(crate) fn refcount(&self, epoch: u64) -> &'m AtomicU64 {
         self.word(tdcs_word::REFCOUNT + (epoch & 1) as usize)
     }

@@ -1,4 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0
+
 //! What the module does when a guest stops: TDCALL leaves, #VE, EPT violations.
 
 use super::abi::{exit, guest_leaf, op, st, Res, GUEST};

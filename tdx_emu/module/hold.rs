@@ -1,4 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0
+
 //! Locks that the fault injection holds, as a vCPU or another CPU would: taken at the
 //! start of the first call that they concern, let go after a number of calls, with the
 //! next script, or when the page with the lock goes back to the host.
@@ -55,10 +56,12 @@ impl Held {
             kind: AtomicU64::new(0),
         }
     }
+
     /// Ready for a new rule; the lock is not held any more.
     pub(crate) fn reset(&self) {
         self.state.store(state::IDLE, Ordering::Release);
     }
+
     pub(crate) fn state(&self) -> &'static str {
         match self.state.load(Ordering::Relaxed) {
             state::HELD => "held",
@@ -66,6 +69,7 @@ impl Held {
             _ => "waiting",
         }
     }
+
     fn go(&self, from: u64, to: u64) -> bool {
         let order = Ordering::AcqRel;
         let done = self
@@ -73,6 +77,7 @@ impl Held {
             .compare_exchange(from, to, order, Ordering::Relaxed);
         done.is_ok()
     }
+
     /// Address of the word that is locked, if it is; 0 for the KOT.
     pub(crate) fn word(&self) -> Option<u64> {
         let held = self.state.load(Ordering::Acquire) == state::HELD;

@@ -1,4 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0
+
 //! Fault injection: makes chosen calls fail, dawdle or meet interrupts. The scripts are
 //! described in `script.rs`, locks that rules hold in `hold.rs`.
 

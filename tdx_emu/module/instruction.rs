@@ -1,4 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0
+
 //! Instructions that the CPU does not execute in a TD by itself: answered here, or
 //! an exception for the guest.
 

@@ -1,4 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0
+
 //! A guest processor without VMX: executes a small instruction set of its own from
 //! the TD's private memory, through the same S-EPT that hardware would walk.
 //!

@@ -1,4 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0
+
 //! The module's locks. Every acquisition is a single try: a collision is the
 //! caller's problem and becomes OPERAND_BUSY.
 //!
@@ -34,10 +35,12 @@ impl<'a> ShareX<'a> {
     pub(crate) fn adopt(word: &'a AtomicU64, mode: Mode) -> Self {
         ShareX(word, mode)
     }
+
     /// Leaves the lock held.
     pub(crate) fn forget(self) {
         core::mem::forget(self);
     }
+
     pub(crate) fn try_lock(word: &'a AtomicU64, mode: Mode) -> Result<Self, Busy> {
         match mode {
             Mode::Shared => {
@@ -98,10 +101,12 @@ impl<'a> ShareXHp<'a> {
     pub(crate) fn adopt(word: &'a AtomicU64, mode: Mode) -> Self {
         ShareXHp(word, mode)
     }
+
     /// Leaves the lock held.
     pub(crate) fn forget(self) {
         core::mem::forget(self);
     }
+
     pub(crate) fn try_lock(word: &'a AtomicU64, mode: Mode) -> Result<Self, Busy> {
         let old = update(word, |w| match mode {
             Mode::Shared if w & EXCLUSIVE == 0 => one_more(w & !HOST_PRIORITY),

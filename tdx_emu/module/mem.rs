@@ -1,4 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0
+
 //! Pages as arrays of atomic words: the only unsafe code of the core.
 //!
 //! All of the module's state is shared by all CPUs, so every access is atomic.

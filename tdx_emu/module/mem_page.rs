@@ -1,4 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0
+
 //! TDH.MEM.PAGE.{ADD, AUG, REMOVE, RELOCATE}.
 
 use super::abi::{leaf, op, op_state, st, Res};

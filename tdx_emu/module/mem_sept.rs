@@ -1,4 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0
+
 //! TDH.MEM.SEPT.{ADD, REMOVE, RD} and TDH.MEM.RANGE.{BLOCK, UNBLOCK}.
 
 use super::abi::{leaf, op, op_state, st, Res};

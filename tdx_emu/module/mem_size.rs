@@ -1,4 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0
+
 //! TDH.MEM.PAGE.{PROMOTE, DEMOTE}: between a table of 512 mappings and one large one.
 
 use super::abi::{leaf, op, op_state, st, Res};
@@ -23,6 +24,7 @@ impl<'m> ChildLocks<'m> {
     fn entry(&self, i: usize) -> EntryRef<'m> {
         EntryRef::new(self.page, i, self.level)
     }
+
     /// Locks the next entry and returns its value.
     fn lock_next(&mut self) -> Result<u64, Busy> {
         let lock = self.entry(self.count).lock_host()?;

@@ -1,4 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0
+
 //! Metadata fields: what TDH.SYS.RD answers, and how field identifiers decode.
 
 use super::platform::{PAGE_SIZE, TDVPS_PAGES};

@@ -1,4 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0
+
 //! TDH.MNG.*: keys, TDCS pages and configuration of a TD.
 
 use core::sync::atomic::Ordering;

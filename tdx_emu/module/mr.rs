@@ -1,4 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0
+
 //! Measurement: TDH.MR.{EXTEND, FINALIZE}. MRTD is SHA-384 over a stream of 128-byte
 //! blocks, whose state lives in the TDCS.
 

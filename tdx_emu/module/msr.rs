@@ -1,4 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0
+
 //! RDMSR and WRMSR that the CPU does not execute in a TD by itself: which MSRs this
 //! module answers, which a TD does not have, and which are left to the guest's #VE
 //! handler, that is to the VMM.

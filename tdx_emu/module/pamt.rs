@@ -1,4 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0
+
 //! PAMT: who owns each page of the TDMRs, at which size.
 //!
 //! An entry has two words: word 0 is lock (15:0), page type (23:16) and owner
@@ -39,19 +40,24 @@ impl<'m> PamtEntry<'m> {
     pub(crate) fn new(page: Page<'m>, word: usize) -> Self {
         PamtEntry { page, word }
     }
+
     pub(crate) fn head(&self) -> u64 {
         self.page.get(self.word)
     }
+
     pub(crate) fn kind(&self) -> u8 {
         (self.head() >> TYPE_SHIFT) as u8
     }
+
     /// Physical address of the owner's TDR.
     pub(crate) fn owner(&self) -> u64 {
         self.head() >> OWNER_SHIFT << 12
     }
+
     pub(crate) fn block_epoch(&self) -> u64 {
         self.page.get(self.word.wrapping_add(1))
     }
+
     pub(crate) fn set_block_epoch(&self, e: u64) {
         self.page.set(self.word.wrapping_add(1), e);
     }
@@ -70,20 +76,24 @@ impl<'m> PamtEntry<'m> {
             old = seen;
         }
     }
+
     /// A new owner, never blocked yet.
     pub(crate) fn assign_new(&self, kind: u8, owner_pa: u64) {
         self.set_block_epoch(0);
         self.assign(kind, owner_pa);
     }
+
     /// Gives the page back. Owner and epoch stay behind, as in the real module.
     pub(crate) fn release(&self) {
         self.assign(pt::NDA, self.owner());
     }
+
     /// As TDMR.INIT leaves it.
     pub(crate) fn reset(&self, kind: u8) {
         self.page.set(self.word, u64::from(kind) << TYPE_SHIFT);
         self.set_block_epoch(0);
     }
+
     pub(crate) fn lock(self, mode: Mode) -> Result<ShareXHp<'m>, Busy> {
         ShareXHp::try_lock(self.page.word(self.word), mode)
     }
@@ -107,6 +117,7 @@ impl<'m> PamtParts<'m> {
         let [low, high] = self.0;
         of(low).chain(of(high))
     }
+
     pub(crate) fn first(&self) -> PamtEntry<'m> {
         PamtEntry::new(self.0[0], 0)
     }

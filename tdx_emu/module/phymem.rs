@@ -1,4 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0
+
 //! TDH.PHYMEM.CACHE.WB and TDH.PHYMEM.PAGE.{RECLAIM, WBINVD, RDMD}.
 
 use core::sync::atomic::Ordering;

@@ -1,4 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0
+
 //! What the software TDX module needs from its surroundings.
 //!
 //! [`Platform`] is the machine: memory by physical address, time, pending

@@ -1,4 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0
+
 //! TDG.MR.{REPORT, RTMR.EXTEND}: the measurements of a TD, as the TD can show them. The MAC is
 //! zero: no key exists that could vouch for an emulated TD.
 

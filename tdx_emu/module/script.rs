@@ -1,4 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0
+
 //! Scripts of the fault injection: text to rules and back.
 //!
 //! A script has one rule a line; `#` starts a comment.

@@ -1,4 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0
+
 //! SHA-384 (FIPS 180-4) over whole 128-byte blocks, with the running state kept by the
 //! caller. Everything that a TD's measurement hashes is a multiple of a block.
 

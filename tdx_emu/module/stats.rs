@@ -1,4 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0
+
 //! Counters. Relaxed atomics: they order nothing.
 
 use core::sync::atomic::{AtomicU64, Ordering};
@@ -21,6 +22,7 @@ pub(crate) enum Count {
     Injected,
     InvariantErrors,
 }
+
 const NAMES: [&str; 9] = [
     "busy",
     "leaf_present_transitions",

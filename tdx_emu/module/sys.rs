@@ -1,4 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0
+
 //! State of the whole module and its bring-up: TDH.SYS.*.
 
 use core::sync::atomic::{AtomicU64, Ordering};
@@ -76,6 +77,7 @@ impl Tdmr {
     fn base(&self) -> u64 {
         self.base.load(Ordering::Relaxed)
     }
+
     fn end(&self) -> u64 {
         self.base().wrapping_add(self.size.load(Ordering::Relaxed))
     }
@@ -285,6 +287,7 @@ impl<P: Platform> Machine<P> {
     fn sys_lock(&self) -> Res<ShareX<'_>> {
         ShareX::try_lock(&self.sys.lock, Mode::Exclusive).map_err(|_| st::SYS_BUSY)
     }
+
     fn sys_state(&self) -> u64 {
         self.sys.state.load(Ordering::Acquire)
     }

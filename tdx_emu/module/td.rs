@@ -1,4 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0
+
 //! TDR and TDCS: state of a TD, and the checks that its leaves begin with.
 
 use core::sync::atomic::{AtomicU64, Ordering};
@@ -84,47 +85,60 @@ impl<'m> Tdr<'m> {
     pub(crate) fn lifecycle(&self) -> u64 {
         self.page.get(tdr_word::LIFECYCLE)
     }
+
     pub(crate) fn set_lifecycle(&self, v: u64) {
         self.page.set(tdr_word::LIFECYCLE, v);
     }
+
     pub(crate) fn is_fatal(&self) -> bool {
         self.page.get(tdr_word::FATAL) != 0
     }
+
     pub(crate) fn hkid(&self) -> usize {
         self.page.get(tdr_word::HKID) as usize
     }
+
     /// CHLDCNT is changed under a shared lock, hence atomically.
     pub(crate) fn children(&self) -> &'m AtomicU64 {
         self.page.word(tdr_word::CHLDCNT)
     }
+
     pub(crate) fn add_children(&self, n: u64) {
         self.children().fetch_add(n, Ordering::Relaxed);
     }
+
     pub(crate) fn sub_children(&self, n: u64) {
         self.children().fetch_sub(n, Ordering::Relaxed);
     }
+
     pub(crate) fn key_packages(&self) -> &'m AtomicU64 {
         self.page.word(tdr_word::KEY_PACKAGES)
     }
+
     pub(crate) fn num_tdcx(&self) -> u64 {
         self.page.get(tdr_word::NUM_TDCX)
     }
+
     pub(crate) fn add_tdcx(&self, pa: u64) {
         let n = self.num_tdcx();
         self.page.set(tdr_word::TDCX.wrapping_add(n as usize), pa);
         self.page.set(tdr_word::NUM_TDCX, n.wrapping_add(1));
     }
+
     pub(crate) fn tdcx(&self, i: u64) -> u64 {
         self.page.get(tdr_word::TDCX.wrapping_add(i as usize))
     }
+
     /// Lifecycle state in a TDR page whose own PAMT entry is locked already.
     pub(crate) fn lifecycle_in(page: &Page<'_>) -> u64 {
         page.get(tdr_word::LIFECYCLE)
     }
+
     /// CHLDCNT likewise.
     pub(crate) fn children_in(page: &Page<'m>) -> &'m AtomicU64 {
         page.word(tdr_word::CHLDCNT)
     }
+
     /// Fresh TDR.
     pub(crate) fn create(page: Page<'m>, hkid: u64) {
         page.fill(0);
@@ -144,24 +158,30 @@ impl<'m> Tdcs<'m> {
     pub(crate) fn get(&self, w: usize) -> u64 {
         self.page.get(w)
     }
+
     pub(crate) fn set(&self, w: usize, v: u64) {
         self.page.set(w, v);
     }
+
     pub(crate) fn word(&self, w: usize) -> &'m AtomicU64 {
         self.page.word(w)
     }
+
     pub(crate) fn op_state(&self) -> u64 {
         self.word(tdcs_word::OP_STATE).load(Ordering::Acquire)
     }
+
     pub(crate) fn set_op_state(&self, s: u64) {
         self.word(tdcs_word::OP_STATE).store(s, Ordering::Release);
     }
+
     pub(crate) fn root(&self) -> Root {
         Root {
             pa: self.root_pa,
             level: self.get(tdcs_word::ROOT_LEVEL) as u8,
         }
     }
+
     /// Bit of a GPA that makes it shared.
     pub(crate) fn shared_bit(&self) -> u32 {
         if self.get(tdcs_word::CONFIG_FLAGS) & 1 != 0 {
@@ -170,23 +190,28 @@ impl<'m> Tdcs<'m> {
             47
         }
     }
+
     /// Whether `gpa` is a possible private address.
     pub(crate) fn is_private(&self, gpa: u64) -> bool {
         gpa >> self.shared_bit() == 0
     }
+
     /// A private page that is pending makes the guest exit instead of taking #VE.
     pub(crate) fn pending_ve_disabled(&self) -> bool {
         self.get(tdcs_word::TD_CTLS) & PENDING_VE_DISABLE != 0
     }
+
     /// The host named the x2APIC identifiers of all vCPUs, so that they can be shown.
     pub(crate) fn topology_configured(&self) -> bool {
         let vcpus = self.get(tdcs_word::NUM_VCPUS);
         vcpus != 0 && self.get(tdcs_word::IDENTIFIED) == vcpus
     }
+
     /// The guest reads its topology in CPUID instead of taking #VE.
     pub(crate) fn topology_enumerated(&self) -> bool {
         self.get(tdcs_word::TD_CTLS) & ENUM_TOPOLOGY != 0
     }
+
     /// TD_CTLS as ATTRIBUTES define it at first.
     pub(crate) fn initial_td_ctls(attributes: u64) -> u64 {
         u64::from(attributes & SEPT_VE_DISABLE != 0) * PENDING_VE_DISABLE
@@ -196,10 +221,12 @@ impl<'m> Tdcs<'m> {
         ShareXHp::try_lock(self.word(tdcs_word::OP_STATE_LOCK), mode)
             .map_err(|_| st::OPERAND_BUSY | op::OP_STATE)
     }
+
     pub(crate) fn lock_tree(&self, mode: Mode) -> Res<ShareX<'m>> {
         ShareX::try_lock(self.word(tdcs_word::SEPT_LOCK), mode)
             .map_err(|_| st::OPERAND_BUSY | op::SEPT_TREE)
     }
+
     pub(crate) fn lock_epoch(&self, mode: Mode) -> Res<ShareX<'m>> {
         ShareX::try_lock(self.word(tdcs_word::EPOCH_LOCK), mode)
             .map_err(|_| st::OPERAND_BUSY | op::TD_EPOCH)
@@ -212,6 +239,7 @@ impl<'m> Tdcs<'m> {
         }
         Ok(())
     }
+
     /// Whether a page must be blocked and its translations shot down before a change.
     pub(crate) fn tracking_required(&self) -> bool {
         matches!(

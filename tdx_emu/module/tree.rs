@@ -1,4 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0
+
 //! S-EPT entries, their states and locks, and the walk.
 //!
 //! Entries are valid EPT entries in the host's pages, in the format of the real
@@ -35,9 +36,11 @@ const LEAF: u64 = SUPPRESS_VE | PS | IPAT | (6 << 3);
 pub(crate) const fn mapped_leaf(hpa: u64) -> u64 {
     LEAF | RWX | hpa & HPA
 }
+
 pub(crate) const fn pending_leaf(hpa: u64) -> u64 {
     LEAF | PENDING | hpa & HPA
 }
+
 pub(crate) const fn table(hpa: u64) -> u64 {
     SUPPRESS_VE | RWX | hpa & HPA
 }
@@ -77,6 +80,7 @@ pub(crate) enum State {
     PendingExportedDirty,
     PendingExportedDirtyBlockedW,
 }
+
 use State::*;
 
 impl State {
@@ -129,12 +133,15 @@ impl State {
     pub(crate) fn is_table(self) -> bool {
         matches!(self, NlMapped | NlBlocked)
     }
+
     pub(crate) fn is_leaf(self) -> bool {
         !matches!(self, Free | Removed | NlMapped | NlBlocked)
     }
+
     pub(crate) fn is_blocked(self) -> bool {
         matches!(self, NlBlocked | Blocked | PendingBlocked)
     }
+
     /// The guest may use the page.
     pub(crate) fn is_accessible(self) -> bool {
         matches!(
@@ -142,12 +149,15 @@ impl State {
             Mapped | BlockedW | ExportedBlockedW | ExportedDirty | ExportedDirtyBlockedW
         )
     }
+
     pub(crate) fn is_acceptable(self) -> bool {
         matches!(self, Pending | PendingExportedDirty)
     }
+
     pub(crate) fn is_any_pending(self) -> bool {
         self.is_leaf() && !self.is_accessible() && self != Blocked
     }
+
     /// A translation of it may be cached, so a change needs a shootdown.
     pub(crate) fn needs_tracking(self) -> bool {
         !matches!(
@@ -155,18 +165,21 @@ impl State {
             Free | Removed | ExportedBlockedW | PendingExportedBlockedW
         )
     }
+
     pub(crate) fn may_block(self) -> bool {
         matches!(
             self,
             NlMapped | Mapped | BlockedW | Pending | PendingBlockedW
         )
     }
+
     pub(crate) fn may_remove(self) -> bool {
         matches!(
             self,
             Mapped | Blocked | BlockedW | Pending | PendingBlocked | PendingBlockedW
         )
     }
+
     pub(crate) fn may_demote(self) -> bool {
         matches!(self, Mapped | Blocked | Pending | PendingBlocked)
     }
@@ -211,9 +224,11 @@ impl<'m> EntryRef<'m> {
     pub(crate) fn new(page: Page<'m>, index: usize, level: u8) -> Self {
         EntryRef { page, index, level }
     }
+
     pub(crate) fn load(&self) -> u64 {
         self.page.word(self.index).load(Ordering::Acquire)
     }
+
     /// For the holder of the lock, a place that nobody else can reach, or PAGE.ADD, which
     /// excludes all others.
     pub(crate) fn store(&self, v: u64) {
@@ -260,15 +275,18 @@ impl<'m> EntryLock<'m> {
     pub(crate) fn place(&self) -> EntryRef<'m> {
         self.0
     }
+
     /// The value without the lock bits.
     pub(crate) fn raw(&self) -> u64 {
         self.0.load() & !(LOCK | HOST_PRIORITY)
     }
+
     /// Stores `v`, still locked. Like the real module this writes the whole entry: the
     /// priority of a host that failed to lock it meanwhile is lost.
     pub(crate) fn set(&self, v: u64) {
         self.0.store(v & !HOST_PRIORITY | LOCK);
     }
+
     /// Leaves the entry locked; [`EntryRef::unlock`] or the end of its page ends that.
     pub(crate) fn forget(self) {
         core::mem::forget(self);

@@ -1,4 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0
+
 //! TDH.VP.ENTER: the way into a guest, and out of it again.
 
 use core::sync::atomic::Ordering;

@@ -1,4 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0
+
 //! A look at a TD from outside, for tests and debugging. No lock is taken, so that
 //! looking never makes a SEAMCALL busy: while the TD changes, the parts of the
 //! answer may be of different moments.

@@ -1,4 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0
+
 //! TDH.VP.{CREATE, ADDCX, INIT, FLUSH, RD, WR}, and the TDVPS.
 
 use core::sync::atomic::{AtomicU64, Ordering};
@@ -85,22 +86,28 @@ impl<'m> Tdvps<'m> {
     pub(crate) fn get(&self, w: usize) -> u64 {
         self.page.get(w)
     }
+
     pub(crate) fn set(&self, w: usize, v: u64) {
         self.page.set(w, v);
     }
+
     pub(crate) fn word(&self, w: usize) -> &'m AtomicU64 {
         self.page.word(w)
     }
+
     pub(crate) fn is_complete(&self) -> bool {
         self.get(word::NUM_PAGES) >= TDVPS_PAGES as u64
     }
+
     /// Whether the vCPU belongs to `lp`.
     pub(crate) fn is_on(&self, lp: u32) -> bool {
         self.get(word::ASSOC) == u64::from(lp).wrapping_add(1)
     }
+
     pub(crate) fn page_pa(&self, i: usize) -> u64 {
         self.get(word::PAGES.wrapping_add(i))
     }
+
     pub(crate) fn load_regs(&self) -> GuestRegs {
         GuestRegs {
             gpr: core::array::from_fn(|i| self.get(word::GPR.wrapping_add(i))),
@@ -108,6 +115,7 @@ impl<'m> Tdvps<'m> {
             ..GuestRegs::default()
         }
     }
+
     pub(crate) fn store_regs(&self, regs: &GuestRegs) {
         for (i, v) in regs.gpr.into_iter().enumerate() {
             self.set(word::GPR.wrapping_add(i), v);

@@ -1,4 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0
+
 //! Zero-step mitigation: a host that keeps a vCPU faulting at one RIP learns
 //! secrets, so from the seventh fault on VP.ENTER first makes sure, with the S-EPT
 //! held, that every page in question is there.

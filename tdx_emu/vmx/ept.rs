@@ -1,4 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0
+
 //! The combined EPT root, and walks of it by software.
 //!
 //! The lower half of a TD's guest physical addresses is private and mapped by

@@ -1,4 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0
+
 //! From VMX exits to the exits that the core knows, by a table.
 
 use super::ept;

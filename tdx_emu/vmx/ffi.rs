@@ -1,4 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0
+
 //! VMX instructions, from `tdx_emu/kernel/emu.h`, as safe functions where they are.
 
 use core::ffi::c_int;

@@ -1,4 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0
+
 //! Interrupts of the guest: moved from KVM's posted-interrupt descriptor into the
 //! virtual APIC by hand at each TDH.VP.ENTER, and requested from the CPU, which
 //! delivers them when the guest can take them.

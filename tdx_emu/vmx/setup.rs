@@ -1,4 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0
+
 //! VMCS content: the controls, and the fields of a vCPU before its first entry.
 
 use super::ept;

@@ -1,4 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0
+
 //! What a vCPU keeps in its TDVPS pages between entries.
 
 use core::ptr::NonNull;

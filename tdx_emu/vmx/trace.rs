@@ -1,4 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0
+
 //! The last VM exits of all vCPUs, for debugging what a TD does. Nothing is printed
 //! where exits happen; debugfs shows the ring.
 
@@ -29,6 +30,7 @@ mod word {
     pub(super) const RCX: usize = 10;
     pub(super) const CR2: usize = 11;
 }
+
 const WORDS: usize = 12;
 
 /// The ring. Writers take turns by number; a reader sees an exit that is being

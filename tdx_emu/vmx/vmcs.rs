@@ -1,4 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0
+
 //! The VMCS: field encodings and the time during which one of ours is current.
 
 use core::marker::PhantomData;

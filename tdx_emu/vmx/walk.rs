@@ -1,4 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0
+
 //! Reads the guest's instruction at RIP, to tell TDCALL from a real #UD: the CPU
 //! does not know TDCALL, so it raises #UD, which exits.
 //!

@@ -1,4 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0
+
 //! Puts shipped sources on loom's atomics for tests/loom.rs: the same text, with one path
 //! replaced.
 

@@ -1,4 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0
+
 //! Calls per second of each leaf on one thread of the host, without what prepares a call
 //! and takes it back. Prints a table; the last line is PAGE.AUG's, and it must reach
 //! [`TARGET`].

@@ -1,4 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0
+
 //! The two tables of the TDX interface, the product's and the emulator's, were written
 //! separately; here they are compared.
 

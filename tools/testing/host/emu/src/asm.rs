@@ -1,4 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0
+
 //! Writes programs for the interpreter.
 
 use crate::module::interp::code;
@@ -34,76 +35,97 @@ impl Asm {
             bytes: Vec::new(),
         }
     }
+
     pub fn here(&self) -> u64 {
         self.base + self.bytes.len() as u64
     }
+
     pub fn bytes(&self) -> &[u8] {
         &self.bytes
     }
+
     fn short(&mut self, op: u8, a: u8, b: u8) -> &mut Asm {
         self.bytes.extend([op, a, b, 0]);
         self
     }
+
     fn long(&mut self, op: u8, a: u8, b: u8, imm: u64) -> &mut Asm {
         self.short(op, a, b).bytes.extend(imm.to_le_bytes());
         self
     }
+
     pub fn movi(&mut self, a: u8, imm: u64) -> &mut Asm {
         self.long(code::MOVI, a, 0, imm)
     }
+
     pub fn mov(&mut self, a: u8, b: u8) -> &mut Asm {
         self.short(code::MOV, a, b)
     }
+
     pub fn addi(&mut self, a: u8, b: u8, imm: u64) -> &mut Asm {
         self.long(code::ADDI, a, b, imm)
     }
+
     pub fn load(&mut self, a: u8, b: u8, imm: u64) -> &mut Asm {
         self.long(code::LOAD, a, b, imm)
     }
+
     pub fn store(&mut self, a: u8, b: u8, imm: u64) -> &mut Asm {
         self.long(code::STORE, a, b, imm)
     }
+
     pub fn jmp(&mut self, to: u64) -> &mut Asm {
         self.long(code::JMP, 0, 0, to)
     }
+
     pub fn jeq(&mut self, a: u8, b: u8, to: u64) -> &mut Asm {
         self.long(code::JEQ, a, b, to)
     }
+
     pub fn jne(&mut self, a: u8, b: u8, to: u64) -> &mut Asm {
         self.long(code::JNE, a, b, to)
     }
+
     /// A jump that [`Asm::land`] completes.
     pub fn jeq_later(&mut self, a: u8, b: u8) -> Fixup {
         self.jeq(a, b, 0);
         Fixup(self.bytes.len() - 8)
     }
+
     pub fn setve_later(&mut self) -> Fixup {
         self.long(code::SETVE, 0, 0, 0);
         Fixup(self.bytes.len() - 8)
     }
+
     pub fn land(&mut self, f: Fixup) -> &mut Asm {
         let to = self.here().to_le_bytes();
         self.bytes[f.0..f.0 + 8].copy_from_slice(&to);
         self
     }
+
     pub fn verip(&mut self, a: u8) -> &mut Asm {
         self.short(code::VERIP, a, 0)
     }
+
     pub fn retve(&mut self, a: u8, imm: u64) -> &mut Asm {
         self.long(code::RETVE, a, 0, imm)
     }
+
     /// An instruction that exits with a VMX reason.
     pub fn exit(&mut self, reason: u64) -> &mut Asm {
         self.long(code::EXIT, 0, 0, reason)
     }
+
     pub fn fault(&mut self) -> &mut Asm {
         self.short(code::FAULT, 0, 0)
     }
+
     pub fn tdcall(&mut self, leaf: u64) -> &mut Asm {
         self.movi(RAX, leaf);
         self.bytes.extend([0x66, 0x0F, 0x01, 0xCC]);
         self
     }
+
     /// TDG.VP.VMCALL with R10 = 0 and R11 = function, passing R10..R15.
     pub fn vmcall(&mut self, function: u64) -> &mut Asm {
         self.movi(RCX, 0xFC00)

@@ -1,4 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0
+
 //! Invariants of a TD at rest: S-EPT and PAMT agree, no page has two owners, CHLDCNT
 //! counts what is reachable, no lock is left held.
 

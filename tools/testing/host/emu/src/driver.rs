@@ -1,4 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0
+
 //! Leads a TD call by call: host leaves, what a guest does between two of them, and locks
 //! that somebody else holds meanwhile. For tests that know nothing of the emulator's parts.
 
@@ -95,10 +96,12 @@ impl<'m> Driver<'m> {
     fn page(&self, pa: u64) -> Page<'m> {
         Page::at(self.module.platform(), pa).expect("memory")
     }
+
     fn tdcs(&self) -> Option<Page<'m>> {
         let tdr = self.page(self.tdr);
         (tdr.get(tdr_word::NUM_TDCX) >= 6).then(|| self.page(tdr.get(tdr_word::TDCX)))
     }
+
     fn root(&self) -> Option<Root> {
         let level = self.tdcs()?.get(tdcs_word::ROOT_LEVEL) as u8;
         let pa = self.page(self.tdr).get(tdr_word::TDCX + 3);
@@ -232,6 +235,7 @@ impl<'m> Driver<'m> {
             .polls_left
             .store(polls, Ordering::Relaxed);
     }
+
     pub fn set_tsc(&self, tsc: u64) {
         self.module.platform().tsc.store(tsc, Ordering::Relaxed);
     }

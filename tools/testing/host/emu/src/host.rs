@@ -1,4 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0
+
 //! A machine for the module: sparse memory, a clock and interrupts that tests set.
 
 use std::ptr::NonNull;
@@ -77,12 +78,15 @@ impl Host {
         // SAFETY: inside the mapping and aligned; all accesses to it are atomic.
         unsafe { &*self.base.as_ptr().add(pa as usize).cast::<AtomicU64>() }
     }
+
     pub fn read(&self, pa: u64) -> u64 {
         self.word(pa).load(Ordering::SeqCst)
     }
+
     pub fn write(&self, pa: u64, v: u64) {
         self.word(pa).store(v, Ordering::SeqCst);
     }
+
     pub fn write_bytes(&self, pa: u64, bytes: &[u8]) {
         for (i, c) in bytes.chunks(8).enumerate() {
             let mut w = [0; 8];
@@ -108,16 +112,20 @@ unsafe impl Platform for Host {
         // SAFETY: inside the mapping.
         Some(unsafe { self.base.add(pa as usize) })
     }
+
     fn config(&self) -> Config {
         self.config
     }
+
     fn tsc(&self) -> u64 {
         self.tsc
             .fetch_add(self.tsc_step.load(Ordering::Relaxed), Ordering::Relaxed)
     }
+
     fn package_of(&self, lp: u32) -> u32 {
         lp % self.config.packages
     }
+
     fn interrupt_pending(&self) -> bool {
         match self.polls_left.load(Ordering::Relaxed) {
             n if n < 0 => false,
@@ -128,12 +136,15 @@ unsafe impl Platform for Host {
             }
         }
     }
+
     fn host_interrupt_pending(&self) -> bool {
         self.interrupt_pending()
     }
+
     fn pause(&self, us: u64) {
         std::thread::sleep(std::time::Duration::from_micros(us));
     }
+
     fn cpuid(&self, leaf: u32, subleaf: u32) -> [u32; 4] {
         // Everything there is, so that what a TD sees is the module's doing.
         let name = |s: &[u8; 4]| u32::from_le_bytes(*s);
@@ -149,6 +160,7 @@ unsafe impl Platform for Host {
             _ => [!0; 4],
         }
     }
+
     fn random(&self) -> Option<u64> {
         Some(
             self.tsc

@@ -1,4 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0
+
 //! The software TDX module on the host.
 
 pub mod asm;
@@ -14,6 +15,7 @@ mod agree;
 mod tdx_emu {
     pub mod module;
 }
+
 pub use tdx_emu::module;
 #[cfg(test)]
 #[path = "../../../../../tdx_mirror"]
@@ -21,6 +23,7 @@ mod tdx_mirror {
     pub mod base;
     pub mod tdx;
 }
+
 #[cfg(test)]
 pub use tdx_mirror::{base, tdx};
 #[cfg(test)]

@@ -1,4 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0
+
 //! Unit tests of the core's parts.
 
 use std::sync::atomic::{AtomicU64, Ordering};

@@ -1,4 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0
+
 //! A host that does with the module what Linux does, in the same order.
 
 use std::sync::Mutex;
@@ -72,9 +73,11 @@ impl<G: GuestRun<Host>> Vmm<G> {
     pub fn host(&self) -> &Host {
         self.module.platform()
     }
+
     pub fn page(&self) -> u64 {
         self.free.lock().unwrap().pop().expect("a free page")
     }
+
     pub fn free(&self, pa: u64) {
         self.free.lock().unwrap().push(pa);
     }
@@ -83,9 +86,11 @@ impl<G: GuestRun<Host>> Vmm<G> {
         let rax = self.module.seamcall(lp, leaf, &mut r);
         (rax, r)
     }
+
     pub fn call(&self, leaf: u64, r: Regs) -> (u64, Regs) {
         self.call_on(0, leaf, r)
     }
+
     /// A call that must succeed.
     #[track_caller]
     pub fn ok(&self, leaf: u64, r: Regs) -> Regs {

@@ -1,4 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0
+
 //! Four threads make mixed calls on one TD, host leaves and guests that accept, and meet
 //! each other on every lock of the module; the TD is in order whenever they pause.
 //! TDX_EMU_CALLS sets the number of calls.
@@ -47,6 +48,7 @@ enum Lock {
     /// What the guest met.
     GuestEntry,
 }
+
 use Lock::*;
 
 const ALL: [Lock; 13] = [

@@ -1,4 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0
+
 //! The invariants that the emulator checks after its calls: a TD's life breaks none, and
 //! each kind of damage is found.
 

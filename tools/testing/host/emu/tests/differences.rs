@@ -1,4 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0
+
 //! What the emulator answers where it does not model the TDX module: the table in
 //! Documentation/testing.rst, row by row.
 

@@ -1,4 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0
+
 //! Guests: accepts in every state, yielding to the host, zero-step mitigation, wide
 //! addresses, in answers that the recordings in tools/testing/vectors do not contain.
 

@@ -1,4 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0
+
 //! Answers of host leaves that the recordings in tools/testing/vectors do not contain:
 //! each busy lock, refusals that need a special state, registers after errors.
 
@@ -48,14 +49,17 @@ impl Bench {
     fn load(&self, script: &str) {
         self.v.module.inject().load(script.as_bytes()).unwrap();
     }
+
     fn r(&self, rcx: u64, r8: u64) -> Regs {
         regs(rcx, self.td.tdr, r8, 0)
     }
+
     /// Status, RCX and RDX of a call.
     fn call(&self, leaf: u64, rcx: u64, r8: u64) -> (u64, u64, u64) {
         let (rax, out) = self.v.call(leaf, self.r(rcx, r8));
         (rax, out.rcx, out.rdx)
     }
+
     /// The same with a lock held.
     fn with(&self, hold: &str, leaf: u64, rcx: u64, r8: u64) -> (u64, u64, u64) {
         self.load(&format!("hold {hold}"));
@@ -63,21 +67,26 @@ impl Bench {
         self.load("");
         got
     }
+
     fn ok(&self, leaf: u64, rcx: u64, r8: u64) -> Regs {
         self.v.ok(leaf, self.r(rcx, r8))
     }
+
     fn block(&self, rcx: u64) {
         self.ok(7, rcx, 0);
         self.v.ok(38, regs(self.td.tdr, 0, 0, 0));
     }
+
     /// The table that maps [`GPA`].
     fn table(&self) -> u64 {
         self.td.sept.lock().unwrap()[2]
     }
+
     /// Physical address of the page at [`GPA`].
     fn page(&self) -> u64 {
         self.ok(25, GPA, 0).rcx & 0x000F_FFFF_FFFF_F000
     }
+
     fn pamt(&self, pa: u64, size: u32) -> String {
         format!("pamt {:x} {size}", pa & !((4096 << (9 * size)) - 1))
     }

@@ -1,4 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0
+
 //! Beginning and end of a TD and of its vCPUs, in answers that the recordings in
 //! tools/testing/vectors do not contain.
 

@@ -1,4 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0
+
 //! Random registers into the dispatcher: it must not panic, not hang, not shut itself down,
 //! and leave every TD in order. TDX_EMU_CALLS sets the number of calls, TDX_EMU_SEED the
 //! seed.
@@ -27,9 +28,11 @@ impl Rng {
         self.0 ^= self.0 >> 27;
         self.0.wrapping_mul(0x2545_F491_4F6C_DD1D)
     }
+
     fn below(&mut self, n: u64) -> u64 {
         (self.next() >> 16) % n
     }
+
     fn of<T: Copy>(&mut self, all: &[T]) -> T {
         all[self.below(all.len() as u64) as usize]
     }

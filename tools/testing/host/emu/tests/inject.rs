@@ -1,4 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0
+
 //! Fault injection: what each rule does to the calls it names, and to no others.
 
 use std::time::Instant;

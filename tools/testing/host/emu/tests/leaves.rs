@@ -1,4 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0
+
 //! Refusals: of the dispatcher, of the bring-up, of bad operands; and injection.
 
 use tdx_emu_host::host::{layout, td_params, Host};

@@ -1,4 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0
+
 //! The life of a TD as Linux leads it, with a guest that executes.
 
 use sha2::{Digest, Sha384};

@@ -1,4 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0
+
 //! What a Linux guest asks of the module: MSRs, CPUID, its topology, measurements, NMIs.
 
 use sha2::{Digest, Sha384};

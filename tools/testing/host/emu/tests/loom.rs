@@ -1,4 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0
+
 //! The locks of the core on modelled atomics: all interleavings up to three preemptions
 //! of threads that try them. What a lock guards is a loom cell, which fails the model
 //! when two threads use it at once without an order between them.
@@ -15,12 +16,15 @@ mod emu {
     pub mod abi {
         include!(concat!(env!("OUT_DIR"), "/abi_on_loom.rs"));
     }
+
     pub mod lock {
         include!(concat!(env!("OUT_DIR"), "/lock_on_loom.rs"));
     }
+
     pub mod tree {
         include!(concat!(env!("OUT_DIR"), "/tree_on_loom.rs"));
     }
+
     pub mod epoch {
         include!(concat!(env!("OUT_DIR"), "/epoch_on_loom.rs"));
     }
@@ -40,6 +44,7 @@ mod emu {
             pub fn at<P: Platform>(_p: &'p P, _pa: u64) -> Option<Self> {
                 None
             }
+
             pub fn word(&self, i: usize) -> &'p AtomicU64 {
                 &self.0[i]
             }
@@ -73,6 +78,7 @@ mod emu {
             pub fn word(&self, w: usize) -> &'m AtomicU64 {
                 &self.0[w]
             }
+
             pub fn lock_epoch(&self, mode: Mode) -> Res<ShareX<'m>> {
                 ShareX::try_lock(self.word(tdcs_word::EPOCH_LOCK), mode)
                     .map_err(|_| st::OPERAND_BUSY | op::TD_EPOCH)
@@ -82,6 +88,7 @@ mod emu {
         pub struct Tdr {
             pub pa: u64,
         }
+
         pub struct Td<'m> {
             pub tdcs: Tdcs<'m>,
             pub tdr: Tdr,
@@ -108,10 +115,12 @@ mod emu {
                     tdr: Tdr { pa: 0 },
                 })
             }
+
             pub fn before_commit(&self, _leaf: u16, _tdr: u64) {}
         }
     }
 }
+
 use emu::lock::{Mode, ShareX, ShareXHp};
 
 /// Bits above the lock that must survive.
@@ -274,6 +283,7 @@ impl Guarded2 {
     fn entry(&self) -> emu::tree::EntryRef<'_> {
         emu::tree::EntryRef::new(emu::mem::Page(&self.words), 0, 0)
     }
+
     fn touch(&self) {
         // SAFETY: entry lock held; loom checks that nobody else is here.
         self.data.with_mut(|p| unsafe { *p += 1 });

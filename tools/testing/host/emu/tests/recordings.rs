@@ -1,4 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0
+
 //! The recordings of the real module replay without a mismatch, and whatever is changed
 //! in one is noticed: each field of each kind of record is altered and removed.
 

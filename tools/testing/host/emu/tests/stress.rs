@@ -1,4 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0
+
 //! Threads on one TD: host leaves and guest accepts collide on every lock, and
 //! afterwards everything agrees.
 

@@ -1,4 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0
+
 //! Replays recordings of the real TDX module: `replay [--as NAME] FILE...`; `--as` is what
 //! messages call the next file. Prints a line for each mismatch and ends with
 //! `calls=N mismatches=M`. Exit status 1 if M is not 0, 2 if a file cannot be read or is

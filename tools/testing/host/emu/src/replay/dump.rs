@@ -1,4 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0
+
 //! The complete dumps of S-EPT and PAMT at the end of a recording and of its tear-down.
 
 use std::collections::{BTreeMap, BTreeSet};

@@ -1,4 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0
+
 //! Records of a recording, read so that nothing in them goes unnoticed: a field that is
 //! not there, of another type, or of a name that nobody asked for is an error.
 

@@ -1,4 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0
+
 //! The machine that a recording's header describes, with the module up.
 
 use super::fields::Fields;

@@ -1,4 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0
+
 //! Replays recorded calls of the real TDX module and compares everything that a
 //! recording says: status, registers, S-EPT entry, counters, zero-step state, final
 //! S-EPT and PAMT, MRTD. What the replayer does not understand is an error.
@@ -132,9 +133,11 @@ impl<'m> Replay<'m> {
     fn m(&self) -> &'m Machine<Host> {
         &self.module.m
     }
+
     fn host(&self) -> &'m Host {
         self.module.platform()
     }
+
     fn page(&self, pa: u64) -> Result<Page<'m>, String> {
         Page::at(self.host(), pa).ok_or_else(|| format!("no memory at {pa:#x}"))
     }
@@ -200,6 +203,7 @@ impl<'m> Replay<'m> {
         let tdr = self.page(self.header.tdr)?;
         Ok((tdr.get(tdr_word::NUM_TDCX) >= 6).then(|| tdr.get(tdr_word::TDCX + i)))
     }
+
     /// A word of the TDCS, 0 while there is none.
     fn tdcs_word(&self, w: usize) -> Result<u64, String> {
         match self.tdcx(0)? {
@@ -207,6 +211,7 @@ impl<'m> Replay<'m> {
             Some(pa) => Ok(self.page(pa)?.get(w)),
         }
     }
+
     fn root(&self) -> Result<Option<Root>, String> {
         let level = self.tdcs_word(tdcs_word::ROOT_LEVEL)? as u8;
         let pa = self.tdcx(3)?.filter(|_| level != 0);

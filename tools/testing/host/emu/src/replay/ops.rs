@@ -1,4 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0
+
 //! Recorded calls: of the host, and of a guest.
 
 use std::sync::atomic::Ordering;

@@ -1,4 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0
+
 //! Arbitrary sequences of leaves, guest actions, held locks and interrupts against a second
 //! description of what the TDX module answers (model.rs). After each call status, registers,
 //! counters and the entry are compared, at the end every S-EPT and PAMT entry, and that the

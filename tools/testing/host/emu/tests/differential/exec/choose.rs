@@ -1,4 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0
+
 //! Operands for a step: mostly such that the call means something.
 
 use super::*;

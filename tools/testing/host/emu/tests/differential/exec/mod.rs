@@ -1,4 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0
+
 //! Turns small numbers into calls, makes them on the emulator and in the model, and compares.
 
 mod choose;
@@ -36,6 +37,7 @@ pub enum Kind {
     Enter,
     Guest,
 }
+
 use Kind::*;
 
 /// Kinds by weight.

@@ -1,4 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0
+
 //! TDH.VP.ENTER, and what guests do.
 
 use super::*;
@@ -60,6 +61,7 @@ impl Model {
             v.suspects.clear();
         }
     }
+
     pub(super) fn leave(&mut self, i: usize, rip: u64, rax: u64, out: Gpr) -> Outcome {
         let v = &mut self.vcpus[i];
         v.rip = rip;
@@ -67,6 +69,7 @@ impl Model {
         self.refs[(epoch & 1) as usize] -= 1;
         Outcome::Host(rax, out)
     }
+
     pub(super) fn resume(&self, i: usize, rax: u64) -> Outcome {
         Outcome::Guest(rax, self.vcpus[i].ve)
     }

@@ -1,4 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0
+
 //! Who holds what, and whether a call gets the lock that it wants.
 
 use super::*;
@@ -7,13 +8,16 @@ impl Model {
     pub(super) fn held(&self, lock: Lock) -> Option<bool> {
         self.hold.filter(|h| h.0 == lock).map(|h| h.1)
     }
+
     /// Whether a lock can be had beside the one that is held.
     pub(super) fn can_take(&self, lock: Lock, exclusive: bool) -> bool {
         !self.held(lock).is_some_and(|ex| ex || exclusive)
     }
+
     pub(super) fn is_inside(&self) -> bool {
         self.vcpus.iter().any(|v| v.inside.is_some())
     }
+
     /// Readers of a PAMT entry, and whether there is a writer.
     pub(super) fn pamt_users(&self, pa: u64, size: u8) -> (usize, bool) {
         let at = pa & !(span(size) - 1);
@@ -38,6 +42,7 @@ impl Model {
         }
         (readers, writer)
     }
+
     pub(super) fn lock_pamt(&mut self, pa: u64, size: u8, exclusive: bool) -> bool {
         let (readers, writer) = self.pamt_users(pa, size);
         let free = !writer && (!exclusive || readers == 0);
@@ -46,6 +51,7 @@ impl Model {
         }
         free
     }
+
     /// Whether a test can take a lock now.
     pub fn can_hold(&self, lock: Lock, exclusive: bool) -> bool {
         match lock {
@@ -80,6 +86,7 @@ impl Model {
             false => Err(BUSY | op),
         }
     }
+
     pub(super) fn check_pa(&self, pa: u64, size: u8, op: u64) -> Res<()> {
         if pa & (span(size) - 1) != 0 || pa & KEY_BITS != 0 || pa >> 52 != 0 {
             return Err(INVALID | op);
@@ -89,6 +96,7 @@ impl Model {
             false => Err(RANGE | op),
         }
     }
+
     /// A page that a register names, which must be of a type.
     pub(super) fn explicit(
         &mut self,
@@ -105,6 +113,7 @@ impl Model {
             false => Err(METADATA | op),
         }
     }
+
     /// A page that the S-EPT names.
     pub(super) fn implicit(&mut self, pa: u64, size: u8) -> Res<()> {
         assert_ne!(self.page(pa, size).kind, NDA, "{pa:#x}/{size}");

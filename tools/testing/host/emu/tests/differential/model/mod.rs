@@ -1,4 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0
+
 //! What the TDX module answers to the leaves that change the S-EPT, in terms of states and
 //! owners: a second description, which shares nothing with tdx_emu/module but the interface. It
 //! keeps no tables and no bits, takes no locks, and says what each call must return.
@@ -76,6 +77,7 @@ pub enum Entry {
         accepted: u64,
     },
 }
+
 use Entry::*;
 
 impl Entry {
@@ -285,17 +287,21 @@ impl Model {
             .copied()
             .unwrap_or(fresh)
     }
+
     pub fn own(&mut self, pa: u64, size: u8, kind: u8) {
         let owner = if kind == TDR { 0 } else { self.tdr };
         let epoch = 0;
         self.pages.insert((pa, size), Page { kind, owner, epoch });
     }
+
     fn free(&mut self, pa: u64, size: u8) {
         self.pages.entry((pa, size)).or_default().kind = NDA;
     }
+
     pub fn get(&self, key: Key) -> Entry {
         self.entries.get(&key).copied().unwrap_or(Free)
     }
+
     fn set(&mut self, key: Key, e: Entry) {
         match e {
             Free => drop(self.entries.remove(&key)),

@@ -1,4 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0
+
 //! What several leaves do.
 
 use super::*;
@@ -14,6 +15,7 @@ impl Model {
             false => Err(OP_STATE),
         }
     }
+
     pub(super) fn place(&self, rcx: u64, levels: std::ops::RangeInclusive<u8>) -> Res<Key> {
         let (level, gpa) = ((rcx & 7) as u8, rcx & !7);
         let reserved = rcx & 0xFFF0_0000_0000_0FF8 != 0;
@@ -22,12 +24,14 @@ impl Model {
         }
         Ok((level, gpa))
     }
+
     pub(super) fn check_private(&self, gpa: u64) -> Res<()> {
         match gpa >> self.shared_bit {
             0 => Ok(()),
             _ => Err(INVALID | 1),
         }
     }
+
     /// Where a walk to `level` ends, and whether that is the level.
     pub fn find(&self, gpa: u64, level: u8) -> (Key, bool) {
         let mut at = self.root;
@@ -40,10 +44,12 @@ impl Model {
             at -= 1;
         }
     }
+
     /// RCX and RDX that describe an entry.
     pub(super) fn details(&self, r: &mut Gpr, key: Key) {
         self.describe(r, key.0, self.get(key));
     }
+
     fn describe(&self, r: &mut Gpr, level: u8, e: Entry) {
         r[RCX] = match e {
             Free => 1 << 63,
@@ -52,16 +58,19 @@ impl Model {
         };
         r[RDX] = u64::from(level) | (e.code() << 8);
     }
+
     pub(super) fn fail<T>(&self, status: u64, key: Key, r: &mut Gpr) -> Res<T> {
         self.details(r, key);
         Err(status | 1)
     }
+
     pub(super) fn reach(&self, (level, gpa): Key, r: &mut Gpr) -> Res<Key> {
         match self.find(gpa, level) {
             (key, true) => Ok(key),
             (key, false) => self.fail(WALK, key, r),
         }
     }
+
     pub(super) fn lock_entry(&mut self, key: Key, r: &mut Gpr) -> Res<()> {
         if self.held(Lock::Entry(key.1, key.0)).is_some() {
             self.priority.insert(key);
@@ -70,6 +79,7 @@ impl Model {
         self.priority.remove(&key);
         Ok(())
     }
+
     /// Operand, tree lock, walk and entry lock.
     pub(super) fn target(
         &mut self,
@@ -87,6 +97,7 @@ impl Model {
         self.lock_entry(key, r)?;
         Ok((key, self.get(key)))
     }
+
     pub(super) fn is_tracked(&self, blocked_in: u64) -> bool {
         match self.epoch.checked_sub(blocked_in) {
             None | Some(0) => false,
@@ -94,6 +105,7 @@ impl Model {
             Some(_) => true,
         }
     }
+
     /// The page whose PAMT entry carries the epoch of the last block.
     pub(super) fn carrier(&self, key: Key) -> (u64, u8) {
         match self.get(key) {
@@ -102,6 +114,7 @@ impl Model {
             Leaf { page, .. } => (page, key.0),
         }
     }
+
     pub(super) fn check_tracked(&self, key: Key, r: &mut Gpr) -> Res<()> {
         if self.op_state != 2 {
             return Ok(());
@@ -117,6 +130,7 @@ impl Model {
             false => Err(NOT_TRACKED | 1),
         }
     }
+
     pub(super) fn interrupted(&self) -> bool {
         self.interrupt_after == Some(0)
     }
