@@ -18,7 +18,7 @@ A test that has no end within the time limit has noticed the mutant; those are
 listed.  mutants.toml names the mutants that no test can notice, each with the
 reason; one that is noticed after all, or that is not there, is an error.  It
 also names, for the requirements about guards, the mutant without the guard, which
-must be noticed by a test with the number of the requirement in its name.
+must be noticed by a test that shows the requirement (`// Shows: R27.` above it).
 
 Results are kept in build/mutants by the content of sources and tests: a run that
 was interrupted goes on where it was.  The last line is `mutants: K of V viable
@@ -39,6 +39,8 @@ import time
 import tomllib
 
 TOP = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+sys.path.insert(0, os.path.join(TOP, "scripts", "checks"))
+import coverage  # noqa: E402 # pylint: disable=wrong-import-position
 HOST = "tools/testing/host"
 LISTED = f"{HOST}/mutants.toml"
 OUT = os.path.join(TOP, "build", "mutants")
@@ -383,12 +385,21 @@ def judge(tree, config, names, results, whole):
         found = [n for n in names if matches(tree, entry, n)]
         if not found and (whole or entry["file"] in covered):
             errors.append(f"{LISTED}: there is no mutant for the guard of {text}")
-        number = re.compile(rf"(?:^|::|_){entry['requirement'].lower()}_")
         for name in found:
-            if not any(number.search(test) for test in results.of[name]["failed"]):
+            if not any(entry["requirement"] in shown_by(tree, test) for test in results.of[name]["failed"]):
                 errors.append(f"guard of {text}: no test of {entry['requirement']} notices that it lacks"
                               f" ({results.outcome(name)} by {' '.join(results.of[name]['failed'][:4]) or 'none'})")
     return equivalent, errors
+
+
+def shown_by(tree, test):
+    """The requirements that stand above a test, given as `test_FILE::CASE` or `test_kunit::SUITE::CASE`."""
+    file, *_, case = test.split("::")
+    names = [f"{HOST}/tests/{file.removeprefix('test_')}.rs"]
+    if file == "test_kunit":
+        names += [f"{TESTS_OF_BOTH}/{n}" for n in sorted(os.listdir(os.path.join(tree, TESTS_OF_BOTH))) if n.endswith(".rs")]
+    found = [coverage.shown_in(n, read(os.path.join(tree, n)))[0] for n in names if os.path.exists(os.path.join(tree, n))]
+    return {number for of in found for number in of.get(case, [])}
 
 
 def report(tree, config, names, results, whole):

@@ -5,7 +5,6 @@ import os
 import re
 
 import lib
-from unsafe_code import grid
 
 TABLE = "Documentation/requirements.rst"
 
@@ -101,55 +100,83 @@ CHECKED = {
     "B16": ["accounting"],
 }
 
-# Requirements whose guard `make mutants` takes out, to see that the requirement's own test fails then.
+# Requirements whose guard `make mutants` takes out, to see that a test which shows it fails then.
 GUARDED = [f"R{n}" for n in range(27, 37)]
 
-# Tests in C, as program.case: their names do not hold requirements.
-IN_C = {
-    "parallel.disjoint_gfns": ["R2", "R31"],
-    "parallel.same_gfns": ["R27", "R36", "B1"],
-    "parallel.with_prefault": ["R27", "R36"],
-    "parallel.zap_what_is_faulted": ["R36"],
-    "convert.by_the_vmm": ["R40"],
-    "convert.range_and_attribute_disagree": ["R24"],
-    "memslot_delete.under_a_fault": ["B4"],
-    "bad_input.add_memory_from_two_threads": ["B8"],
-    "build_race.punch_hole_and_measure": ["B8"],
-    "build_race.punch_hole_and_finalize": ["B8"],
-    "bad_input.add_memory": ["B18", "R46"],
-    "prefault.end_of_the_slot": ["B18"],
-}
-
-NUMBERS = r"(?:[rb]\d+_)+"
-RUST_TEST = re.compile(rf"#\[test\]\s*(?:(?:#\[[^\]]*\]|///?[^\n]*)\s*)*(?:pub\s+)?fn\s+({NUMBERS}\w+)\s*\(")
-KUNIT_TEST = re.compile(rf"^pub fn ({NUMBERS}\w+)\([^)]*\) -> Outcome", re.M)
-C_TEST = re.compile(r"^TEST(?:_F|_F_TIMEOUT)?\(\s*(?:\w+\s*,\s*)?(\w+)\s*[,)]|^static void (test_\w+)\(void\)$", re.M)
-PYTHON_TEST = re.compile(rf"^\s+def test_({NUMBERS}\w+)\(self", re.M)
+# How a comment line begins, and what a test is, by the end of the file's name.  Between the line
+# and its test stand comments and attributes only.
+RUST = (r"//", r"(?:\s*(?://[^\n]*|#\[[^\]]*\]))*?\s*#\[test\](?:\s*(?://[^\n]*|#\[[^\]]*\]))*\s*(?:pub\s+)?fn\s+(\w+)\s*\(")
+KUNIT = (r"//", r"(?:\s*(?://[^\n]*|#\[[^\]]*\]))*\s*pub fn (\w+)\([^)]*\) -> Outcome\b")
+IN_C = (r"/\*", r"(?:\s*/\*(?:[^*]|\*(?!/))*\*/)*\s*(?:TEST(?:_F|_F_TIMEOUT)?\(\s*(?:\w+\s*,\s*)?|static void (?=test_))(\w+)\s*"
+        r"(?:[,)]|\(void\)$)")
+PYTHON = (r"#", r"(?:\s*[#@][^\n]*)*\s*def (test_\w+)\(self")
+SHELL = (r"#", r"(?:\s*#[^\n]*)*\s*(test_\w+)\(\)")
+KINDS = {".rs": RUST, ".c": IN_C, ".h": IN_C, ".py": PYTHON, ".sh": SHELL}
+NUMBERS = re.compile(r"([RB]\d+(?:, [RB]\d+)*)\.(?: \*/)?$")
+WORTH_A_LOOK = re.compile(r"Shows|\b(?:test_)?[rb]\d+_", re.I)
+NUMBERED = re.compile(r"(?:test_)?((?:[rb]\d+_)+)\w", re.I)
 A_CHECK = re.compile(r'^    \("([\w-]+)", "', re.M)
 MUTANTS = "tools/testing/host/mutants.toml"
 
 
-def numbers_of(name):
-    """The requirements in a test's name."""
-    found = re.match(rf"(?:test_)?({NUMBERS})", name)
-    return found.group(1).strip("_").upper().split("_") if found else []
+def kind_of(name):
+    """The comments and tests of a file, or None."""
+    if name.startswith("tdx_mirror/kunit/"):
+        return KUNIT
+    return KINDS.get(os.path.splitext(name)[1])
 
 
-def tests_in_c():
-    """All cases of the programs in tools/testing as program.case."""
-    found = set()
-    for name in lib.files("tools/testing/selftests/*.c", "tools/testing/contract/*.c", "tools/testing/kunit/*.c"):
-        for program, kernel in C_TEST.findall(lib.read(name)):
-            found.add(f"{os.path.basename(name)[:-2]}.{program or kernel}")
-    return found
+def shown_in(name, source):
+    """Returns (test -> its requirements, findings) of the Shows lines of one file."""
+    mark, header = kind_of(name)
+    test, found, findings = re.compile(header, re.M), {}, []
+    for line in re.finditer(rf"^[ \t]*{mark}+[ \t]*Shows(:.*| [RB]\d.*)$", source, re.M):
+        where = f"{name}:{source.count(chr(10), 0, line.start()) + 1}"
+        numbers = NUMBERS.fullmatch(line.group(1)[2:].strip()) if line.group(1).startswith(": ") else None
+        below = test.match(source, line.end())
+        if not numbers:
+            findings.append(f"{where}: not `Shows: R4, B6.` alone in its line")
+        elif not below:
+            findings.append(f"{where}: a Shows line above no test")
+        else:
+            of = found.setdefault(below.group(1), [])
+            of += [n for n in numbers.group(1).split(", ") if n not in of]
+            findings += [f"{where}: there is no requirement {n}" for n in of if n not in WANTED]
+    for below in test.finditer(source):
+        if NUMBERED.match(below.group(1)):
+            findings.append(f"{name}: {below.group(1)}: a number in a name does not count; put it into a line above the test")
+    return found, findings
 
 
-def rust_program(name):
-    """A Rust file as the first part of a test's name."""
-    stem = os.path.basename(name)[:-3]
+def called(name, test):
+    """A test as the list names it: file and case, with the folder where that says more."""
+    stem = os.path.basename(name).rsplit(".", 1)[0]
+    if name.endswith(".py"):
+        return f"{os.path.basename(name)}: {test}"
+    if not name.endswith(".rs"):
+        return f"{stem}.{test}"
     if stem == "mod":
         stem = os.path.basename(os.path.dirname(name))
-    return f"emu/{stem}" if name.startswith("tools/testing/host/emu/") else stem
+    for folder, short in (("tdx_mirror/kunit", "kunit"), ("tools/testing/host/emu", "emu"), ("tools/testing/host/joint", "joint"),
+                          ("tools/testing/host/bench", "bench")):
+        if name.startswith(folder + "/"):
+            return f"{short}/{stem}::{test}"
+    return f"{stem}::{test}"
+
+
+def in_tests():
+    """Returns (requirement -> names of tests, findings) of all files."""
+    shown, findings = {}, []
+    for name in lib.files("*.rs", "*.c", "*.h", "*.py", "*.sh"):
+        source = lib.read(name)
+        if not WORTH_A_LOOK.search(source):
+            continue
+        found, bad = shown_in(name, source)
+        findings += bad
+        for test, numbers in found.items():
+            for number in numbers:
+                shown.setdefault(number, set()).add(called(name, test))
+    return shown, findings
 
 
 def guards():
@@ -160,28 +187,15 @@ def guards():
 
 
 def shown_by():
-    """Requirement -> sorted names of its tests."""
+    """Requirement -> sorted names of what shows it."""
     found = {number: set() for number in WANTED}
 
     def add(numbers, test):
         for number in numbers:
             found.setdefault(number, set()).add(test)
 
-    for name in lib.files("tools/testing/*.rs", "rust/*.rs"):
-        for test in RUST_TEST.findall(lib.read(name)):
-            add(numbers_of(test), f"{rust_program(name)}::{test}")
-    for name in lib.files("rust/kunit/*.rs"):
-        for test in KUNIT_TEST.findall(lib.read(name)):
-            add(numbers_of(test), f"kunit::{test}")
-    for name in lib.files("tools/testing/*.py", "scripts/*.py"):
-        for test in PYTHON_TEST.findall(lib.read(name)):
-            add(numbers_of(test), f"{os.path.basename(name)}: test_{test}")
-    in_c = tests_in_c()
-    for test in in_c:
-        add(numbers_of(test.split(".", 1)[1]), test)
-    for test, numbers in IN_C.items():
-        if test in in_c:
-            add(numbers, test)
+    for number, tests in in_tests()[0].items():
+        found.setdefault(number, set()).update(tests)
     checks = set(A_CHECK.findall(lib.read("scripts/check")))
     for number, names in CHECKED.items():
         for check in names:
@@ -214,9 +228,9 @@ Requirements and the tests of each
 
 Written by ``scripts/check --update requirements``; ``make check`` fails when it
 is out of date, ``make requirements`` when one has no test.  R are requirements
-from the discussions of TDX in KVM, B are bugs that happened there.  A test
-carries the numbers in its name; some in C, named as program.case, are listed in
-scripts/checks/coverage.py.  ``make check`` looks at sources, texts and objects.
+from the discussions of TDX in KVM, B are bugs that happened there.  The line
+``Shows: R4, B6.`` above a test names what it shows; a test in C is listed as
+program.case.  ``make check`` looks at sources, texts and objects.
 
 {state}
 
@@ -238,20 +252,14 @@ def print_all():
         for test in shown[number] or ["no test"]:
             print(f"            {test}")
     if without:
-        print(f"do: write a test with the number in its name (r6_what_it_shows); without one: {' '.join(without)}")
+        print(f"do: write a test, with the line `// Shows: R6.` above it; without one: {' '.join(without)}")
     print(f"requirements: {len(WANTED) - len(without)} of {len(WANTED)} have a test, {len(without)} without")
     return 1 if without else 0
 
 
 def requirements(result):
-    shown = shown_by()
-    for number in shown:
-        if number not in WANTED:
-            result.bad(f"{', '.join(shown[number])}: there is no requirement {number}")
-    there = tests_in_c()
-    for test in IN_C:
-        if test not in there:
-            result.bad(f"{test} is named in scripts/checks/coverage.py and is not there")
+    for finding in in_tests()[1]:
+        result.bad(finding)
     if not os.path.exists(os.path.join(lib.TOP, TABLE)):
         result.missing(TABLE, "scripts/check --update requirements, and commit it")
     elif lib.read(TABLE) != document():
@@ -259,5 +267,5 @@ def requirements(result):
     checks = set(A_CHECK.findall(lib.read("scripts/check")))
     for name in sorted({c for names in CHECKED.values() for c in names} - checks):
         result.bad(f"the check {name} is named in scripts/checks/coverage.py and is not there")
-    result.note = f"{len(WANTED) - len(lacking(shown))} of {len(WANTED)} shown"
+    result.note = f"{len(WANTED) - len(lacking(shown_by()))} of {len(WANTED)} shown"
     result.todo = "scripts/check --update requirements, and commit it"

@@ -177,28 +177,41 @@ def breaches(result):
     return len(BREACHES) + len(SECRETS) + 4
 
 
-COVERED = """
-#[test]
-fn r1_b2_both_of_them() {}
-/// r3_in_a_comment
-fn r4_is_a_helper() {}
-#[test]
-#[ignore]
-fn r5_with_another_attribute() {}
-"""
+# A file, its text, what its tests show, and a part of each finding.
+COVERED = (
+    ("a.rs", "// Shows: R1, B2.\n#[test]\nfn both() {}\n#[test]\nfn neither() {}\n", {"both": ["R1", "B2"]}, ()),
+    ("a.rs", "/// Says.\n// Shows: R5.\n// Why.\n#[test]\n#[ignore]\nfn ignored() {}\n", {"ignored": ["R5"]}, ()),
+    ("a.rs", "// Shows: R1.\n// Shows: R2.\n#[test]\nfn two_lines() {}\n", {"two_lines": ["R1", "R2"]}, ()),
+    ("a.rs", "// Shows: R1.\nfn helper() {}\n#[test]\nfn test() {}\n", {}, ("a.rs:1: a Shows line above no test",)),
+    ("a.rs", "// Shows: R1.\n\nconst A: u8 = 1;\n#[test]\nfn test() {}\n", {}, ("above no test",)),
+    ("a.rs", "// Shows: R999.\n#[test]\nfn far() {}\n", {"far": ["R999"]}, ("no requirement R999",)),
+    ("a.rs", "// Shows: R1 R2.\n#[test]\nfn spaces() {}\n", {}, ("not `Shows: R4, B6.`",)),
+    ("a.rs", "// Shows R1.\n#[test]\nfn no_colon() {}\n", {}, ("not `Shows: R4, B6.`",)),
+    ("a.rs", "// A test. Shows: R1.\n#[test]\nfn in_a_sentence() {}\n", {}, ()),
+    ("a.rs", "#[test]\nfn r1_b2_in_the_name() {}\nfn r3_is_a_helper() {}\n", {}, ("r1_b2_in_the_name: a number",)),
+    ("a.rs", "#[test]\nfn r_7() {}\n#[test]\nfn random_b7_x() {}\n", {}, ()),
+    ("tdx_mirror/kunit/a.rs", "// Shows: R4.\npub fn case(td: &Td) -> Outcome {\n", {"case": ["R4"]}, ()),
+    ("tdx_mirror/kunit/a.rs", "// Shows: R4.\npub fn helper(td: &Td) {\n", {}, ("above no test",)),
+    ("a.c", "/* Shows: R6. */\nTEST_F(x, a)\n/* Shows: B3. */\nTEST(b)\n/* Shows: R7. */\nTEST_F_TIMEOUT(x, c, 9)\n",
+     {"a": ["R6"], "b": ["B3"], "c": ["R7"]}, ()),
+    ("a.c", "/* Shows: R8. */\n/* Why. */\nstatic void test_d(void)\n{\n", {"test_d": ["R8"]}, ()),
+    ("a.c", "/* Shows: R8. */\nstatic void help(void)\n{\n", {}, ("above no test",)),
+    ("a.c", "TEST_F(x, r6_a)\n", {}, ("r6_a: a number",)),
+    ("a.py", "    # Shows: R7.\n    def test_x(self):\n", {"test_x": ["R7"]}, ()),
+    ("a.py", "    # Shows: R7.\n    def help(self):\n", {}, ("above no test",)),
+    ("a.sh", "# Shows: R7.\ntest_x()\n", {"test_x": ["R7"]}, ()),
+)
 
 
 def covered(result):
-    """Which names count as tests of a requirement."""
-    found = [n for test in coverage.RUST_TEST.findall(COVERED) for n in coverage.numbers_of(test)]
-    if found != ["R1", "B2", "R5"]:
-        result.bad(f"requirements: {found} in planted tests")
-    if coverage.numbers_of("test_r7_x") != ["R7"] or coverage.numbers_of("r_7") or coverage.numbers_of("random_b7_x"):
-        result.bad("requirements: a name is read wrongly")
-    in_c = coverage.C_TEST.findall("TEST_F(x, r6_a)\nTEST(b3_b)\nTEST_F_TIMEOUT(x, r7_c, 9)\nstatic void test_r8_d(void)\n")
-    if ["".join(t) for t in in_c] != ["r6_a", "b3_b", "r7_c", "test_r8_d"]:
-        result.bad(f"requirements: {in_c} in planted C tests")
-    return 3
+    """Which lines count as what a test shows."""
+    for name, source, shown, wanted in COVERED:
+        found, findings = coverage.shown_in(name, source)
+        if found != shown:
+            result.bad(f"requirements: {source!r} in {name} shows {found}")
+        if len(findings) != len(wanted) or any(w not in f for w, f in zip(wanted, findings)):
+            result.bad(f"requirements: {source!r} in {name} gave {findings or 'nothing'}, not {wanted or 'nothing'}")
+    return len(COVERED)
 
 
 def compiled(result):

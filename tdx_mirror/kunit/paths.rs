@@ -20,7 +20,8 @@ fn kind(mirror: &td::TdMirror<'_>, raw: u64) -> Option<SpteKind> {
 }
 
 /// A freeze that is dropped leaves the old value.
-pub fn r17_freeze_and_roll_back(td: &Td) -> Outcome {
+// Shows: R17.
+pub fn a_dropped_freeze_leaves_the_old_value(td: &Td) -> Outcome {
     let mirror = need!(td.mirror(false, 512));
     ensure!(td::map(td, &mirror, 0) == Ok(MapOutcome::Fixed));
     let lock = td::shared();
@@ -34,7 +35,8 @@ pub fn r17_freeze_and_roll_back(td: &Td) -> Outcome {
 }
 
 /// Who loses the race for an entry goes on with what the winner left.
-pub fn b2_a_lost_freeze_hands_back_the_value(td: &Td) -> Outcome {
+// Shows: B2.
+pub fn a_lost_freeze_hands_back_the_value(td: &Td) -> Outcome {
     let mirror = need!(td.mirror(false, 512));
     ensure!(td::map(td, &mirror, 0) == Ok(MapOutcome::Fixed));
     let lock = td::shared();
@@ -47,7 +49,8 @@ pub fn b2_a_lost_freeze_hands_back_the_value(td: &Td) -> Outcome {
 }
 
 /// Mirror and S-EPT have the same leaves after maps and zaps.
-pub fn r31_map_and_zap(td: &Td) -> Outcome {
+// Shows: R31.
+pub fn mirror_equals_s_ept_after_maps_and_zaps(td: &Td) -> Outcome {
     let mirror = need!(td.mirror(false, 512));
     for raw in [0, 1, 511, 512, 1535] {
         ensure!(td::map(td, &mirror, raw) == Ok(MapOutcome::Fixed));
@@ -66,7 +69,8 @@ pub fn r31_map_and_zap(td: &Td) -> Outcome {
 }
 
 /// Busy as often as the budget: nothing is mapped, nothing stays frozen; less often: mapped.
-pub fn r4_b6_busy_map_keeps_nothing(td: &Td) -> Outcome {
+// Shows: R4, B6.
+pub fn busy_map_keeps_nothing(td: &Td) -> Outcome {
     let mirror = need!(td.mirror(false, 512));
     for k in 0..FAULT_TRIES {
         td.fail(Call::Map, 0, k, BUSY_TREE);
@@ -81,7 +85,8 @@ pub fn r4_b6_busy_map_keeps_nothing(td: &Td) -> Outcome {
 }
 
 /// A map that meets a frozen entry ends without a SEAMCALL.
-pub fn r18_a_frozen_entry_ends_a_map(td: &Td) -> Outcome {
+// Shows: R18.
+pub fn a_frozen_entry_ends_a_map(td: &Td) -> Outcome {
     let mirror = need!(td.mirror(false, 512));
     ensure!(td::map(td, &mirror, 0) == Ok(MapOutcome::Fixed));
     let lock = td::shared();
@@ -97,7 +102,8 @@ pub fn r18_a_frozen_entry_ends_a_map(td: &Td) -> Outcome {
 }
 
 /// Another page for a mapped GFN bugs the VM and reaches no SEAMCALL.
-pub fn r29_b14_another_pfn_is_a_bug(td: &Td) -> Outcome {
+// Shows: R29, B14.
+pub fn another_pfn_is_a_bug(td: &Td) -> Outcome {
     let mirror = need!(td.mirror(false, 512));
     ensure!(td::map(td, &mirror, 3) == Ok(MapOutcome::Fixed));
     let (before, mut pages) = (td.seamcalls(), td);
@@ -114,7 +120,8 @@ pub fn r29_b14_another_pfn_is_a_bug(td: &Td) -> Outcome {
 }
 
 /// A zap survives one busy answer at each of its steps, and lets the vCPUs in again.
-pub fn r26_busy_zap(td: &Td) -> Outcome {
+// Shows: R26.
+pub fn a_zap_survives_busy_at_each_step(td: &Td) -> Outcome {
     let mirror = need!(td.mirror(false, 512));
     for call in [Call::Block, Call::Track, Call::Remove] {
         for raw in 0..4 {
@@ -135,7 +142,8 @@ pub fn r26_busy_zap(td: &Td) -> Outcome {
 }
 
 /// One TRACK and one kick for each batch, whatever its size.
-pub fn r49_batches(td: &Td) -> Outcome {
+// Shows: R49.
+pub fn one_track_and_one_kick_for_each_batch(td: &Td) -> Outcome {
     for (batch, batches) in [(512u32, 1u32), (3, 4), (1, 10)] {
         let mirror = need!(td.mirror(false, batch));
         for raw in 0..10 {
@@ -153,7 +161,8 @@ pub fn r49_batches(td: &Td) -> Outcome {
 }
 
 /// What cannot be removed is quarantined, refuses a map, and is resolved at the teardown.
-pub fn r41_b34_failed_removal(td: &Td) -> Outcome {
+// Shows: R41, B34.
+pub fn a_failed_removal_quarantines(td: &Td) -> Outcome {
     let mirror = need!(td.mirror(false, 512));
     for raw in 0..4 {
         ensure!(td::map(td, &mirror, raw) == Ok(MapOutcome::Fixed));
@@ -173,7 +182,8 @@ pub fn r41_b34_failed_removal(td: &Td) -> Outcome {
 }
 
 /// A failed reclaim leaks one page, without a second try.
-pub fn r9_failed_reclaim(td: &Td) -> Outcome {
+// Shows: R9.
+pub fn a_failed_reclaim_leaks_one_page(td: &Td) -> Outcome {
     let mirror = need!(td.mirror(false, 512));
     ensure!(td::map(td, &mirror, 0) == Ok(MapOutcome::Fixed));
     ensure!(td::zap(&mirror, 0, 1) == 1);
@@ -189,7 +199,8 @@ pub fn r9_failed_reclaim(td: &Td) -> Outcome {
 }
 
 /// Until the TD is finalized: one try, neither BLOCK nor TRACK nor kick.
-pub fn r25_build_needs_no_tracking(td: &Td) -> Outcome {
+// Shows: R25.
+pub fn a_build_needs_neither_block_nor_track(td: &Td) -> Outcome {
     let mirror = need!(td.mirror(true, 512));
     td.fail(Call::Map, 0, 1, BUSY_TREE);
     ensure!(td::map(td, &mirror, 0) == Err(MapError::Busy(Operand::SeptTree)));
@@ -201,7 +212,8 @@ pub fn r25_build_needs_no_tracking(td: &Td) -> Outcome {
 }
 
 /// Every page that is taken is counted, and nothing is left at the end.
-pub fn r21_accounts(td: &Td) -> Outcome {
+// Shows: R21.
+pub fn every_page_that_is_taken_is_counted(td: &Td) -> Outcome {
     let mirror = need!(td.mirror(false, 512));
     for raw in [0, 512, 1024] {
         ensure!(td::map(td, &mirror, raw) == Ok(MapOutcome::Fixed));

@@ -15,7 +15,8 @@ use crate::tdx::status::TdxStatus;
 const CONTENDED: MapOutcome = MapOutcome::Retry(RetryReason::Contended(Operand::SeptEntry));
 
 /// No number of tries lets a vCPU reach the zero-step threshold.
-pub fn r5_budgets(_: &Td) -> Outcome {
+// Shows: R5.
+pub fn budgets_stay_below_the_zero_step_threshold(_: &Td) -> Outcome {
     ensure!(ZERO_STEP_THRESHOLD == 6);
     ensure!(FAULT_TRIES < ZERO_STEP_THRESHOLD && MAX_ENTERS < ZERO_STEP_THRESHOLD);
     ensure!(ZAP_TRIES == 2 && HOLD_ROUNDS > LOCAL_ROUNDS);
@@ -23,7 +24,8 @@ pub fn r5_budgets(_: &Td) -> Outcome {
 }
 
 /// An operand that somebody may hold is retried, any other is a bug.
-pub fn r14_operands(td: &Td) -> Outcome {
+// Shows: R14.
+pub fn only_contendable_operands_are_retried(td: &Td) -> Outcome {
     for (status, retried) in [(BUSY_TREE, true), (BUSY_ENTRY, true), (BUSY_EPOCH, false)] {
         let mirror = need!(td.mirror(false, 512));
         let before = td.calls(Call::Map);
@@ -43,7 +45,8 @@ pub fn r14_operands(td: &Td) -> Outcome {
 }
 
 /// A mark that a fault leaves is cleared by it, or owed until somebody clears it.
-pub fn r15_debt_is_paid(td: &Td) -> Outcome {
+// Shows: R15.
+pub fn a_mark_is_cleared_or_owed(td: &Td) -> Outcome {
     let mirror = need!(td.mirror(false, 512));
     let sept = mirror.external();
     td.fail(Call::Map, 0, FAULT_TRIES, BUSY_ENTRY);
@@ -74,7 +77,8 @@ fn rounds(progress: &Progress, notes: &mut Notes, now: Conditions) -> (u32, Acti
 }
 
 /// A fault is retried locally a bounded number of times.
-pub fn r13_b32_local_rounds(_: &Td) -> Outcome {
+// Shows: R13, B32.
+pub fn local_rounds_are_bounded(_: &Td) -> Outcome {
     let progress = Progress::new(Policy::Warn);
     let mut notes = Notes::default();
     ensure!(rounds(&progress, &mut notes, Conditions::NONE) == (LOCAL_ROUNDS, Action::Enter));
@@ -85,7 +89,8 @@ pub fn r13_b32_local_rounds(_: &Td) -> Outcome {
 }
 
 /// A vCPU near the threshold is held until its fault is served.
-pub fn r8_r16_hold(_: &Td) -> Outcome {
+// Shows: R8, R16.
+pub fn a_vcpu_near_the_threshold_is_held(_: &Td) -> Outcome {
     let progress = Progress::new(Policy::Warn);
     let mut notes = Notes {
         faults: MAX_ENTERS,
@@ -101,7 +106,8 @@ pub fn r8_r16_hold(_: &Td) -> Outcome {
 }
 
 /// A signal, a memslot that goes and an obsolete root end the local retry at once.
-pub fn b3_b5_leave_at_once(_: &Td) -> Outcome {
+// Shows: B3, B5.
+pub fn a_signal_a_slot_and_a_root_end_the_rounds(_: &Td) -> Outcome {
     let progress = Progress::new(Policy::Kill);
     for now in [
         Conditions::SIGNAL,
@@ -121,7 +127,8 @@ pub fn b3_b5_leave_at_once(_: &Td) -> Outcome {
 }
 
 /// The S-EPT busy for a VP.ENTER is counted, and reported once if the policy says so.
-pub fn r6_b31_busy_vp_enter(_: &Td) -> Outcome {
+// Shows: R6, B31.
+pub fn busy_of_vp_enter_is_counted_and_reported(_: &Td) -> Outcome {
     for (policy, reports) in [(Policy::Count, 0u32), (Policy::Warn, 1)] {
         let progress = Progress::new(policy);
         let mut reported = 0u32;
@@ -140,7 +147,8 @@ pub fn r6_b31_busy_vp_enter(_: &Td) -> Outcome {
 }
 
 /// The policy that ends the VM does so for either sign of a vCPU without progress.
-pub fn r7_kill(_: &Td) -> Outcome {
+// Shows: R7.
+pub fn the_strict_policy_ends_the_vm(_: &Td) -> Outcome {
     let progress = Progress::new(need!(Policy::from_name("kill")));
     let busy = progress.vp_enter_busy(TdxStatus::new(BUSY_TREE));
     ensure!(busy.action == Action::Kill && busy.report);

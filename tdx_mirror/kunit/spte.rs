@@ -41,7 +41,8 @@ fn pfn(raw: u64) -> Pfn {
 }
 
 /// The values that KVM sees are KVM's.
-pub fn r33_values_are_kvms(_: &Td) -> Outcome {
+// Shows: R33.
+pub fn values_are_kvms(_: &Td) -> Outcome {
     let ours = KvmEncoding::OURS;
     ensure!(ours.present_mask == 1 << 11);
     ensure!(ours.nonpresent == 1 << 63);
@@ -52,7 +53,8 @@ pub fn r33_values_are_kvms(_: &Td) -> Outcome {
 }
 
 /// No value that the mirror makes lets hardware turn a violation into #VE.
-pub fn r51_every_value_suppresses_ve(_: &Td) -> Outcome {
+// Shows: R51.
+pub fn every_value_suppresses_ve(_: &Td) -> Outcome {
     for value in values() {
         ensure!(value.raw() == 0 || value.raw() & SUPPRESS_VE != 0);
     }
@@ -77,7 +79,8 @@ pub fn every_pair_has_one_answer(_: &Td) -> Outcome {
 }
 
 /// A leaf is mapped by one class of change only, from non-present.
-pub fn r27_one_class_maps_a_leaf(_: &Td) -> Outcome {
+// Shows: R27.
+pub fn one_class_maps_a_leaf(_: &Td) -> Outcome {
     for at in LEVELS {
         for old in values() {
             for new in values() {
@@ -94,7 +97,8 @@ pub fn r27_one_class_maps_a_leaf(_: &Td) -> Outcome {
 }
 
 /// Bits of a present leaf may change; neither a map nor a removal comes of it.
-pub fn r28_r35_b30_bits_of_a_present_leaf(_: &Td) -> Outcome {
+// Shows: R28, R35, B30.
+pub fn bits_of_a_present_leaf_neither_map_nor_remove(_: &Td) -> Outcome {
     let leaf = Spte::leaf(pfn(7), Level::L4K);
     for bit in [8u32, 9, 10, 52, 57, 58, 60, 61, 62] {
         let new = Spte::from_raw(leaf.raw() ^ 1u64.wrapping_shl(bit));
@@ -105,7 +109,8 @@ pub fn r28_r35_b30_bits_of_a_present_leaf(_: &Td) -> Outcome {
 }
 
 /// Another page under a present leaf is a bug.
-pub fn r29_another_pfn(_: &Td) -> Outcome {
+// Shows: R29.
+pub fn another_pfn_is_a_bug(_: &Td) -> Outcome {
     for bit in 12u32..52 {
         let leaf = Spte::leaf(pfn(7), Level::L4K);
         let new = Spte::from_raw(leaf.raw() ^ 1u64.wrapping_shl(bit));
@@ -115,7 +120,8 @@ pub fn r29_another_pfn(_: &Td) -> Outcome {
 }
 
 /// A table over a leaf, a leaf over a table, and a table over another are bugs.
-pub fn r30_table_over_present(_: &Td) -> Outcome {
+// Shows: R30.
+pub fn a_table_over_a_present_entry_is_a_bug(_: &Td) -> Outcome {
     let (leaf, table) = (Spte::leaf(pfn(1), Level::L2M), Spte::table(pfn(2)));
     for (old, new) in [(leaf, table), (table, leaf), (table, Spte::table(pfn(3)))] {
         ensure!(Transition::classify(old, new, Level::L2M) == Err(Bad::OverPresent));
@@ -126,7 +132,8 @@ pub fn r30_table_over_present(_: &Td) -> Outcome {
 }
 
 /// A leaf without one of read, write and execute is not mapped.
-pub fn r32_a_leaf_is_rwx(_: &Td) -> Outcome {
+// Shows: R32.
+pub fn a_leaf_is_rwx(_: &Td) -> Outcome {
     for bit in 0u32..3 {
         let new = Spte::from_raw(Spte::leaf(pfn(1), Level::L4K).raw() ^ 1u64.wrapping_shl(bit));
         let answer = Transition::classify(Spte::NON_PRESENT, new, Level::L4K);
@@ -136,7 +143,8 @@ pub fn r32_a_leaf_is_rwx(_: &Td) -> Outcome {
 }
 
 /// What is quarantined stays as it is.
-pub fn r41_quarantine_is_final(_: &Td) -> Outcome {
+// Shows: R41.
+pub fn quarantine_is_final(_: &Td) -> Outcome {
     let old = Spte::quarantined(pfn(0x1234));
     for new in values() {
         let answer = Transition::classify(old, new, Level::L4K);

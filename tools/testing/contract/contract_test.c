@@ -52,7 +52,8 @@ static void test_refused(struct fake *f, const char *what)
 }
 
 /* Each way in which a backend can be unfit is -EINVAL and leaves nothing. */
-static void test_r33_r46_create(void)
+/* Shows: R33, R46. */
+static void test_create_refuses_what_is_unfit(void)
 {
 	struct fake *f = fake_alloc();
 	struct tdx_mirror_backend good;
@@ -123,7 +124,8 @@ static void test_r33_r46_create(void)
 		kvfree(f);
 }
 
-static void test_r27_r29_map(void)
+/* Shows: R27, R29. */
+static void test_map_sets_each_leaf_once(void)
 {
 	struct fake *f = fake_new();
 	struct tdx_mirror_stats stats;
@@ -166,7 +168,8 @@ static void test_r27_r29_map(void)
 }
 
 /* Before the TD is finalized: no retry, no BLOCK, no TRACK. */
-static void test_r4_build(void)
+/* Shows: R4. */
+static void test_build_does_not_retry(void)
 {
 	struct fake *f = fake_new();
 
@@ -235,7 +238,8 @@ static int zap_thread(void *data)
 	return 0;
 }
 
-static void test_r17_r31_r36_parallel(void)
+/* Shows: R17, R31, R36. */
+static void test_maps_and_zaps_in_parallel(void)
 {
 	struct fake *f = fake_new();
 	struct task_struct *threads[NR_THREADS + 2] = {};
@@ -294,12 +298,12 @@ static int __init contract_test_init(void)
 
 	pr_info("TAP version 13\n");
 	test_warn();
-	test_r33_r46_create();
-	test_r27_r29_map();
-	test_r4_build();
+	test_create_refuses_what_is_unfit();
+	test_map_sets_each_leaf_once();
+	test_build_does_not_retry();
 	test_zap();
 	test_fault();
-	test_r17_r31_r36_parallel();
+	test_maps_and_zaps_in_parallel();
 	pr_info("1..%u\n", test_nr);
 	pr_info("%u passed, %u failed\n", test_nr - failures, failures);
 

@@ -40,7 +40,8 @@ static enum tdx_mirror_action fault(struct fake *f, struct tdx_mirror_vcpu *vcpu
 	return TDX_MIRROR_AGAIN;
 }
 
-static void test_r4_r14_b6_fault_budget(void)
+/* Shows: R4, R14, B6. */
+static void test_tries_of_a_fault_are_bounded(void)
 {
 	struct fake *f = fake_new();
 	int k, level;
@@ -76,7 +77,8 @@ static void test_r4_r14_b6_fault_budget(void)
 	fake_end(f, "budget of a fault", 0);
 }
 
-static void test_r13_b3_b4_b5_b32_fault_retry(void)
+/* Shows: R13, B3, B4, B5, B32. */
+static void test_local_retry_is_bounded(void)
 {
 	static const u32 leave[] = { TDX_MIRROR_FAULT_SIGNAL, TDX_MIRROR_FAULT_EVENT,
 				     TDX_MIRROR_FAULT_SLOT_GONE, TDX_MIRROR_FAULT_ROOT_GONE };
@@ -123,7 +125,8 @@ static void test_r13_b3_b4_b5_b32_fault_retry(void)
 }
 
 /* Near the zero-step threshold a vCPU does not enter before it is served. */
-static void test_r7_r8_r16_hold(void)
+/* Shows: R7, R8, R16. */
+static void test_a_vcpu_near_the_threshold_is_held(void)
 {
 	static const u32 leave[] = { TDX_MIRROR_FAULT_SIGNAL, TDX_MIRROR_FAULT_SLOT_GONE,
 				     TDX_MIRROR_FAULT_ROOT_GONE };
@@ -170,7 +173,8 @@ static void test_r7_r8_r16_hold(void)
 }
 
 /* Who gives up on an entry's lock leaves a mark that somebody has to clear. */
-static void test_r15_debt(void)
+/* Shows: R15. */
+static void test_a_mark_is_owed_until_it_is_cleared(void)
 {
 	struct tdx_mirror_vcpu vcpu = {};
 	struct tdx_mirror_stats stats;
@@ -222,7 +226,8 @@ static void test_r15_debt(void)
 }
 
 /* A VP.ENTER that finds the S-EPT busy is a bug, to be met as the policy says. */
-static void test_r6_b31_vp_enter_busy(void)
+/* Shows: R6, B31. */
+static void test_busy_of_vp_enter_is_a_bug(void)
 {
 	struct tdx_mirror_vcpu vcpu = {};
 	struct tdx_mirror_stats stats;
@@ -257,7 +262,8 @@ static void test_r6_b31_vp_enter_busy(void)
 }
 
 /* Faults that the guest or its userspace causes by itself are no bug of the host. */
-static void test_r36_vp_enter_busy_of_the_guest(void)
+/* Shows: R36. */
+static void test_busy_by_the_guest_is_no_bug(void)
 {
 	struct tdx_mirror_vcpu vcpu = { .faults = ZERO_STEP_THRESHOLD + 1 };
 	struct tdx_mirror_stats stats;
@@ -278,11 +284,11 @@ static void test_r36_vp_enter_busy_of_the_guest(void)
 
 void test_fault(void)
 {
-	test_r4_r14_b6_fault_budget();
-	test_r13_b3_b4_b5_b32_fault_retry();
-	test_r7_r8_r16_hold();
-	test_r15_debt();
+	test_tries_of_a_fault_are_bounded();
+	test_local_retry_is_bounded();
+	test_a_vcpu_near_the_threshold_is_held();
+	test_a_mark_is_owed_until_it_is_cleared();
 	/* First, while the one warning since load is still to come. */
-	test_r36_vp_enter_busy_of_the_guest();
-	test_r6_b31_vp_enter_busy();
+	test_busy_by_the_guest_is_no_bug();
+	test_busy_of_vp_enter_is_a_bug();
 }

@@ -9,7 +9,8 @@
 #include "fake.h"
 
 /* A caller's bug: an error each time, one warning. */
-static void test_r10_r48_parameter(void)
+/* Shows: R10, R48. */
+static void test_bad_parameter_warns_once(void)
 {
 	struct tdx_mirror_vcpu vcpu = {};
 	struct fake *f = fake_new();
@@ -46,7 +47,8 @@ static void break_td(void)
 }
 
 /* Runs first: another test that bugs a VM would use the one warning up. */
-static void test_r29_r48_bug(void)
+/* Shows: R29, R48. */
+static void test_bug_of_the_vm_warns_once(void)
 {
 	unsigned int warnings;
 
@@ -81,7 +83,8 @@ static void leak_table(u64 status)
 }
 
 /* A busy TD at a reclaim: somebody uses it after its end. */
-static void test_r9_r11_b22_leak(void)
+/* Shows: R9, R11, B22. */
+static void test_failed_reclaim_leaks_and_warns(void)
 {
 	log_mark();
 	leak_table(STATUS_METADATA);
@@ -96,7 +99,8 @@ static void test_r9_r11_b22_leak(void)
 
 #ifdef CONFIG_PROVE_LOCKING
 /* A map of a mapped page and a zap of nothing reach no hook. */
-static void test_r48_lock(void)
+/* Shows: R48. */
+static void test_missing_lock_warns(void)
 {
 	struct fake *f = fake_new();
 
@@ -114,15 +118,15 @@ static void test_r48_lock(void)
 	fake_end(f, "locks", 0);
 }
 #else
-static void test_r48_lock(void)
+static void test_missing_lock_warns(void)
 {
 }
 #endif
 
 void test_warn(void)
 {
-	test_r10_r48_parameter();
-	test_r29_r48_bug();
-	test_r9_r11_b22_leak();
-	test_r48_lock();
+	test_bad_parameter_warns_once();
+	test_bug_of_the_vm_warns_once();
+	test_failed_reclaim_leaks_and_warns();
+	test_missing_lock_warns();
 }

@@ -37,7 +37,8 @@ static u64 differing_leaves(struct fake *f)
 }
 
 /* One TRACK and one kick for each batch, three SEAMCALLs for each page. */
-static void test_r21_r49_zap_batch(void)
+/* Shows: R21, R49. */
+static void test_zap_goes_in_batches(void)
 {
 	int batches = DIV_ROUND_UP(NR_PAGES, (int)zap_batch);
 	struct tdx_mirror_stats stats;
@@ -93,7 +94,8 @@ static void test_zap_build(void)
 }
 
 /* Busy at each step and at each place in a batch: the zap succeeds. */
-static void test_r26_b7_zap_busy(void)
+/* Shows: R26, B7. */
+static void test_zap_survives_busy(void)
 {
 	static const enum fake_call steps[] = { CALL_BLOCK, CALL_TRACK, CALL_REMOVE };
 	static const int places[] = { 0, 1, NR_PAGES / 2, NR_PAGES - 1 };
@@ -163,7 +165,8 @@ static bool zap_error(enum fake_call call, int place, u64 status)
 	return ok;
 }
 
-static void test_r31_b7_b14_zap_error(void)
+/* Shows: R31, B7, B14. */
+static void test_zap_error_quarantines(void)
 {
 	static const enum fake_call steps[] = { CALL_BLOCK, CALL_REMOVE, CALL_WBINVD };
 	static const int places[] = { 0, 1, NR_PAGES / 2, NR_PAGES - 1 };
@@ -223,23 +226,25 @@ static void quarantine(bool resolvable)
 	__free_page(page);
 }
 
-static void test_b14_b34_resolved(void)
+/* Shows: B14, B34. */
+static void test_quarantine_is_resolved(void)
 {
 	quarantine(true);
 }
 
-static void test_r9_b22_not_resolved(void)
+/* Shows: R9, B22. */
+static void test_quarantine_that_cannot_be_resolved_leaks(void)
 {
 	quarantine(false);
 }
 
 void test_zap(void)
 {
-	test_r21_r49_zap_batch();
+	test_zap_goes_in_batches();
 	test_zap_yield();
 	test_zap_build();
-	test_r26_b7_zap_busy();
-	test_r31_b7_b14_zap_error();
-	test_b14_b34_resolved();
-	test_r9_b22_not_resolved();
+	test_zap_survives_busy();
+	test_zap_error_quarantines();
+	test_quarantine_is_resolved();
+	test_quarantine_that_cannot_be_resolved_leaks();
 }

@@ -32,8 +32,8 @@ ok 1 refused.abi
 vm: exit 1
 """
 CARGO = """     Running unittests src/lib.rs (target/debug/deps/host-1)
-test zap::r4_bounded ... ok
-test zap::r5_lost ... FAILED
+test zap::bounded ... ok
+test zap::lost ... FAILED
 test_good_run (__main__.Report.test_good_run) ... ok
 ok   layers: 12 files, 0.1 s
 FAIL unsafe: 2 findings, 0.2 s
@@ -42,7 +42,7 @@ test result: FAILED. 1 passed; 1 failed; 0 ignored
 KUNIT = """[    1.0] KTAP version 1
     # Subtest: tdx_mirror_paths
     1..1
-    ok 1 b3_retry
+    ok 1 retry
 ok 1 tdx_mirror_paths
 """
 
@@ -50,7 +50,7 @@ ok 1 tdx_mirror_paths
 STAMP = "[    1.000001] "
 PARTS = {
     "contract": "tdx_mirror_contract_test: ok 1 - size\ntdx_mirror_contract_test: 1..1\n",
-    "testdev": "", "kunit": "    # Subtest: tdx_mirror_paths\n    1..1\n    ok 1 b3_retry\nok 1 tdx_mirror_paths\n",
+    "testdev": "", "kunit": "    # Subtest: tdx_mirror_paths\n    1..1\n    ok 1 retry\nok 1 tdx_mirror_paths\n",
     "modules": "", "leaks": "",
     "bad past_end_c": "BUG: KASAN: slab-out-of-bounds in read_past_end+0x1/0x2 [tdx_mirror_bad]\n",
     "bad past_end_rust": "BUG: KASAN: slab-out-of-bounds in tdx_mirror_bad_rust_read+0x1/0x2 [tdx_mirror_bad]\n",
@@ -204,16 +204,16 @@ class Summary(unittest.TestCase):
         self.assertTrue(out.endswith("\n3 passed, 2 failed\n"), out)
         with open(os.path.join(self.dir, "results.ktap"), encoding="utf-8") as file:
             ktap = file.read()
-        self.assertIn("    not ok 2 lib::zap::r5_lost\n", ktap)
+        self.assertIn("    not ok 2 lib::zap::lost\n", ktap)
         self.assertIn("not ok 1 host.debug.-\n", ktap)
 
     def test_reasons_are_at_the_end(self):
-        self.add("host", CARGO + "thread 'zap::r5_lost' (77) panicked at tests/zap.rs:9:5:\nlost 3 pages\nnote: run\n", status=1)
+        self.add("host", CARGO + "thread 'zap::lost' (77) panicked at tests/zap.rs:9:5:\nlost 3 pages\nnote: run\n", status=1)
         self.add("kunit", KUNIT)
         out = self.finish()[1]
         at = out.index("tdx-mirror: host failed:\n")
         self.assertGreater(at, out.index("kunit "))
-        for line in ("test zap::r5_lost ... FAILED", "thread 'zap::r5_lost' (77) panicked at tests/zap.rs:9:5:", "lost 3 pages"):
+        for line in ("test zap::lost ... FAILED", "thread 'zap::lost' (77) panicked at tests/zap.rs:9:5:", "lost 3 pages"):
             self.assertIn(f"    | {line}\n", out[at:])
         self.assertNotIn("note: run", out)
         self.assertNotIn("kunit failed", out)

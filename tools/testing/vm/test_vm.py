@@ -93,8 +93,9 @@ class Report(unittest.TestCase):
     def test_kernel_warned(self):
         for line in ("WARNING: CPU: 0 at mm", "BUG: sleeping", "WARNING: possible circular locking", "Oops: 0"):
             self.fails(log(kernel=f"[   1.0] {line}\n"), "kernel log")
+    # Shows: R3.
 
-    def test_r3_a_sleep_in_a_fault_fails_the_run(self):
+    def test_a_sleep_in_a_fault_fails_the_run(self):
         for line in ("BUG: sleeping function called from invalid context at mm/slab.h:123", "BUG: scheduling while atomic",
                      "[ BUG: Invalid wait context ]"):
             self.fails(log(kernel=f"[   1.0] {line}\n"), "kernel log")

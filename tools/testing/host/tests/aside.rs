@@ -27,8 +27,9 @@ const SEAMCALLS: [Call; 6] = [
     Call::Wbinvd,
 ];
 
+// Shows: R23.
 #[test]
-fn r23_both_variants_build_the_same_s_ept() {
+fn both_variants_build_the_same_s_ept() {
     let td = Td::built();
     let aside = Aside::new(Mock::new(Level::L512G));
     let mut seed = 0x9e37_79b9_7f4a_7c15u64;
@@ -56,8 +57,9 @@ fn r23_both_variants_build_the_same_s_ept() {
     }
 }
 
+// Shows: R23.
 #[test]
-fn r23_off_to_the_side_needs_no_mirror_pages_and_no_freeze() {
+fn off_to_the_side_needs_no_mirror_pages_and_no_freeze() {
     let td = Td::built();
     let aside = Aside::new(Mock::new(Level::L512G));
     for n in 0..64 {
@@ -109,8 +111,9 @@ fn faults(threads: u64, mirror: bool) -> (Duration, usize) {
     (took, most.load(SeqCst))
 }
 
+// Shows: R2, R23.
 #[test]
-fn r2_r23_faults_wait_for_each_other_off_to_the_side() {
+fn faults_wait_for_each_other_off_to_the_side() {
     for threads in [1, 2, 4] {
         let (mut mirror, mut most) = faults(threads, true);
         let (aside, most_aside) = faults(threads, false);

@@ -55,77 +55,92 @@ fn denied(name: &str, says: &str) {
     assert_eq!(errors.matches("error: unused").count(), 1, "{errors}");
 }
 
+// Shows: R41.
 #[test]
-fn r41_the_result_of_a_map_must_be_used() {
+fn the_result_of_a_map_must_be_used() {
     denied("result_ignored", "unused `Result` that must be used");
 }
 
+// Shows: R41.
 #[test]
-fn r41_a_retry_must_be_seen() {
+fn a_retry_must_be_seen() {
     denied("outcome_ignored", "unused `MapOutcome` that must be used");
 }
 
+// Shows: B12.
 #[test]
-fn b12_zap_with_shared() {
+fn zap_with_shared() {
     refused("zap_with_shared", "E0308");
 }
 
+// Shows: B12.
 #[test]
-fn b12_map_without_token() {
+fn map_without_token() {
     refused("map_without_token", "E0061");
 }
 
+// Shows: B12.
 #[test]
-fn b12_map_with_exclusive() {
+fn map_with_exclusive() {
     refused("map_with_exclusive", "E0308");
 }
 
+// Shows: B12.
 #[test]
-fn b12_token_needs_unsafe() {
+fn token_needs_unsafe() {
     refused("token_needs_unsafe", "E0133");
 }
 
+// Shows: B12.
 #[test]
-fn b12_token_stays_in_its_thread() {
+fn token_stays_in_its_thread() {
     refused("token_stays_in_its_thread", "E0277");
 }
 
+// Shows: B14.
 #[test]
-fn b14_assigned_page_cannot_be_given_back() {
+fn assigned_page_cannot_be_given_back() {
     refused("assigned_page_given_back", "E0599");
 }
 
+// Shows: R17.
 #[test]
-fn r17_frozen_spte_is_used_once() {
+fn frozen_spte_is_used_once() {
     refused("frozen_spte_used_twice", "E0382");
 }
 
+// Shows: B12.
 #[test]
-fn b12_zap_slot_does_not_survive_a_yield() {
+fn zap_slot_does_not_survive_a_yield() {
     refused("slot_survives_yield", "E0502");
 }
 
+// Shows: B12.
 #[test]
-fn b12_token_is_not_lent_to_another_thread() {
+fn token_is_not_lent_to_another_thread() {
     refused("shared_token_in_another_thread", "E0277");
 }
 
+// Shows: B12.
 #[test]
-fn b12_map_under_rcu() {
+fn map_under_rcu() {
     refused("map_under_rcu", "E0308");
 }
 
+// Shows: B12, B33.
 #[test]
-fn b12_b33_teardown_with_shared() {
+fn teardown_with_shared() {
     refused("teardown_with_shared", "E0308");
 }
 
+// Shows: R39.
 #[test]
-fn r39_assigned_page_cannot_be_opened() {
+fn assigned_page_cannot_be_opened() {
     refused("assigned_page_opened", "E0616");
 }
 
+// Shows: B14.
 #[test]
-fn b14_assigned_page_is_reclaimed_once() {
+fn assigned_page_is_reclaimed_once() {
     refused("assigned_page_copied", "E0382");
 }

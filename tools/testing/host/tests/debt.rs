@@ -52,8 +52,9 @@ fn give_up(td: &Td, gfn: u64) {
     assert_eq!(td.map(gfn, gfn + 1000), ENTRY);
 }
 
+// Shows: R15.
 #[test]
-fn r15_the_mark_is_what_starves_the_guest() {
+fn the_mark_is_what_starves_the_guest() {
     // What the rest of this file is about, as the mock has it from the TDX module.
     let td = td();
     give_up(&td, 5);
@@ -67,8 +68,9 @@ fn r15_the_mark_is_what_starves_the_guest() {
     assert_eq!(td.mock().accept_begin(Level::L4K, 5), Ok(()));
 }
 
+// Shows: R15.
 #[test]
-fn r15_a_mark_is_cleared_at_once_where_that_is_possible() {
+fn a_mark_is_cleared_at_once_where_that_is_possible() {
     for extra in 0..PAY_TRIES {
         let td = td();
         // Busy for the whole budget, and for some tries after it.
@@ -90,8 +92,9 @@ fn r15_a_mark_is_cleared_at_once_where_that_is_possible() {
     }
 }
 
+// Shows: R15.
 #[test]
-fn r15_tries_to_pay_at_once_are_bounded() {
+fn tries_to_pay_at_once_are_bounded() {
     let td = td();
     give_up(&td, 5);
     let log: Vec<_> = td.mock().log().into_iter().map(|(c, _)| c).collect();
@@ -107,8 +110,9 @@ fn r15_tries_to_pay_at_once_are_bounded() {
     td.check_same(&[0, 5]);
 }
 
+// Shows: R15.
 #[test]
-fn r15_the_book_knows_the_entry() {
+fn the_book_knows_the_entry() {
     let td = td();
     give_up(&td, 5);
     for (gfn, owed) in [
@@ -155,8 +159,9 @@ fn r15_the_book_knows_the_entry() {
     }
 }
 
+// Shows: R15.
 #[test]
-fn r15_the_next_map_of_the_entry_pays() {
+fn the_next_map_of_the_entry_pays() {
     let td = td();
     give_up(&td, 5);
     td.mock().accept_end(Level::L4K, 5);
@@ -169,8 +174,9 @@ fn r15_the_next_map_of_the_entry_pays() {
     assert_eq!(td.mock().marks(), 0);
 }
 
+// Shows: R15.
 #[test]
-fn r15_the_map_itself_pays_if_the_payment_is_busy() {
+fn the_map_itself_pays_if_the_payment_is_busy() {
     let td = td();
     give_up(&td, 5);
     td.mock().accept_end(Level::L4K, 5);
@@ -182,8 +188,9 @@ fn r15_the_map_itself_pays_if_the_payment_is_busy() {
     assert_eq!(debts(&td), (1, 1, 0, 0));
 }
 
+// Shows: R15.
 #[test]
-fn r15_a_map_elsewhere_pays() {
+fn a_map_elsewhere_pays() {
     let td = td();
     give_up(&td, 5);
     // Not while the guest has the lock: one try, and it stays in the book.
@@ -202,8 +209,9 @@ fn r15_a_map_elsewhere_pays() {
     assert!(td.mock().log().is_empty());
 }
 
+// Shows: R15.
 #[test]
-fn r15_one_debt_is_counted_once_however_often_it_is_given_up() {
+fn one_debt_is_counted_once_however_often_it_is_given_up() {
     let td = td();
     td.mock().accept_begin(Level::L4K, 5).unwrap();
     for _ in 0..20 {
@@ -219,8 +227,9 @@ fn r15_one_debt_is_counted_once_however_often_it_is_given_up() {
     assert_eq!(debts(&td), (2, 1, 0, 1));
 }
 
+// Shows: R15.
 #[test]
-fn r15_a_mark_of_an_earlier_try_counts() {
+fn a_mark_of_an_earlier_try_counts() {
     // Busy with the entry first, and at last with the tree.
     let td = td();
     td.mock().fail(Call::PageMap, 0, 1, status::ENTRY_BUSY);
@@ -253,8 +262,9 @@ fn r15_a_mark_of_an_earlier_try_counts() {
     assert_eq!(td.mock().marks(), 0);
 }
 
+// Shows: R15.
 #[test]
-fn r15_build_pays_as_well() {
+fn build_pays_as_well() {
     let td = Td::in_build();
     assert_eq!(td.map(0, 1000), FIXED);
     td.mock().fail(Call::PageMap, 0, 1, status::ENTRY_BUSY);
@@ -264,8 +274,9 @@ fn r15_build_pays_as_well() {
     assert_eq!(td.mock().marks(), 0);
 }
 
+// Shows: R15.
 #[test]
-fn r15_a_zap_pays_with_certainty() {
+fn a_zap_pays_with_certainty() {
     let td = td();
     for gfn in [5, 6, 7] {
         give_up(&td, gfn);
@@ -296,8 +307,9 @@ fn r15_a_zap_pays_with_certainty() {
     assert!(td.host().bugs().is_empty());
 }
 
+// Shows: R15.
 #[test]
-fn r15_a_lock_that_no_vcpu_holds_is_a_bug() {
+fn a_lock_that_no_vcpu_holds_is_a_bug() {
     let td = td();
     give_up(&td, 5);
     td.mock().fail(Call::Read, 0, ZAP_TRIES, status::ENTRY_BUSY);
@@ -312,8 +324,9 @@ fn r15_a_lock_that_no_vcpu_holds_is_a_bug() {
     assert!(!td.mock().holding());
 }
 
+// Shows: R15.
 #[test]
-fn r15_a_dead_td_owes_nobody() {
+fn a_dead_td_owes_nobody() {
     // At a map.
     let td = td();
     give_up(&td, 5);
@@ -344,8 +357,9 @@ fn r15_a_dead_td_owes_nobody() {
     assert_eq!(debts(&td), (1, 0, 0, 1));
 }
 
+// Shows: R15.
 #[test]
-fn r15_zap_of_the_entry_itself_pays() {
+fn zap_of_the_entry_itself_pays() {
     // A mark on a mapped leaf, as a link that raced leaves it, goes with its BLOCK or REMOVE; the
     // payment that comes first is busy with the tree.
     for built in [true, false] {
@@ -366,8 +380,9 @@ fn r15_zap_of_the_entry_itself_pays() {
     }
 }
 
+// Shows: R15.
 #[test]
-fn r15_a_full_book_loses_and_counts() {
+fn a_full_book_loses_and_counts() {
     let td = td();
     let slots = DEBT_SLOTS as u64;
     for n in 1..=slots {
@@ -392,8 +407,9 @@ fn r15_a_full_book_loses_and_counts() {
     assert_eq!(debts(&td), (slots + 4, slots, 3, 1));
 }
 
+// Shows: R15.
 #[test]
-fn r15_one_that_cannot_be_paid_stops_no_other() {
+fn one_that_cannot_be_paid_stops_no_other() {
     let td = td();
     for gfn in 1..=8 {
         give_up(&td, gfn);
@@ -410,8 +426,9 @@ fn r15_one_that_cannot_be_paid_stops_no_other() {
     assert_eq!(td.mock().marks(), 1);
 }
 
+// Shows: R15.
 #[test]
-fn r15_a_bugged_vm_pays_by_zap_only() {
+fn a_bugged_vm_pays_by_zap_only() {
     let td = td();
     give_up(&td, 5);
     td.mock().accept_end(Level::L4K, 5);
@@ -428,8 +445,9 @@ fn give_up_after_bug(td: &Td) {
 
 /// Guests that accept at random against mappers and a zap: at the end no mark is left that the
 /// book does not have, and a zap clears the rest.
+// Shows: R15, R36.
 #[test]
-fn r15_r36_marks_and_book_under_threads() {
+fn marks_and_book_under_threads() {
     const GFNS: u64 = 6;
     const OPS: u32 = 20_480;
     const LONGEST: Duration = Duration::from_secs(60);
@@ -523,8 +541,9 @@ fn r15_r36_marks_and_book_under_threads() {
 
 /// Between the SEAMCALL that clears a mark and the end of its operation another vCPU may leave a new
 /// one: that one is not what the operation has paid.
+// Shows: R15.
 #[test]
-fn r15_a_mark_left_behind_a_map_is_not_forgotten() {
+fn a_mark_left_behind_a_map_is_not_forgotten() {
     let td: Arc<OnceLock<Td>> = Arc::default();
     let inner = td.clone();
     let once = AtomicBool::new(false);
@@ -565,8 +584,9 @@ fn r15_a_mark_left_behind_a_map_is_not_forgotten() {
 
 /// What the book is for: a guest that waits for a page gets it, though the fault was given up and
 /// never repeated, as soon as any other vCPU faults.
+// Shows: R15.
 #[test]
-fn r15_accept_succeeds_in_the_end() {
+fn accept_succeeds_in_the_end() {
     let entered = Arc::new(AtomicU32::new(0));
     let count = entered.clone();
     let mock = Mock::new(Level::L512G).observe(move |call, _| {

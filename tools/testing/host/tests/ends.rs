@@ -26,8 +26,9 @@ fn pfn(n: u64) -> Pfn {
     Pfn::new(n).unwrap()
 }
 
+// Shows: R19.
 #[test]
-fn r19_a_zap_that_meets_what_cannot_be() {
+fn a_zap_that_meets_what_cannot_be() {
     for found in [
         Spte::FROZEN,
         Spte::blocked(pfn(99)),
@@ -56,8 +57,9 @@ fn r19_a_zap_that_meets_what_cannot_be() {
     }
 }
 
+// Shows: R19.
 #[test]
-fn r19_frozen_entry_at_a_batch_of_one_and_in_build() {
+fn frozen_entry_at_a_batch_of_one_and_in_build() {
     for built in [true, false] {
         let td = Td::with_zap_batch(Level::L512G, Mock::new(Level::L512G), 1);
         td.mock().set_finalized(built);
@@ -68,8 +70,9 @@ fn r19_frozen_entry_at_a_batch_of_one_and_in_build() {
     }
 }
 
+// Shows: R28, R35, B30.
 #[test]
-fn r28_r35_b30_no_bit_of_a_present_leaf_reaches_a_hook() {
+fn no_bit_of_a_present_leaf_reaches_a_hook() {
     let td = Td::built();
     map_all(&td, [5]);
     let gfn = Gfn::new(5).unwrap();
@@ -115,8 +118,9 @@ fn r28_r35_b30_no_bit_of_a_present_leaf_reaches_a_hook() {
     td.check_same(&[5]);
 }
 
+// Shows: R29, R35.
 #[test]
-fn r29_r35_change_refuses_what_is_a_mappers() {
+fn change_refuses_what_is_a_mappers() {
     let td = Td::built();
     map_all(&td, [5]);
     let old = td.walk(5).unwrap().1;
@@ -149,8 +153,9 @@ fn r29_r35_change_refuses_what_is_a_mappers() {
     assert!(!td.mirror().is_bugged(), "the caller reports");
 }
 
+// Shows: R30.
 #[test]
-fn r30_a_table_without_its_external_page_is_a_bug() {
+fn a_table_without_its_external_page_is_a_bug() {
     let td = Td::built();
     map_all(&td, [5]);
     assert_eq!(td.zap(5, 6), 1);
@@ -167,8 +172,9 @@ fn r30_a_table_without_its_external_page_is_a_bug() {
     assert_eq!(td.host().accounted.load(SeqCst), 0);
 }
 
+// Shows: R41.
 #[test]
-fn r41_teardown_meets_what_cannot_be() {
+fn teardown_meets_what_cannot_be() {
     for found in [Spte::FROZEN, Spte::from_raw(0), Spte::blocked(pfn(10_005))] {
         let td = Td::built();
         map_all(&td, [5]);
@@ -185,8 +191,9 @@ fn r41_teardown_meets_what_cannot_be() {
     }
 }
 
+// Shows: B33.
 #[test]
-fn b33_quarantined_pages_wait_for_the_hkid() {
+fn quarantined_pages_wait_for_the_hkid() {
     let td = Td::built();
     map_all(&td, 0..8);
     td.mock().fail(Call::Remove, 0, 8, TdxStatus::TD_FATAL);
@@ -206,8 +213,9 @@ fn b33_quarantined_pages_wait_for_the_hkid() {
     }
 }
 
+// Shows: R9, R11, B14.
 #[test]
-fn r9_r11_b14_each_quarantined_page_is_tried_once() {
+fn each_quarantined_page_is_tried_once() {
     for bad in [
         TdxStatus::OPERAND_BUSY.with_operand(OperandId::TDR),
         TdxStatus::OPERAND_BUSY.with_operand(OperandId::RCX),
@@ -239,8 +247,9 @@ fn r9_r11_b14_each_quarantined_page_is_tried_once() {
     }
 }
 
+// Shows: R21.
 #[test]
-fn r21_both_accounts_after_each_step() {
+fn both_accounts_after_each_step() {
     let td = Td::built();
     let both = |tables: u64| {
         let stats = td.mirror().stats();

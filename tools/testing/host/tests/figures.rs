@@ -29,8 +29,9 @@ fn a_histogram_has_powers_of_two() {
     assert_eq!(h.buckets().collect::<Vec<_>>(), [2, 2, 2, 4]);
 }
 
+// Shows: R25.
 #[test]
-fn r25_batches_are_counted_by_size() {
+fn batches_are_counted_by_size() {
     let td = Td::built();
     for gfn in 0..520 {
         assert_eq!(td.map(gfn, gfn + 10_000), Ok(MapOutcome::Fixed));
@@ -92,8 +93,9 @@ fn each_end_of_a_map_has_its_counter() {
     assert_eq!(stats(), [1, 1, 1, 1, 1, 1, 0, 2]);
 }
 
+// Shows: R4.
 #[test]
-fn r4_a_map_that_is_busy_while_the_td_is_built_has_its_counter() {
+fn a_map_that_is_busy_while_the_td_is_built_has_its_counter() {
     let td = Td::in_build();
     td.mock().fail(Call::PageMap, 0, 1, status::TREE_BUSY);
     assert!(matches!(td.map(0, 1), Err(MapError::Busy(_))));
@@ -113,8 +115,9 @@ fn r4_a_map_that_is_busy_while_the_td_is_built_has_its_counter() {
     );
 }
 
+// Shows: R4.
 #[test]
-fn r4_retries_and_giveups_are_counted_by_operation_and_operand() {
+fn retries_and_giveups_are_counted_by_operation_and_operand() {
     let td = Td::built();
     assert_eq!(td.map(0, 1), Ok(MapOutcome::Fixed));
     let given = td.mirror().external().given();

@@ -21,8 +21,9 @@ const NO_MEMORY: [u64; 4] = [
     0x7f_ffff_ffff,
 ];
 
+// Shows: R44.
 #[test]
-fn r44_frames_without_memory_live_and_die() {
+fn frames_without_memory_live_and_die() {
     let td = Td::built();
     let gfns = [0u64, 511, 512, 1 << 27];
     for (gfn, pfn) in gfns.into_iter().zip(NO_MEMORY) {
@@ -56,8 +57,9 @@ fn map_inside(td: &Td, gfn: u64, pfn: u64) -> Outcome {
     td.mirror().map(&l, &mut td.caches(), gfn, pfn, Level::L4K)
 }
 
+// Shows: R36.
 #[test]
-fn r36_what_races_can_find_is_no_bug() {
+fn what_races_can_find_is_no_bug() {
     // While vCPU 0 links or maps, vCPU 1 faults on the same GFN, then on a neighbour under the
     // same missing tables.
     let td: Arc<OnceLock<Td>> = Arc::default();
@@ -95,8 +97,9 @@ fn r36_what_races_can_find_is_no_bug() {
     td.check_same(&[5, 6]);
 }
 
+// Shows: R18.
 #[test]
-fn r18_walks_count_the_frozen_entries_that_they_meet() {
+fn walks_count_the_frozen_entries_that_they_meet() {
     let td: Arc<OnceLock<Td>> = Arc::default();
     let inner = td.clone();
     let mock = Mock::new(Level::L512G).observe(move |call, _| {
@@ -116,8 +119,9 @@ fn r18_walks_count_the_frozen_entries_that_they_meet() {
     assert_eq!(td.mirror().stats().frozen_seen.get(), 1);
 }
 
+// Shows: R49.
 #[test]
-fn r49_there_is_no_yield_behind_the_last_batch() {
+fn there_is_no_yield_behind_the_last_batch() {
     for (leaves, yields) in [(3, 0), (4, 0), (5, 1), (8, 1), (9, 2)] {
         let td = Td::with_zap_batch(Level::L512G, Mock::new(Level::L512G), 4);
         for gfn in 0..leaves {

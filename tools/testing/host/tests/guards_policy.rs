@@ -29,8 +29,9 @@ fn mixed(entry: u32) -> Td {
     td
 }
 
+// Shows: R15.
 #[test]
-fn r15_one_try_at_the_entry_leaves_a_mark_whatever_follows() {
+fn one_try_at_the_entry_leaves_a_mark_whatever_follows() {
     for entry in 0..FAULT_TRIES {
         let td = mixed(entry);
         let sept = td.mirror().external();
@@ -67,8 +68,9 @@ fn owe(td: &Td, gfn: u64) {
     assert_eq!(td.mirror().external().debts_owed(), before + 1);
 }
 
+// Shows: R15.
 #[test]
-fn r15_a_mark_that_cannot_be_cleared_stops_no_other() {
+fn a_mark_that_cannot_be_cleared_stops_no_other() {
     // The guest keeps the lock of one entry for as long as this lasts.
     for stuck in [2, 3, 4] {
         let td = Td::built();
@@ -88,8 +90,9 @@ fn r15_a_mark_that_cannot_be_cleared_stops_no_other() {
     }
 }
 
+// Shows: R15.
 #[test]
-fn r15_marks_are_tried_in_turn() {
+fn marks_are_tried_in_turn() {
     let td = Td::built();
     assert_eq!(td.map(1, 1), Ok(MapOutcome::Fixed));
     td.mock().accept_begin(Level::L4K, 2).unwrap();

@@ -91,8 +91,9 @@ fn ranges_at_their_limits() {
     assert!(!r.contains_entry(gfn(2), Level::L4K));
 }
 
+// Shows: R51.
 #[test]
-fn r51_encodings_by_their_bits() {
+fn encodings_by_their_bits() {
     assert_eq!(PRESENT_MASK, 0x800);
     assert_eq!(SUPPRESS_VE, 1 << 63);
     assert_eq!(NONPRESENT_VALUE, 0x8000_0000_0000_0000);
@@ -115,8 +116,9 @@ fn r51_encodings_by_their_bits() {
     );
 }
 
+// Shows: R51.
 #[test]
-fn r51_a_value_without_suppress_ve_is_malformed() {
+fn a_value_without_suppress_ve_is_malformed() {
     let p = pfn(0x77);
     for (level, v) in [
         (Level::L4K, Spte::leaf(p, Level::L4K)),
@@ -152,8 +154,9 @@ fn a_malformed_value_is_neither_left_nor_taken() {
     }
 }
 
+// Shows: B14.
 #[test]
-fn b14_the_quarantined_page_is_the_blocked_one() {
+fn the_quarantined_page_is_the_blocked_one() {
     let class = |old, new| Transition::classify(old, new, Level::L4K);
     let blocked = Spte::blocked(pfn(3));
     assert_eq!(
@@ -176,8 +179,9 @@ fn pages_are_opaque() {
     assert_eq!(format!("{page:?}"), "page");
 }
 
+// Shows: B14.
 #[test]
-fn b14_a_dropped_assigned_page_is_counted() {
+fn a_dropped_assigned_page_is_counted() {
     let page = |n: usize| PagePtr::new(without_provenance_mut(n << 12)).unwrap();
     let free = ExternalPage::new(page(1));
     assert_eq!(format!("{free:?}"), "free page");

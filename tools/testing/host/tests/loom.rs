@@ -114,8 +114,9 @@ fn settle(td: &Td, gfn: u64, pfn: u64, o: Outcome) {
     }
 }
 
+// Shows: R27, B1.
 #[test]
-fn r27_b1_two_vcpus_map_one_gfn() {
+fn two_vcpus_map_one_gfn() {
     explore("map/map same GFN", 100, || {
         let td = td(Level::L2M);
         let a = map_thread(&td, 0, 7);
@@ -130,8 +131,9 @@ fn r27_b1_two_vcpus_map_one_gfn() {
     });
 }
 
+// Shows: R27, R36.
 #[test]
-fn r27_r36_three_vcpus_map_one_gfn() {
+fn three_vcpus_map_one_gfn() {
     explore("map/map/map same GFN", 5000, || {
         let td = td(Level::L2M);
         let a = map_thread(&td, 0, 7);
@@ -148,8 +150,9 @@ fn r27_r36_three_vcpus_map_one_gfn() {
     });
 }
 
+// Shows: R20, B2.
 #[test]
-fn r20_b2_two_vcpus_under_one_missing_table() {
+fn two_vcpus_under_one_missing_table() {
     explore("map/map under one missing table", 50, || {
         let td = td(Level::L2M);
         let a = map_thread(&td, 0, 7);
@@ -164,8 +167,9 @@ fn r20_b2_two_vcpus_under_one_missing_table() {
     });
 }
 
+// Shows: R20.
 #[test]
-fn r20_two_vcpus_under_two_missing_tables() {
+fn two_vcpus_under_two_missing_tables() {
     explore("map/map under two missing tables", 50, || {
         let td = td(Level::L1G);
         let a = map_thread(&td, 0, 7);
@@ -180,8 +184,9 @@ fn r20_two_vcpus_under_two_missing_tables() {
     });
 }
 
+// Shows: R17, R18.
 #[test]
-fn r17_r18_walk_sees_frozen_or_whole() {
+fn walk_sees_frozen_or_whole() {
     explore("map/walk", 2000, || {
         let (td, pulse) = pulsing_td(Level::L2M);
         let a = map_thread(&td, 0, 7);
@@ -205,8 +210,9 @@ fn r17_r18_walk_sees_frozen_or_whole() {
     });
 }
 
+// Shows: R4.
 #[test]
-fn r4_link_failure_with_concurrent_map() {
+fn link_failure_with_concurrent_map() {
     explore("link failure with a concurrent map", 40, || {
         let td = td(Level::L2M);
         // The first of the two to link meets contention for its whole budget.
@@ -228,8 +234,9 @@ fn r4_link_failure_with_concurrent_map() {
     });
 }
 
+// Shows: R31.
 #[test]
-fn r31_fatal_link_with_concurrent_map() {
+fn fatal_link_with_concurrent_map() {
     explore("fatal link with a concurrent map", 40, || {
         let td = td(Level::L2M);
         td.mock().fail(Call::SeptAdd, 0, 1, status::STATE_INCORRECT);
@@ -248,8 +255,9 @@ fn r31_fatal_link_with_concurrent_map() {
     });
 }
 
+// Shows: R17.
 #[test]
-fn r17_busy_then_thaw() {
+fn busy_then_thaw() {
     explore("busy, then thaw", 40, || {
         let td = td(Level::L2M);
         assert_eq!(td.map(1, 9), Ok(MapOutcome::Fixed));
@@ -271,8 +279,9 @@ fn r17_busy_then_thaw() {
     });
 }
 
+// Shows: R18, B3.
 #[test]
-fn r18_b3_freeze_seen_by_prefault() {
+fn freeze_seen_by_prefault() {
     explore("freeze seen by prefault", 50, || {
         let td = td(Level::L2M);
         assert_eq!(td.map(1, 9), Ok(MapOutcome::Fixed));
@@ -298,8 +307,9 @@ fn r18_b3_freeze_seen_by_prefault() {
     });
 }
 
+// Shows: R19.
 #[test]
-fn r19_zap_waits_for_maps() {
+fn zap_waits_for_maps() {
     explore("zap waits for maps", 100, || {
         let td = td(Level::L2M);
         let a = map_thread(&td, 0, 7);
@@ -317,8 +327,9 @@ fn r19_zap_waits_for_maps() {
     });
 }
 
+// Shows: R19, R31.
 #[test]
-fn r19_r31_zap_is_watched() {
+fn zap_is_watched() {
     explore("zap/walk", 200, || {
         let (td, pulse) = pulsing_td(Level::L2M);
         assert_eq!(td.map(0, 7), Ok(MapOutcome::Fixed));
@@ -340,8 +351,9 @@ fn r19_r31_zap_is_watched() {
     });
 }
 
+// Shows: R29.
 #[test]
-fn r29_another_pfn_is_a_bug_of_the_vm_only() {
+fn another_pfn_is_a_bug_of_the_vm_only() {
     explore("map/map, two PFNs for one GFN", 100, || {
         let td = td(Level::L2M);
         let a = map_thread(&td, 0, 7);
@@ -360,8 +372,9 @@ fn r29_another_pfn_is_a_bug_of_the_vm_only() {
     });
 }
 
+// Shows: B33.
 #[test]
-fn b33_walk_during_teardown() {
+fn walk_during_teardown() {
     explore("teardown/walk", 1000, || {
         let (td, pulse) = pulsing_td(Level::L1G);
         assert_eq!(td.map(0, 7), Ok(MapOutcome::Fixed));
@@ -386,8 +399,9 @@ fn b33_walk_during_teardown() {
     });
 }
 
+// Shows: R2.
 #[test]
-fn r2_disjoint_gfns_do_not_disturb_each_other() {
+fn disjoint_gfns_do_not_disturb_each_other() {
     explore("map/map disjoint", 8, || {
         let td = td(Level::L2M);
         assert_eq!(td.map(1, 9), Ok(MapOutcome::Fixed));
@@ -419,8 +433,9 @@ fn check_marks(td: &Td) {
     assert_eq!((td.mock().marks(), sept.debts_owed()), (0, 0));
 }
 
+// Shows: R15.
 #[test]
-fn r15_debt_recorded_while_another_pays() {
+fn debt_recorded_while_another_pays() {
     explore("debt recorded/paid", 3000, || {
         let td = td(Level::L2M);
         assert_eq!(td.map(1, 8), Ok(MapOutcome::Fixed));
@@ -445,8 +460,9 @@ fn r15_debt_recorded_while_another_pays() {
     });
 }
 
+// Shows: R15.
 #[test]
-fn r15_two_record_debts_at_once() {
+fn two_record_debts_at_once() {
     explore("debt recorded/debt recorded", 100, || {
         let td = td(Level::L2M);
         assert_eq!(td.map(1, 8), Ok(MapOutcome::Fixed));
@@ -471,8 +487,9 @@ fn r15_two_record_debts_at_once() {
     });
 }
 
+// Shows: R15.
 #[test]
-fn r15_two_pay_one_debt() {
+fn two_pay_one_debt() {
     explore("debt paid by two", 2000, || {
         let td = td(Level::L2M);
         let busy = status::ENTRY_BUSY;
@@ -498,8 +515,9 @@ fn r15_two_pay_one_debt() {
     });
 }
 
+// Shows: R15, R26.
 #[test]
-fn r15_r26_zap_pays_what_a_map_owes() {
+fn zap_pays_what_a_map_owes() {
     explore("debt recorded/zap", 100, || {
         let td = td(Level::L2M);
         let busy = status::ENTRY_BUSY;

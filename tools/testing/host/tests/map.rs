@@ -20,8 +20,9 @@ use tdx_mirror_host::vm::Td;
 
 const FIXED: Result<MapOutcome, MapError> = Ok(MapOutcome::Fixed);
 
+// Shows: R20.
 #[test]
-fn r20_parents_before_children() {
+fn parents_before_children() {
     let td = Td::built();
     assert_eq!(td.map(0x1234, 7), FIXED);
     let log: Vec<_> = td
@@ -42,8 +43,9 @@ fn r20_parents_before_children() {
     td.check_same(&[0x1234]);
 }
 
+// Shows: R27, B1.
 #[test]
-fn r27_b1_second_map_of_a_gfn_calls_nothing() {
+fn second_map_of_a_gfn_calls_nothing() {
     let td = Td::built();
     assert_eq!(td.map(5, 7), FIXED);
     td.mock().clear_log();
@@ -53,8 +55,9 @@ fn r27_b1_second_map_of_a_gfn_calls_nothing() {
     assert_eq!(td.mirror().stats().leaf_transitions.get(), 1);
 }
 
+// Shows: R29.
 #[test]
-fn r29_another_pfn_bugs_the_vm_only() {
+fn another_pfn_bugs_the_vm_only() {
     let td = Td::built();
     assert_eq!(td.map(5, 7), FIXED);
     td.mock().clear_log();
@@ -74,13 +77,15 @@ fn r29_another_pfn_bugs_the_vm_only() {
     td.check_same(&[5, 6]);
 }
 
+// Shows: R5.
 #[test]
-fn r5_budget_is_tied_to_the_zero_step_threshold() {
+fn budget_is_tied_to_the_zero_step_threshold() {
     const { assert!(FAULT_TRIES < ZERO_STEP_THRESHOLD && BUILD_TRIES == 1) };
 }
 
+// Shows: R4, B6.
 #[test]
-fn r4_b6_busy_k_times() {
+fn busy_k_times() {
     for busy in [status::TREE_BUSY, status::ENTRY_BUSY] {
         for call in [Call::SeptAdd, Call::PageMap] {
             for k in 0..20 {
@@ -121,8 +126,9 @@ fn r4_b6_busy_k_times() {
     }
 }
 
+// Shows: R4.
 #[test]
-fn r4_build_does_not_retry() {
+fn build_does_not_retry() {
     for (busy, operand) in [
         (status::TREE_BUSY, Operand::SeptTree),
         (status::ENTRY_BUSY, Operand::SeptEntry),
@@ -142,8 +148,9 @@ fn r4_build_does_not_retry() {
     }
 }
 
+// Shows: R14.
 #[test]
-fn r14_only_contendable_operands_are_retried() {
+fn only_contendable_operands_are_retried() {
     let odd = [
         status::TDR_BUSY,
         status::EPOCH_BUSY,
@@ -167,8 +174,9 @@ fn r14_only_contendable_operands_are_retried() {
     }
 }
 
+// Shows: R34.
 #[test]
-fn r34_state_incorrect_is_reported_with_its_words() {
+fn state_incorrect_is_reported_with_its_words() {
     let td = Td::built();
     // The S-EPT has a leaf that the mirror lacks.
     assert_eq!(td.map(5, 7), FIXED);
@@ -195,8 +203,9 @@ fn r34_state_incorrect_is_reported_with_its_words() {
     assert_eq!(failure.ext2 >> 8, 4, "the state that the entry has");
 }
 
+// Shows: R31, B9.
 #[test]
-fn r31_b9_mirror_has_nothing_that_the_s_ept_lacks() {
+fn mirror_has_nothing_that_the_s_ept_lacks() {
     // Each call of the first map fails once, in each way.
     for built in [true, false] {
         for bad in [
@@ -261,8 +270,9 @@ fn empty_caches_lead_to_a_retry() {
     }
 }
 
+// Shows: R17.
 #[test]
-fn r17_frozen_while_the_hook_runs() {
+fn frozen_while_the_hook_runs() {
     let td: Arc<OnceLock<Td>> = Arc::default();
     let seen = Arc::new(Mutex::new(Vec::new()));
     let (inner, log) = (td.clone(), seen.clone());
@@ -285,8 +295,9 @@ fn r17_frozen_while_the_hook_runs() {
     }
 }
 
+// Shows: R18.
 #[test]
-fn r18_a_frozen_entry_ends_a_map_at_once() {
+fn a_frozen_entry_ends_a_map_at_once() {
     // The hook of the first map runs a second one, which meets each frozen entry in turn.
     let td: Arc<OnceLock<Td>> = Arc::default();
     let outcomes = Arc::new(Mutex::new(Vec::new()));
@@ -315,8 +326,9 @@ fn r18_a_frozen_entry_ends_a_map_at_once() {
     td.check_same(&[5]);
 }
 
+// Shows: R30.
 #[test]
-fn r30_frozen_spte_refuses_a_leaf_over_a_leaf() {
+fn frozen_spte_refuses_a_leaf_over_a_leaf() {
     let sept = Sept::new(Mock::new(Level::L512G));
     let old = Spte::leaf(Pfn::new(3).unwrap(), Level::L4K);
     let at = Position::covering(Gfn::new(5).unwrap(), Level::L4K);
@@ -339,8 +351,9 @@ fn r30_frozen_spte_refuses_a_leaf_over_a_leaf() {
     assert!(sept.backend().log().is_empty(), "no hook");
 }
 
+// Shows: R30.
 #[test]
-fn r30_frozen_spte_refuses_a_table_over_what_is_present() {
+fn frozen_spte_refuses_a_table_over_what_is_present() {
     let td = Td::built();
     let sept = Sept::new(Mock::new(Level::L512G));
     let at = Position::covering(Gfn::new(512).unwrap(), Level::L2M);
@@ -372,8 +385,9 @@ fn r30_frozen_spte_refuses_a_table_over_what_is_present() {
     }
 }
 
+// Shows: R29, R51.
 #[test]
-fn r29_r51_a_map_meets_what_cannot_be() {
+fn a_map_meets_what_cannot_be() {
     let page = Pfn::new(99).unwrap();
     for (found, why) in [
         (Spte::blocked(page), IllegalTransition::FromBlocked),
@@ -417,8 +431,9 @@ fn r29_r51_a_map_meets_what_cannot_be() {
     }
 }
 
+// Shows: B2.
 #[test]
-fn b2_a_lost_freeze_hands_back_the_fresh_value() {
+fn a_lost_freeze_hands_back_the_fresh_value() {
     let at = Position::covering(Gfn::new(5).unwrap(), Level::L4K);
     let now = Spte::leaf(Pfn::new(3).unwrap(), Level::L4K);
     let cell = SpteCell::new(now);
@@ -429,8 +444,9 @@ fn b2_a_lost_freeze_hands_back_the_fresh_value() {
     assert_eq!(cell.load(), now);
 }
 
+// Shows: R17.
 #[test]
-fn r17_dropping_a_frozen_spte_rolls_back() {
+fn dropping_a_frozen_spte_rolls_back() {
     let at = Position::covering(Gfn::new(5).unwrap(), Level::L4K);
     let cell = SpteCell::new(Spte::NON_PRESENT);
     // SAFETY: the cell is this function's alone.
@@ -457,8 +473,9 @@ fn five_levels() {
     assert_eq!(td.host().accounted.load(SeqCst), 0);
 }
 
+// Shows: R5.
 #[test]
-fn r5_a_parameter_can_only_shrink_the_budget() {
+fn a_parameter_can_only_shrink_the_budget() {
     use tdx_mirror_host::mirror::external::ExternalPt;
     for (asked, got) in [
         (0, 1),

@@ -317,8 +317,9 @@ impl Model {
     }
 }
 
+// Shows: R31, R40, B9, B14.
 #[test]
-fn r31_r40_b9_b14_mirror_equals_s_ept_and_oracle() {
+fn mirror_equals_s_ept_and_oracle() {
     let steps: usize = std::env::var("TDX_MIRROR_STEPS")
         .ok()
         .map_or(100_000, |s| s.parse().expect("a number of steps"));

@@ -43,8 +43,9 @@ fn ask(p: &Progress, notes: &mut Notes, gfn: u64, now: Conditions, owes: bool) -
     panic!("no bound");
 }
 
+// Shows: R5.
 #[test]
-fn r5_the_numbers_follow_from_the_threshold_and_from_accept() {
+fn the_numbers_follow_from_the_threshold_and_from_accept() {
     assert_eq!(ZERO_STEP_THRESHOLD, 6);
     assert_eq!(MAX_ENTERS, 5);
     assert_eq!(LOCAL_ROUNDS, 103);
@@ -52,8 +53,9 @@ fn r5_the_numbers_follow_from_the_threshold_and_from_accept() {
     const { assert!(LOCAL_ROUNDS * FAULT_TRIES >= 512 && PAY_TRIES == FAULT_TRIES) };
 }
 
+// Shows: R4, B32.
 #[test]
-fn r4_b32_local_rounds_are_bounded() {
+fn local_rounds_are_bounded() {
     for policy in POLICIES {
         for faults in 0..MAX_ENTERS {
             let p = Progress::new(policy);
@@ -82,8 +84,9 @@ fn r4_b32_local_rounds_are_bounded() {
     }
 }
 
+// Shows: R13, B3, B4, B5, B24.
 #[test]
-fn r13_b3_b4_b5_b24_what_ends_a_fault_at_once() {
+fn what_ends_a_fault_at_once() {
     // (conditions, far from the threshold, near it)
     let table = [
         (SIGNAL, Action::Enter, Action::Exit),
@@ -117,8 +120,9 @@ fn r13_b3_b4_b5_b24_what_ends_a_fault_at_once() {
     }
 }
 
+// Shows: R13.
 #[test]
-fn r13_an_event_is_injected_unless_that_is_near_the_threshold() {
+fn an_event_is_injected_unless_that_is_near_the_threshold() {
     let p = Progress::new(Policy::Warn);
     for faults in 0..MAX_ENTERS {
         let mut notes = faulted(faults);
@@ -134,8 +138,9 @@ fn r13_an_event_is_injected_unless_that_is_near_the_threshold() {
     assert_eq!(p.stats().held.get(), 1);
 }
 
+// Shows: R13.
 #[test]
-fn r13_a_held_vcpu_leaves_for_a_signal() {
+fn a_held_vcpu_leaves_for_a_signal() {
     for after in [1, LOCAL_ROUNDS, LOCAL_ROUNDS + 1, HOLD_ROUNDS - 1] {
         for now in [SIGNAL, SLOT_GONE, ROOT_GONE] {
             for policy in POLICIES {
@@ -154,8 +159,9 @@ fn r13_a_held_vcpu_leaves_for_a_signal() {
     }
 }
 
+// Shows: R8.
 #[test]
-fn r8_near_the_threshold_a_vcpu_is_held() {
+fn near_the_threshold_a_vcpu_is_held() {
     for faults in [MAX_ENTERS, MAX_ENTERS + 1, 100, u32::MAX] {
         for policy in [Policy::Count, Policy::Warn] {
             let p = Progress::new(policy);
@@ -187,8 +193,9 @@ fn r8_near_the_threshold_a_vcpu_is_held() {
     }
 }
 
+// Shows: R7.
 #[test]
-fn r7_strict_policy_ends_the_vm_at_the_cusp() {
+fn strict_policy_ends_the_vm_at_the_cusp() {
     let p = Progress::new(Policy::Kill);
     let mut notes = Notes::default();
     // One GPA again and again without progress.
@@ -217,8 +224,9 @@ fn r7_strict_policy_ends_the_vm_at_the_cusp() {
     }
 }
 
+// Shows: B3, B5.
 #[test]
-fn b3_b5_prefault_is_bounded_and_never_enters() {
+fn prefault_is_bounded_and_never_enters() {
     for policy in POLICIES {
         for faults in [0, 1, MAX_ENTERS, 100] {
             let p = Progress::new(policy);
@@ -240,8 +248,9 @@ fn b3_b5_prefault_is_bounded_and_never_enters() {
     }
 }
 
+// Shows: R15.
 #[test]
-fn r15_a_fault_that_owes_does_not_leave_for_a_signal_at_once() {
+fn a_fault_that_owes_does_not_leave_for_a_signal_at_once() {
     let p = Progress::new(Policy::Warn);
     // (conditions, faults, rounds, answer)
     let table = [
@@ -272,8 +281,9 @@ fn r15_a_fault_that_owes_does_not_leave_for_a_signal_at_once() {
     assert_eq!(p.fault_retry(&mut notes, 7, SIGNAL, false), Action::Enter);
 }
 
+// Shows: R16.
 #[test]
-fn r16_another_fault_begins_anew() {
+fn another_fault_begins_anew() {
     let p = Progress::new(Policy::Warn);
     let mut notes = faulted(2);
     for gfn in [5, 6, 5] {
@@ -300,8 +310,9 @@ fn r16_another_fault_begins_anew() {
     assert!(!notes.held);
 }
 
+// Shows: R6, B31.
 #[test]
-fn r6_b31_busy_of_vp_enter_is_counted_and_the_policy_acts() {
+fn busy_of_vp_enter_is_counted_and_the_policy_acts() {
     // (policy, first, later)
     let enter = |report| EnterBusy {
         action: Action::Enter,
@@ -328,8 +339,9 @@ fn r6_b31_busy_of_vp_enter_is_counted_and_the_policy_acts() {
     }
 }
 
+// Shows: R36.
 #[test]
-fn r36_a_guest_may_be_listed_by_its_own_doing() {
+fn a_guest_may_be_listed_by_its_own_doing() {
     // Exits 1 to 6 at one RIP only count, the 7th lists the GPA.
     for faults in 0..=ZERO_STEP_THRESHOLD {
         assert!(!faulted(faults).may_be_listed(), "{faults}");
@@ -339,8 +351,9 @@ fn r36_a_guest_may_be_listed_by_its_own_doing() {
     }
 }
 
+// Shows: R14.
 #[test]
-fn r14_other_operands_of_vp_enter_are_no_bug() {
+fn other_operands_of_vp_enter_are_no_bug() {
     for policy in POLICIES {
         let p = Progress::new(policy);
         let others = [
@@ -433,8 +446,9 @@ fn run_vcpu(p: &Progress, notes: &mut Notes, mut map: impl FnMut() -> MapOutcome
     }
 }
 
+// Shows: R8, R16, R18.
 #[test]
-fn r8_r16_r18_a_frozen_entry_costs_at_most_five_enters() {
+fn a_frozen_entry_costs_at_most_five_enters() {
     // vCPU 0 keeps the entry frozen: its SEAMCALL does not return before vCPU 1 has run.
     let td: Arc<OnceLock<Td>> = Arc::default();
     let p = Arc::new(Progress::new(Policy::Warn));
@@ -492,8 +506,9 @@ fn r8_r16_r18_a_frozen_entry_costs_at_most_five_enters() {
     td.check_same(&[0, 5]);
 }
 
+// Shows: R8, R15.
 #[test]
-fn r8_r15_contention_for_ever_costs_at_most_five_enters() {
+fn contention_for_ever_costs_at_most_five_enters() {
     // Another vCPU of the guest never lets go of the entry's lock.
     for policy in POLICIES {
         let td = Td::built();
@@ -527,8 +542,9 @@ fn r8_r15_contention_for_ever_costs_at_most_five_enters() {
     }
 }
 
+// Shows: R24.
 #[test]
-fn r24_a_fault_is_served_within_its_rounds() {
+fn a_fault_is_served_within_its_rounds() {
     // Contention of any length that the rounds outlast costs no VP.ENTER.
     for busy in [
         1,

@@ -54,8 +54,9 @@ fn seamcalls(td: &Td) -> usize {
         .count()
 }
 
+// Shows: R25.
 #[test]
-fn r25_512_pages_take_1537_seamcalls() {
+fn a_zap_of_512_pages_takes_1537_seamcalls() {
     let td = Td::built();
     map_all(&td, 0..512);
     td.mock().enter_guest();
@@ -79,8 +80,9 @@ fn r25_512_pages_take_1537_seamcalls() {
     td.check_same(&(0..512).collect::<Vec<_>>());
 }
 
+// Shows: R25.
 #[test]
-fn r25_the_rest_of_a_batch_has_a_track_of_its_own() {
+fn the_rest_of_a_batch_has_a_track_of_its_own() {
     for (leaves, tracks) in [(1, 1), (511, 1), (512, 1), (513, 2), (1024, 2), (1025, 3)] {
         let td = Td::built();
         map_all(&td, 0..leaves);
@@ -94,8 +96,9 @@ fn r25_the_rest_of_a_batch_has_a_track_of_its_own() {
     }
 }
 
+// Shows: R25.
 #[test]
-fn r25_a_batch_spans_tables_and_gaps() {
+fn a_batch_spans_tables_and_gaps() {
     let td = Td::built();
     let gfns = [3, 511, 512, 700, 1 << 18, 1 << 27, (1 << 36) - 1];
     map_all(&td, gfns);
@@ -113,8 +116,9 @@ fn r25_a_batch_spans_tables_and_gaps() {
     td.check_same(&gfns);
 }
 
+// Shows: R49.
 #[test]
-fn r49_one_page_at_a_time() {
+fn one_page_at_a_time() {
     let td = td(1);
     map_all(&td, 0..3);
     assert_eq!(td.zap(0, 512), 3);
@@ -130,8 +134,9 @@ fn r49_one_page_at_a_time() {
     td.check_same(&[0, 1, 2]);
 }
 
+// Shows: R49.
 #[test]
-fn r49_the_size_of_a_batch_is_a_parameter() {
+fn the_size_of_a_batch_is_a_parameter() {
     for batch in [0, 1, 2, 3, 7, 100, 511, 512, 513, u32::MAX] {
         let td = td(batch);
         let gfns: Vec<u64> = (0..600).collect();
@@ -149,8 +154,9 @@ fn r49_the_size_of_a_batch_is_a_parameter() {
     assert_eq!(config.with_zap_batch(9).zap_batch(), 9);
 }
 
+// Shows: R25.
 #[test]
-fn r25_before_finalize_there_is_no_block_and_no_track() {
+fn before_finalize_there_is_no_block_and_no_track() {
     let td = Td::in_build();
     map_all(&td, 0..600);
     assert_eq!(td.zap(0, 600), 600);
@@ -162,8 +168,9 @@ fn r25_before_finalize_there_is_no_block_and_no_track() {
     td.check_same(&(0..600).collect::<Vec<_>>());
 }
 
+// Shows: R49.
 #[test]
-fn r49_nothing_is_half_done_when_the_lock_is_yielded() {
+fn nothing_is_half_done_when_the_lock_is_yielded() {
     let td: Arc<OnceLock<Td>> = Arc::default();
     td.set(Td::with_zap_batch(
         Level::L512G,
@@ -196,8 +203,9 @@ fn r49_nothing_is_half_done_when_the_lock_is_yielded() {
     td.check_same(&gfns);
 }
 
+// Shows: R49.
 #[test]
-fn r49_what_is_mapped_behind_a_yield_stays() {
+fn what_is_mapped_behind_a_yield_stays() {
     let td: Arc<OnceLock<Td>> = Arc::default();
     td.set(Td::with_zap_batch(Level::L512G, Mock::new(Level::L512G), 4))
         .unwrap();
@@ -222,8 +230,9 @@ fn r49_what_is_mapped_behind_a_yield_stays() {
     td.check_same(&(0..8).collect::<Vec<_>>());
 }
 
+// Shows: R49.
 #[test]
-fn r49_a_sparse_range_yields_as_often_as_a_full_one() {
+fn a_sparse_range_yields_as_often_as_a_full_one() {
     // 512 leaves in 512 tables.
     let td = Td::built();
     let gfns: Vec<u64> = (0..512).map(|n| n * 512).collect();
@@ -243,8 +252,9 @@ fn r49_a_sparse_range_yields_as_often_as_a_full_one() {
     assert!(td.mock().log().is_empty());
 }
 
+// Shows: R12.
 #[test]
-fn r12_a_zap_without_leave_never_yields() {
+fn a_zap_without_leave_never_yields() {
     let td = td(1);
     map_all(&td, 0..64);
     td.host().resched.store(u32::MAX, SeqCst);
@@ -253,8 +263,9 @@ fn r12_a_zap_without_leave_never_yields() {
     assert_eq!(td.host().resched.load(SeqCst), u32::MAX, "nor asks");
 }
 
+// Shows: R49.
 #[test]
-fn r49_512_empty_entries_end_a_batch() {
+fn a_batch_ends_after_512_empty_entries() {
     // Between the two leaves lie 511 empty entries, or one more.
     for (other, batches) in [(512, 1), (513, 2)] {
         let td = Td::built();
@@ -270,8 +281,9 @@ fn r49_512_empty_entries_end_a_batch() {
     }
 }
 
+// Shows: R14.
 #[test]
-fn r14_each_leaf_of_a_zap_has_its_own_operands() {
+fn each_leaf_of_a_zap_has_its_own_operands() {
     for (call, not_its) in [
         (Call::Block, status::EPOCH_BUSY),
         (Call::Block, TdxStatus::PREVIOUS_TLB_EPOCH_BUSY),
@@ -350,8 +362,9 @@ fn expect_lost(td: &Td, lost: &[u64], bugs: usize, what: &str) {
     assert_eq!(td.mock().leaves().len(), owned as usize, "as the TD ended");
 }
 
+// Shows: R25, R41.
 #[test]
-fn r25_r41_an_error_at_each_leaf_of_a_batch() {
+fn an_error_at_each_leaf_of_a_batch() {
     for call in [Call::Block, Call::Remove, Call::Wbinvd] {
         for bad in fatal() {
             for k in 0..8 {
@@ -374,8 +387,9 @@ fn r25_r41_an_error_at_each_leaf_of_a_batch() {
     }
 }
 
+// Shows: R25, R41.
 #[test]
-fn r25_r41_no_leaf_can_be_blocked() {
+fn no_leaf_can_be_blocked() {
     let td = Td::built();
     map_all(&td, 0..8);
     td.mock().fail(Call::Block, 0, 8, TdxStatus::TD_FATAL);
@@ -387,8 +401,9 @@ fn r25_r41_no_leaf_can_be_blocked() {
     assert_eq!(td.mirror().stats().zap_batches.get(), 1);
 }
 
+// Shows: R25, R41.
 #[test]
-fn r25_r41_a_failed_track_quarantines_what_is_blocked() {
+fn a_failed_track_quarantines_what_is_blocked() {
     for bad in fatal() {
         let td = Td::built();
         map_all(&td, 0..8);
@@ -409,8 +424,9 @@ fn r25_r41_a_failed_track_quarantines_what_is_blocked() {
     expect_lost(&td, &[0, 1, 2, 3], 1, "first batch");
 }
 
+// Shows: R25, R41.
 #[test]
-fn r25_r41_an_error_before_finalize() {
+fn an_error_before_finalize() {
     for call in [Call::Remove, Call::Wbinvd] {
         for k in 0..8 {
             let td = Td::in_build();
@@ -421,8 +437,9 @@ fn r25_r41_an_error_before_finalize() {
     }
 }
 
+// Shows: R26.
 #[test]
-fn r26_each_seamcall_of_a_batch_may_be_busy_once() {
+fn each_seamcall_of_a_batch_may_be_busy_once() {
     for (call, busy) in [
         (Call::Block, status::TREE_BUSY),
         (Call::Block, status::ENTRY_BUSY),
@@ -451,8 +468,9 @@ fn r26_each_seamcall_of_a_batch_may_be_busy_once() {
     }
 }
 
+// Shows: R26, B7.
 #[test]
-fn r26_b7_busy_with_all_vcpus_out_is_a_bug() {
+fn busy_with_all_vcpus_out_is_a_bug() {
     for (call, busy) in [
         (Call::Block, status::TREE_BUSY),
         (Call::Block, status::ENTRY_BUSY),
@@ -472,8 +490,9 @@ fn r26_b7_busy_with_all_vcpus_out_is_a_bug() {
     }
 }
 
+// Shows: R26.
 #[test]
-fn r26_all_seamcalls_of_a_batch_busy_once() {
+fn all_seamcalls_of_a_batch_busy_once() {
     let td = Td::built();
     map_all(&td, 0..8);
     for k in 0..8 {
@@ -495,8 +514,9 @@ fn r26_all_seamcalls_of_a_batch_busy_once() {
 }
 
 /// A guest that accepts all the time, in the way of each SEAMCALL, costs one kick more.
+// Shows: R26.
 #[test]
-fn r26_one_kick_and_the_batch_is_undisturbed() {
+fn one_kick_and_the_batch_is_undisturbed() {
     let td: Arc<OnceLock<Td>> = Arc::default();
     let inner = td.clone();
     let mock = Mock::new(Level::L512G).observe(move |call, at| {
@@ -522,8 +542,9 @@ fn r26_one_kick_and_the_batch_is_undisturbed() {
     td.check_same(&(0..512).collect::<Vec<_>>());
 }
 
+// Shows: B21.
 #[test]
-fn b21_a_leaf_that_is_blocked_already_is_blocked() {
+fn a_leaf_that_is_blocked_already_is_blocked() {
     let td = Td::built();
     map_all(&td, 0..8);
     let at = Position::covering(Gfn::new(3).unwrap(), Level::L4K);
@@ -547,8 +568,9 @@ fn b21_a_leaf_that_is_blocked_already_is_blocked() {
     expect_lost(&td, &[5], 1, "BLOCK that did nothing");
 }
 
+// Shows: R25.
 #[test]
-fn r25_huge_leaf() {
+fn huge_leaf() {
     let td = Td::built();
     map_all(&td, [0]);
     // No map makes one yet, but the rest of the protocol has the level as a parameter.
@@ -563,8 +585,9 @@ fn r25_huge_leaf() {
     assert!(!td.mock().owns(0x200));
 }
 
+// Shows: R25.
 #[test]
-fn r25_part_of_a_huge_leaf_is_not_zapped() {
+fn part_of_a_huge_leaf_is_not_zapped() {
     for (start, end) in [(512, 1023), (513, 1024), (600, 601)] {
         let td = Td::built();
         map_all(&td, [0]);
@@ -580,8 +603,9 @@ fn r25_part_of_a_huge_leaf_is_not_zapped() {
     }
 }
 
+// Shows: B21.
 #[test]
-fn b21_walkers_see_each_state_of_a_batch() {
+fn walkers_see_each_state_of_a_batch() {
     let td: Arc<OnceLock<Td>> = Arc::default();
     let seen = Arc::new(Mutex::new(Vec::new()));
     let (inner, log) = (td.clone(), seen.clone());

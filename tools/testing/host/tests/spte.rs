@@ -43,8 +43,9 @@ fn values(level: Level, n: u64) -> Vec<Spte> {
     v
 }
 
+// Shows: R33.
 #[test]
-fn r33_encoding_is_kvms() {
+fn encoding_is_kvms() {
     assert_eq!(
         KvmEncoding::OURS,
         KvmEncoding {
@@ -76,8 +77,9 @@ fn config_limits() {
     assert_eq!(Config::new(9, Level::L4K), Err(ConfigError::RootLevel));
 }
 
+// Shows: R51.
 #[test]
-fn r51_every_value_suppresses_ve() {
+fn every_value_suppresses_ve() {
     for level in LEVELS {
         for v in values(level, 0xff_ffff_ffff) {
             assert_ne!(v.raw() & 1 << 63, 0, "{v:?}");
@@ -108,8 +110,9 @@ fn values_keep_kind_and_pfn() {
     }
 }
 
+// Shows: R27.
 #[test]
-fn r27_one_class_maps_a_leaf() {
+fn one_class_maps_a_leaf() {
     for level in LEVELS {
         for old in values(level, 3) {
             for new in values(level, 3).into_iter().chain(values(level, 4)) {
@@ -185,8 +188,9 @@ fn subject(class: Transition) -> Option<Pfn> {
     }
 }
 
+// Shows: R27, R29, R30, R32, R35.
 #[test]
-fn r27_r29_r30_r32_r35_every_change_has_its_class() {
+fn every_change_has_its_class() {
     let (a, b) = (pfn(0x4_0000), pfn(0x8_0000));
     for level in LEVELS {
         let leaf = |p| Spte::leaf(p, level);
@@ -235,8 +239,9 @@ fn r27_r29_r30_r32_r35_every_change_has_its_class() {
     }
 }
 
+// Shows: R28, B30.
 #[test]
-fn r28_b30_bits_of_a_present_leaf() {
+fn bits_of_a_present_leaf_neither_map_nor_remove() {
     for level in [Level::L4K, Level::L2M, Level::L1G] {
         let old = Spte::leaf(pfn(0x5555), level);
         for bit in 0..64 {
@@ -261,8 +266,9 @@ fn r28_b30_bits_of_a_present_leaf() {
     }
 }
 
+// Shows: R29.
 #[test]
-fn r29_another_pfn_is_a_bug() {
+fn another_pfn_is_a_bug() {
     for level in [Level::L4K, Level::L2M, Level::L1G] {
         let old = Spte::leaf(pfn(3), level);
         for new in [
@@ -279,8 +285,9 @@ fn r29_another_pfn_is_a_bug() {
     }
 }
 
+// Shows: R30.
 #[test]
-fn r30_table_over_a_present_entry() {
+fn table_over_a_present_entry() {
     for level in [Level::L2M, Level::L1G] {
         let leaf = Spte::leaf(pfn(3), level);
         let table = Spte::table(pfn(4));
@@ -299,8 +306,9 @@ fn r30_table_over_a_present_entry() {
     }
 }
 
+// Shows: R32.
 #[test]
-fn r32_leaf_without_rwx() {
+fn leaf_without_rwx() {
     let leaf = Spte::leaf(pfn(3), Level::L4K);
     for bit in 0..3 {
         let new = Spte::from_raw(leaf.raw() & !(1 << bit));
@@ -384,8 +392,9 @@ proptest! {
         }
     }
 
+    // Shows: B18.
     #[test]
-    fn b18_ranges_at_the_limits(start: u64, len: u64, limit_bits in 1u32..41, snap: bool) {
+    fn ranges_at_the_limits(start: u64, len: u64, limit_bits in 1u32..41, snap: bool) {
         // Snapped ones lie around the end of the GFNs.
         let start = if snap { (1u64 << 40).wrapping_add(start % 5).wrapping_sub(2) } else { start };
         let len = if snap { len % 5 } else { len };

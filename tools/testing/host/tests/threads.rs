@@ -38,8 +38,9 @@ fn jealous(delay: impl Fn() + Send + Sync + 'static) -> Mock {
     })
 }
 
+// Shows: R36, R43.
 #[test]
-fn r36_r43_faults_zaps_and_walks_at_once() {
+fn faults_zaps_and_walks_at_once() {
     const OPS: u64 = 30_208;
     const LONGEST: Duration = Duration::from_secs(60);
     const GFNS: u64 = 24;
@@ -110,8 +111,9 @@ fn r36_r43_faults_zaps_and_walks_at_once() {
     assert_eq!(td.host().used_external(), 0);
 }
 
+// Shows: R1.
 #[test]
-fn r1_a_stuck_seamcall_stops_its_own_gfn_only() {
+fn a_stuck_seamcall_stops_its_own_gfn_only() {
     let gate = Arc::new((Mutex::new(false), Condvar::new()));
     let arrived = Arc::new(Barrier::new(2));
     let (g, a) = (gate.clone(), arrived.clone());
@@ -145,8 +147,9 @@ fn r1_a_stuck_seamcall_stops_its_own_gfn_only() {
     td.check_same(&[0, 5, 6, 7, 511, 512, 0x4_0000]);
 }
 
+// Shows: R2.
 #[test]
-fn r2_disjoint_faults_run_in_parallel() {
+fn disjoint_faults_run_in_parallel() {
     const PAGES: u64 = 40;
     let delay = Duration::from_millis(2);
     let inside = Arc::new((AtomicUsize::new(0), AtomicUsize::new(0)));
@@ -186,8 +189,9 @@ fn r2_disjoint_faults_run_in_parallel() {
     assert!(inside.1.load(SeqCst) >= 3, "SEAMCALLs overlap");
 }
 
+// Shows: R1.
 #[test]
-fn r1_zap_waits_for_a_map_under_way() {
+fn zap_waits_for_a_map_under_way() {
     let seen = Arc::new(AtomicBool::new(false));
     let started = Arc::new(Barrier::new(2));
     let (flag, start) = (seen.clone(), started.clone());
@@ -211,8 +215,9 @@ fn r1_zap_waits_for_a_map_under_way() {
     td.check_same(&[5]);
 }
 
+// Shows: R43.
 #[test]
-fn r43_bugged_vm_ends_all_faults_and_nothing_else() {
+fn bugged_vm_ends_all_faults_and_nothing_else() {
     let td = Td::new(Level::L512G, jealous(thread::yield_now));
     for gfn in 0..64 {
         assert_eq!(td.map(gfn, 100 + gfn), Ok(MapOutcome::Fixed));

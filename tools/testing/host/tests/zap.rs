@@ -55,8 +55,9 @@ fn zap_in_build_needs_no_block() {
     td.check_same(&[5]);
 }
 
+// Shows: B21.
 #[test]
-fn b21_blocked_in_the_mirror_while_blocked_in_the_s_ept() {
+fn blocked_in_the_mirror_while_blocked_in_the_s_ept() {
     use std::sync::{Arc, Mutex, OnceLock};
     let td: Arc<OnceLock<Td>> = Arc::default();
     let seen = Arc::new(Mutex::new(Vec::new()));
@@ -118,8 +119,9 @@ fn zap_of_nothing_calls_nothing() {
     assert_eq!(td.kind(5), SpteKind::Leaf(Pfn::new(100).unwrap()));
 }
 
+// Shows: R12.
 #[test]
-fn r12_no_map_removes() {
+fn no_map_removes() {
     let td = mapped(true, &[5, 6]);
     for _ in 0..10 {
         assert_eq!(td.map(5, 100), Ok(MapOutcome::Spurious));
@@ -130,8 +132,9 @@ fn r12_no_map_removes() {
     }
 }
 
+// Shows: R19.
 #[test]
-fn r19_nothing_freezes_under_the_write_lock() {
+fn nothing_freezes_under_the_write_lock() {
     let gfns: Vec<u64> = (0..512).collect();
     let td = mapped(true, &gfns);
     let before = td.mirror().stats().frozen.get();
@@ -141,8 +144,9 @@ fn r19_nothing_freezes_under_the_write_lock() {
     td.check_same(&gfns);
 }
 
+// Shows: R26.
 #[test]
-fn r26_busy_at_each_seamcall_of_a_zap() {
+fn busy_at_each_seamcall_of_a_zap() {
     for (call, busy) in [
         (Call::Block, status::TREE_BUSY),
         (Call::Block, status::ENTRY_BUSY),
@@ -172,8 +176,9 @@ fn r26_busy_at_each_seamcall_of_a_zap() {
     }
 }
 
+// Shows: B8.
 #[test]
-fn b8_zap_in_build_meets_a_busy_tdr() {
+fn zap_in_build_meets_a_busy_tdr() {
     let td = mapped(false, &[5]);
     td.mock().fail(Call::Remove, 0, 1, status::TDR_BUSY);
     assert_eq!(td.zap(5, 6), 1);
@@ -200,8 +205,9 @@ fn previous_epoch_busy_of_a_real_vcpu() {
     td.check_same(&[5, 6]);
 }
 
+// Shows: B7.
 #[test]
-fn b7_vcpus_are_let_in_again_whatever_happens() {
+fn vcpus_are_let_in_again_whatever_happens() {
     for call in [Call::Block, Call::Track, Call::Remove] {
         let busy = if call == Call::Track {
             status::EPOCH_BUSY
@@ -221,8 +227,9 @@ fn b7_vcpus_are_let_in_again_whatever_happens() {
     }
 }
 
+// Shows: B14, B34.
 #[test]
-fn b14_b34_failed_zap_quarantines() {
+fn failed_zap_quarantines() {
     let fatal = [
         (Call::Block, TdxStatus::TD_FATAL),
         (Call::Remove, status::STATE_INCORRECT),
@@ -272,8 +279,9 @@ fn b14_b34_failed_zap_quarantines() {
     }
 }
 
+// Shows: R49.
 #[test]
-fn r49_zap_yields_between_batches_only() {
+fn zap_yields_between_batches_only() {
     let gfns: Vec<u64> = (0..8).collect();
     let td = Td::with_zap_batch(Level::L512G, Mock::new(Level::L512G), 2);
     for gfn in &gfns {
@@ -305,8 +313,9 @@ fn zap_of_a_sparse_range_yields_too() {
     assert_eq!(td.host().yields.load(SeqCst), 1);
 }
 
+// Shows: B33.
 #[test]
-fn b33_children_are_reclaimed_first() {
+fn children_are_reclaimed_first() {
     let gfns = [0, 512, 0x4_0000, 1 << 30];
     let td = mapped(true, &gfns);
     assert_eq!(td.zap(0, 1 << 36), 4);
@@ -328,8 +337,9 @@ fn b33_children_are_reclaimed_first() {
     assert_eq!(host.accounted.load(SeqCst), 0);
 }
 
+// Shows: B33.
 #[test]
-fn b33_teardown_before_the_hkid_is_released_leaks() {
+fn teardown_before_the_hkid_is_released_leaks() {
     let td = mapped(true, &[5]);
     assert_eq!(td.zap(5, 6), 1);
     td.mock().clear_log();
@@ -339,8 +349,9 @@ fn b33_teardown_before_the_hkid_is_released_leaks() {
     assert_eq!(td.host().used_external(), 3, "never given back");
 }
 
+// Shows: R9, R11, B22.
 #[test]
-fn r9_r11_b22_failed_reclaim_leaks_without_retry() {
+fn failed_reclaim_leaks_without_retry() {
     for bad in [
         TdxStatus::PAGE_METADATA_INCORRECT.with_operand(OperandId::RCX),
         TdxStatus::OPERAND_BUSY.with_operand(OperandId::TDR),
@@ -375,8 +386,9 @@ fn r9_r11_b22_failed_reclaim_leaks_without_retry() {
     }
 }
 
+// Shows: R41.
 #[test]
-fn r41_leaf_left_at_teardown_is_a_bug_and_reclaimed() {
+fn leaf_left_at_teardown_is_a_bug_and_reclaimed() {
     for bad in [
         None,
         Some(TdxStatus::OPERAND_BUSY.with_operand(OperandId::TDR)),
@@ -405,8 +417,9 @@ fn r41_leaf_left_at_teardown_is_a_bug_and_reclaimed() {
     }
 }
 
+// Shows: R21.
 #[test]
-fn r21_account_follows_the_tables() {
+fn account_follows_the_tables() {
     let td = Td::built();
     assert_eq!(td.host().accounted.load(SeqCst), 1);
     for (gfn, tables) in [(0, 4), (1, 4), (512, 5), (1 << 18, 7), (1 << 27, 10)] {

@@ -215,6 +215,7 @@ TEST_F(bad_input, run_too_early)
 	EXPECT_TD_OK(td, td_ops_run(&td->vcpu[0]));
 }
 
+/* Shows: R46, B18. */
 TEST_F(bad_input, add_memory)
 {
 	struct td *td = &self->td;
@@ -295,6 +296,7 @@ TEST_F(bad_input, add_memory_before_init_vcpu)
 	EXPECT_TRUE(unchanged(&self->before));
 }
 
+/* Shows: B8. */
 TEST_F(bad_input, add_memory_from_two_threads)
 {
 	const struct td_config config = { .no_finalize = true, .nr_vcpus = 2 };

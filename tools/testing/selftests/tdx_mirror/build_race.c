@@ -56,6 +56,7 @@ static int build_and_punch(struct td *td, bool image)
 	return ret ? ret : puncher.ret;
 }
 
+/* Shows: B8. */
 TEST_F(build_race, punch_hole_and_measure)
 {
 	struct td_vcpu *vcpu = &self->td.vcpu[0];
@@ -72,6 +73,7 @@ TEST_F(build_race, punch_hole_and_measure)
 	}
 }
 
+/* Shows: B8. */
 TEST_F(build_race, punch_hole_and_finalize)
 {
 	int round;

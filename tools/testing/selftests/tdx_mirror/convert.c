@@ -26,6 +26,7 @@ static void write_words(__u64 *memory, __u64 gpa, __u64 pages, __u64 seed)
 		memory[i] = guest_pattern(gpa + 8 * i, seed);
 }
 
+/* Shows: R40. */
 TEST_F(convert, by_the_vmm)
 {
 	const struct td_config config = {};
@@ -102,6 +103,7 @@ TEST_F(convert, retried_and_refused)
 	EXPECT_EQ(0x8000000000000000ull, vcpu->block->ops[0].status);
 }
 
+/* Shows: R24. */
 TEST_F(convert, range_and_attribute_disagree)
 {
 	const struct td_config config = {};

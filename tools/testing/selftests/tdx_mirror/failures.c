@@ -33,7 +33,8 @@ static int next_td_works(struct td *td)
 	return ret;
 }
 
-TEST_F_TIMEOUT(failures, b10_measuring_fails_at_each_chunk, 60)
+/* Shows: B10. */
+TEST_F_TIMEOUT(failures, measuring_fails_at_each_chunk, 60)
 {
 	const struct td_config config = { .no_image = true, .no_finalize = true };
 	struct td *td = &self->td;
@@ -85,7 +86,8 @@ static int add_with(struct td *td, enum td_leaf leaf, const char *when, __u64 st
 	return ret;
 }
 
-TEST_F(failures, b9_adding_is_refused_then_goes_on)
+/* Shows: B9. */
+TEST_F(failures, adding_is_refused_then_goes_on)
 {
 	static const struct {
 		enum td_leaf leaf;
@@ -126,7 +128,8 @@ TEST_F(failures, b9_adding_is_refused_then_goes_on)
 	}
 }
 
-TEST_F(failures, b9_adding_fails_for_good)
+/* Shows: B9. */
+TEST_F(failures, adding_fails_for_good)
 {
 	static const struct {
 		enum td_leaf leaf;
@@ -215,7 +218,8 @@ static void zap_that_breaks(struct __test_metadata *_metadata, struct td *td,
 	before->resolved += resolved;
 }
 
-TEST_F_TIMEOUT(failures, r41_b14_b34_a_zap_breaks, 120)
+/* Shows: R41, B14, B34. */
+TEST_F_TIMEOUT(failures, a_zap_breaks, 120)
 {
 	static const struct broken_zap zaps[] = {
 		{ "TDH.MEM.RANGE.BLOCK fails", TD_RANGE_BLOCK, "3",
@@ -242,7 +246,8 @@ TEST_F_TIMEOUT(failures, r41_b14_b34_a_zap_breaks, 120)
 				&zaps[i]);
 }
 
-TEST_F(failures, r26_a_zap_survives_busy_once)
+/* Shows: R26. */
+TEST_F(failures, a_zap_survives_busy_once)
 {
 	static const enum td_leaf leaf[] = { TD_RANGE_BLOCK, TD_TRACK, TD_PAGE_REMOVE };
 	static const __u64 operand[] = { TD_OP_SEPT_TREE, TD_OP_EPOCH, TD_OP_RCX };
@@ -264,7 +269,8 @@ TEST_F(failures, r26_a_zap_survives_busy_once)
 	ASSERT_TD_OK(td, td_ops_run(vcpu));
 }
 
-TEST_F(failures, r9_r11_b22_a_table_cannot_be_reclaimed)
+/* Shows: R9, R11, B22. */
+TEST_F(failures, a_table_cannot_be_reclaimed)
 {
 	static const __u64 status[] = {
 		TD_PAGE_METADATA | TD_OP_RCX, TD_OPERAND_BUSY | TD_OP_TDR,
@@ -309,7 +315,8 @@ TEST_F(failures, r9_r11_b22_a_table_cannot_be_reclaimed)
 	ASSERT_TD_OK(td, next_td_works(td));
 }
 
-TEST_F(failures, r41_b22_a_page_in_quarantine_cannot_be_reclaimed)
+/* Shows: R41, B22. */
+TEST_F(failures, a_page_in_quarantine_cannot_be_reclaimed)
 {
 	const struct td_config config = {};
 	struct td *td = &self->td;
@@ -342,7 +349,8 @@ TEST_F(failures, r41_b22_a_page_in_quarantine_cannot_be_reclaimed)
 	ASSERT_TD_OK(td, next_td_works(td));
 }
 
-TEST_F(failures, b33_tables_go_after_the_key)
+/* Shows: B33. */
+TEST_F(failures, tables_go_after_the_key)
 {
 	const struct td_config config = {};
 	struct td *td = &self->td;

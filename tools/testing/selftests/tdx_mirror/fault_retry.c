@@ -49,7 +49,8 @@ static void *prefault_thread(void *arg)
 	return NULL;
 }
 
-TEST_F(fault_retry, b3_prefault_ends_when_the_slot_goes)
+/* Shows: B3. */
+TEST_F(fault_retry, prefault_ends_when_the_slot_goes)
 {
 	const struct td_config config = {};
 	struct prefaulter p = { .vcpu = &self->td.vcpu[0], .gpa = SLOT_GPA };
@@ -82,7 +83,8 @@ TEST_F(fault_retry, b3_prefault_ends_when_the_slot_goes)
 	ASSERT_TD_OK(&self->td, td_prefault(p.vcpu, SLOT_GPA, TD_PAGE, NULL));
 }
 
-TEST_F(fault_retry, b4_fault_ends_when_the_slot_goes)
+/* Shows: B4. */
+TEST_F(fault_retry, fault_ends_when_the_slot_goes)
 {
 	const struct td_config config = {};
 	struct td_vcpu *vcpu = &self->td.vcpu[0];
@@ -108,7 +110,8 @@ TEST_F(fault_retry, b4_fault_ends_when_the_slot_goes)
 	ASSERT_TD_OK(&self->td, td_ops_run(vcpu));
 }
 
-TEST_F(fault_retry, b5_prefault_ends_when_the_root_goes)
+/* Shows: B5. */
+TEST_F(fault_retry, prefault_ends_when_the_root_goes)
 {
 	const struct td_config config = {};
 	struct prefaulter p = { .vcpu = &self->td.vcpu[0], .gpa = TD_RAM_GPA };
@@ -155,7 +158,8 @@ static void *prefault_once_thread(void *arg)
 	return NULL;
 }
 
-TEST_F(fault_retry, b5_prefault_goes_on_with_the_new_root)
+/* Shows: B5. */
+TEST_F(fault_retry, prefault_goes_on_with_the_new_root)
 {
 	const struct td_config config = {};
 	struct td_calls before;
@@ -185,7 +189,8 @@ TEST_F(fault_retry, b5_prefault_goes_on_with_the_new_root)
 	}
 }
 
-TEST_F(fault_retry, b5_fault_goes_on_with_the_new_root)
+/* Shows: B5. */
+TEST_F(fault_retry, fault_goes_on_with_the_new_root)
 {
 	const struct td_config config = {};
 	struct td_vcpu *vcpu = &self->td.vcpu[0];
@@ -273,19 +278,22 @@ static void enter_in_vain(struct __test_metadata *_metadata, struct td *td,
 	EXPECT_TD_OK(td, td_ops_run(vcpu));
 }
 
-TEST_F(fault_retry, r8_r16_r13_b32_five_entries_at_one_accept)
+/* Shows: R8, R13, R16, B32. */
+TEST_F(fault_retry, five_entries_at_one_accept)
 {
 	REQUIRE(NEEDS_EMULATOR | NEEDS_MIRROR | NEEDS_EXITS);
 	enter_in_vain(_metadata, &self->td, false);
 }
 
-TEST_F(fault_retry, r8_r16_r13_b32_five_entries_at_one_store)
+/* Shows: R8, R13, R16, B32. */
+TEST_F(fault_retry, five_entries_at_one_store)
 {
 	REQUIRE(NEEDS_EMULATOR | NEEDS_MIRROR | NEEDS_EXITS);
 	enter_in_vain(_metadata, &self->td, true);
 }
 
-TEST_F(fault_retry, r13_a_signal_ends_it)
+/* Shows: R13. */
+TEST_F(fault_retry, a_signal_ends_it)
 {
 	struct td_vcpu *vcpu = &self->td.vcpu[0];
 	struct td_calls before;
@@ -305,7 +313,8 @@ TEST_F(fault_retry, r13_a_signal_ends_it)
 	EXPECT_EQ(1, vcpu->block->ops[0].res[0]);
 }
 
-TEST_F(fault_retry, r13_a_kill_ends_it)
+/* Shows: R13. */
+TEST_F(fault_retry, a_kill_ends_it)
 {
 	struct td_calls before;
 	char text[1024];
@@ -334,7 +343,8 @@ TEST_F(fault_retry, r13_a_kill_ends_it)
 		TH_LOG("%s", text);
 }
 
-TEST_F(fault_retry, r4_b6_r15_busy_for_a_while)
+/* Shows: R4, R15, B6. */
+TEST_F(fault_retry, busy_for_a_while)
 {
 	static const unsigned int times[] = { 1, 4, 5, 6, 10, TD_FAIL_TIMES };
 	const struct td_config config = {};
@@ -360,7 +370,8 @@ TEST_F(fault_retry, r4_b6_r15_busy_for_a_while)
 	}
 }
 
-TEST_F(fault_retry, r15_b6_no_mark_starves_the_guest)
+/* Shows: R15, B6. */
+TEST_F(fault_retry, no_mark_starves_the_guest)
 {
 	const struct td_config config = {};
 	struct td_vcpu *vcpu = &self->td.vcpu[0];

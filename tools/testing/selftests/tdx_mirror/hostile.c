@@ -342,12 +342,14 @@ static void storm(struct __test_metadata *_metadata, struct td *td, unsigned int
 	       shut_out);
 }
 
-TEST_F_TIMEOUT(hostile, r43_alone, 1800)
+/* Shows: R43. */
+TEST_F_TIMEOUT(hostile, guest_alone, 1800)
 {
 	storm(_metadata, &self->td, 0, td_times(2000, 900000));
 }
 
-TEST_F_TIMEOUT(hostile, r43_r40_r36_conversion_storm, 1800)
+/* Shows: R36, R40, R43. */
+TEST_F_TIMEOUT(hostile, conversion_storm, 1800)
 {
 	storm(_metadata, &self->td, MAX_THREADS, td_times(2000, 100000));
 }

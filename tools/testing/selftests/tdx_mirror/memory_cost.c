@@ -47,7 +47,8 @@ static __u64 formula(void)
 	return TABLES + TABLES / 512;
 }
 
-TEST_F_TIMEOUT(memory_cost, r21_tables_are_counted, 60)
+/* Shows: R21. */
+TEST_F_TIMEOUT(memory_cost, tables_are_counted, 60)
 {
 	const struct td_config config = {};
 	struct td *td = &self->td;
@@ -127,7 +128,8 @@ static void charged_child(const char *group, __u64 done[2])
 	_exit(0);
 }
 
-TEST_F_TIMEOUT(memory_cost, b16_r21_the_owner_is_charged, 60)
+/* Shows: R21, B16. */
+TEST_F_TIMEOUT(memory_cost, the_owner_is_charged, 60)
 {
 	char mnt[] = "/tmp/memory_cost.XXXXXX", group[64];
 	__u64 *done = mmap(NULL, TD_PAGE, PROT_READ | PROT_WRITE,

@@ -75,6 +75,7 @@ TEST_F(memslot_delete, while_the_guest_runs)
 	ASSERT_TD_OK(&self->td, td_ops_join(vcpu));
 }
 
+/* Shows: B4. */
 TEST_F(memslot_delete, under_a_fault)
 {
 	const struct td_config config = {};

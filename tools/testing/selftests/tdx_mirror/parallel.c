@@ -28,6 +28,7 @@ static int join_both(struct td *td)
 	return first ? first : second;
 }
 
+/* Shows: R2, R31. */
 TEST_F(parallel, disjoint_gfns)
 {
 	const struct td_config config = { .nr_vcpus = 2 };
@@ -57,6 +58,7 @@ TEST_F(parallel, disjoint_gfns)
 			  after.emu_present - self->before.emu_present);
 }
 
+/* Shows: R27, R36, B1. */
 TEST_F(parallel, same_gfns)
 {
 	const struct td_config config = { .nr_vcpus = 2 };
@@ -80,6 +82,7 @@ TEST_F(parallel, same_gfns)
 			  after.emu_present - self->before.emu_present);
 }
 
+/* Shows: R27, R36. */
 TEST_F(parallel, with_prefault)
 {
 	const struct td_config config = { .nr_vcpus = 2 };
@@ -134,6 +137,7 @@ TEST_F(parallel, zap_while_running)
 	ASSERT_TD_OK(&self->td, td_ops_join(guest));
 }
 
+/* Shows: R36. */
 TEST_F(parallel, zap_what_is_faulted)
 {
 	const struct td_config config = { .nr_vcpus = 2 };

@@ -85,6 +85,7 @@ TEST_F(prefault, unaligned_start_and_end_of_tables)
 	ASSERT_TD_OK(&self->td, td_ops_run(vcpu));
 }
 
+/* Shows: B18. */
 TEST_F(prefault, end_of_the_slot)
 {
 	const struct td_config config = { .ram_size = 1 << 20 };

@@ -109,12 +109,14 @@ static void at_the_limit(struct __test_metadata *_metadata, struct td *td, bool 
 	ASSERT_TD_OK(td, td_build(td, &config));
 }
 
-TEST_F_TIMEOUT(pressure, b16_limit_met_by_prefault, 120)
+/* Shows: B16. */
+TEST_F_TIMEOUT(pressure, limit_met_by_prefault, 120)
 {
 	at_the_limit(_metadata, &self->td, false);
 }
 
-TEST_F_TIMEOUT(pressure, b16_limit_met_by_faults, 120)
+/* Shows: B16. */
+TEST_F_TIMEOUT(pressure, limit_met_by_faults, 120)
 {
 	at_the_limit(_metadata, &self->td, true);
 }

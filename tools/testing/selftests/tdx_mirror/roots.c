@@ -139,7 +139,8 @@ static const struct operation {
 	{ "one page shared", share_one_private_page, .removed = 1 },
 };
 
-TEST_F_TIMEOUT(roots, b19_r12_each_operation_and_both_roots, 60)
+/* Shows: R12, B19. */
+TEST_F_TIMEOUT(roots, each_operation_and_both_roots, 60)
 {
 	const struct td_config config = {};
 	struct td *td = &self->td;
@@ -184,7 +185,8 @@ TEST_F_TIMEOUT(roots, b19_r12_each_operation_and_both_roots, 60)
 	}
 }
 
-TEST_F(roots, b19_roots_replaced_while_the_guest_runs)
+/* Shows: B19. */
+TEST_F(roots, roots_replaced_while_the_guest_runs)
 {
 	const struct td_config config = { .nr_vcpus = 2 };
 	struct td *td = &self->td;
@@ -216,7 +218,8 @@ TEST_F(roots, b19_roots_replaced_while_the_guest_runs)
 	ASSERT_TD_OK(td, td_ops_join(vcpu));
 }
 
-TEST_F(roots, b20_one_gfn_by_both_of_its_names)
+/* Shows: B20. */
+TEST_F(roots, one_gfn_by_both_of_its_names)
 {
 	const struct td_config config = { .nr_vcpus = 2 };
 	struct td *td = &self->td;
@@ -254,7 +257,8 @@ TEST_F(roots, b20_one_gfn_by_both_of_its_names)
 	}
 }
 
-TEST_F(roots, b20_both_names_at_the_same_time)
+/* Shows: B20. */
+TEST_F(roots, both_names_at_the_same_time)
 {
 	const struct td_config config = { .nr_vcpus = 2 };
 	struct td *td = &self->td;

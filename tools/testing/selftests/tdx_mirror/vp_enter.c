@@ -57,13 +57,15 @@ static void requesters(struct __test_metadata *_metadata, struct td *td,
 	ASSERT_TD_OK(td, td_ops_join(vcpu));
 }
 
-TEST_F(vp_enter, b24_requester_is_served_while_the_epoch_is_busy)
+/* Shows: B24. */
+TEST_F(vp_enter, requester_is_served_while_the_epoch_is_busy)
 {
 	REQUIRE(NEEDS_EMULATOR);
 	requesters(_metadata, &self->td, TD_OP_EPOCH);
 }
 
-TEST_F(vp_enter, b24_a_signal_ends_it)
+/* Shows: B24. */
+TEST_F(vp_enter, a_signal_ends_it)
 {
 	struct td_vcpu *vcpu = &self->td.vcpu[0];
 	struct td_calls before;
@@ -82,7 +84,8 @@ TEST_F(vp_enter, b24_a_signal_ends_it)
 	ASSERT_TD_OK(&self->td, td_ops_run(vcpu));
 }
 
-TEST_F(vp_enter, r6_b31_other_operands_are_counted_apart)
+/* Shows: R6, B31. */
+TEST_F(vp_enter, other_operands_are_counted_apart)
 {
 	static const __u64 operand[] = { TD_OP_EPOCH, TD_OP_RCX, TD_OP_TDR };
 	struct td_vcpu *vcpu = &self->td.vcpu[0];
@@ -104,7 +107,8 @@ TEST_F(vp_enter, r6_b31_other_operands_are_counted_apart)
 	}
 }
 
-TEST_F(vp_enter, r6_r7_b31_busy_s_ept_and_the_policy)
+/* Shows: R6, R7, B31. */
+TEST_F(vp_enter, busy_s_ept_and_the_policy)
 {
 	const char *policy = td_param("vp_enter_policy", "warn");
 	bool kill = !strcmp(policy, "kill"), warn = !strcmp(policy, "warn");
@@ -138,7 +142,8 @@ TEST_F(vp_enter, r6_r7_b31_busy_s_ept_and_the_policy)
 	EXPECT_EQ(warn, td_klog_end());
 }
 
-TEST_F(vp_enter, r7_strict_policy_at_the_threshold)
+/* Shows: R7. */
+TEST_F(vp_enter, strict_policy_at_the_threshold)
 {
 	const char *policy = td_param("vp_enter_policy", "warn");
 	bool kill = !strcmp(policy, "kill");
@@ -168,7 +173,8 @@ TEST_F(vp_enter, r7_strict_policy_at_the_threshold)
  * The TDX module lets a vCPU in again when the listed page is accepted.  KVM can only
  * map it, which changes nothing: the exit comes back without an entry, for ever.
  */
-TEST_F(vp_enter, r13_shut_out_until_another_vcpu_accepts)
+/* Shows: R13. */
+TEST_F(vp_enter, shut_out_until_another_vcpu_accepts)
 {
 	const struct td_config config = { .nr_vcpus = 2 };
 	struct td_vcpu *vcpu = &self->td.vcpu[0], *other = &self->td.vcpu[1];

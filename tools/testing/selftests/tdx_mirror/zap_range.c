@@ -100,39 +100,46 @@ static void map_and_zap(struct __test_metadata *_metadata, struct td *td,
 	check(_metadata, pages, &cost);
 }
 
-TEST_F(zap_range, r25_r49_1_page)
+/* Shows: R25, R49. */
+TEST_F(zap_range, zap_of_1_page)
 {
 	map_and_zap(_metadata, &self->td, PUNCH_HOLE, 1);
 }
 
-TEST_F(zap_range, r25_r49_8_pages)
+/* Shows: R25, R49. */
+TEST_F(zap_range, zap_of_8_pages)
 {
 	map_and_zap(_metadata, &self->td, PUNCH_HOLE, 8);
 }
 
-TEST_F(zap_range, r25_r49_512_pages)
+/* Shows: R25, R49. */
+TEST_F(zap_range, zap_of_512_pages)
 {
 	map_and_zap(_metadata, &self->td, PUNCH_HOLE, 512);
 }
 
-TEST_F(zap_range, r25_r49_512_pages_to_shared)
+/* Shows: R25, R49. */
+TEST_F(zap_range, zap_of_512_pages_to_shared)
 {
 	map_and_zap(_metadata, &self->td, TO_SHARED, 512);
 }
 
-TEST_F(zap_range, r25_r49_513_pages)
+/* Shows: R25, R49. */
+TEST_F(zap_range, zap_of_513_pages)
 {
 	map_and_zap(_metadata, &self->td, PUNCH_HOLE, 513);
 }
 
-TEST_F_TIMEOUT(zap_range, r25_r49_16384_pages, 120)
+/* Shows: R25, R49. */
+TEST_F_TIMEOUT(zap_range, zap_of_16384_pages, 120)
 {
 	/* KVM's own mirror takes three times as long for these as all else here. */
 	REQUIRE(NEEDS_MIRROR);
 	map_and_zap(_metadata, &self->td, PUNCH_HOLE, 16384);
 }
 
-TEST_F(zap_range, r25_while_the_guest_runs)
+/* Shows: R25. */
+TEST_F(zap_range, zap_while_the_guest_runs)
 {
 	const struct td_config config = { .nr_vcpus = 2 };
 	struct td_vcpu *guest = &self->td.vcpu[0];
@@ -160,7 +167,8 @@ TEST_F(zap_range, r25_while_the_guest_runs)
 	ASSERT_TD_OK(&self->td, td_ops_join(guest));
 }
 
-TEST_F(zap_range, r25_before_finalize)
+/* Shows: R25. */
+TEST_F(zap_range, zap_before_finalize)
 {
 	const struct td_config config = { .no_image = true, .no_finalize = true };
 	struct td_vcpu *vcpu = &self->td.vcpu[0];

@@ -56,8 +56,9 @@ fn behind(td: &Td, leaf: u64, gfn: u64, r8: u64) {
     assert_eq!(rax, 0, "leaf {leaf} answered {rax:#x}");
 }
 
+// Shows: R1.
 #[test]
-fn r1_mirror_and_sept_agree_entry_by_entry() {
+fn mirror_and_sept_agree_entry_by_entry() {
     let machine = Machine::new();
     let td = td(&machine);
     for step in [1, 7, 512] {
@@ -92,8 +93,9 @@ fn r1_mirror_and_sept_agree_entry_by_entry() {
     assert_eq!(td.destroy(), 0);
 }
 
+// Shows: R1.
 #[test]
-fn r1_what_differs_is_found() {
+fn what_differs_is_found() {
     let machine = Machine::new();
     let td = td(&machine);
     behind(&td, PAGE_AUG, GFN + 9, data_pfn(9) << 12);

@@ -40,8 +40,9 @@ fn end(td: Td) {
     assert_eq!(td.destroy(), 0);
 }
 
+// Shows: B10.
 #[test]
-fn b10_mr_extend_fails_at_each_chunk() {
+fn mr_extend_fails_at_each_chunk() {
     const BUSY: u64 = 0x8000_0200_0000_0002;
     let machine = Machine::new();
     let whole = |fails: Option<u64>| {
@@ -80,8 +81,9 @@ fn b10_mr_extend_fails_at_each_chunk() {
     assert_eq!(whole(None), good);
 }
 
+// Shows: R31, B9.
 #[test]
-fn b9_r31_each_step_of_a_build_fails() {
+fn each_step_of_a_build_fails() {
     let machine = Machine::new();
     // Three tables and a page, in this order.
     let steps = [
@@ -120,8 +122,9 @@ fn b9_r31_each_step_of_a_build_fails() {
     }
 }
 
+// Shows: R20.
 #[test]
-fn r20_a_fault_after_the_build_in_the_same_order() {
+fn a_fault_after_the_build_in_the_same_order() {
     let machine = Machine::new();
     let td = td(&machine);
     td.finalize();

@@ -14,8 +14,9 @@ fn number(name: &str) -> Option<u64> {
 /// injective in both directions; no GFN is mapped private and shared; parents come before
 /// children, for the module never answers that a walk failed; accounts and counters are exact.
 /// PFNs are frame numbers of the emulated machine, which this program has no memory for.
+// Shows: R20, R21, R31, R40, R44, B9, B14, B34.
 #[test]
-fn r20_r21_r31_r40_r44_b9_b14_b34_mirror_equals_the_emulated_s_ept() {
+fn mirror_equals_the_emulated_s_ept() {
     let plan = Plan {
         steps: number("TDX_MIRROR_STEPS").unwrap_or(100_000),
         seed: number("TDX_MIRROR_SEED").unwrap_or_else(any_seed),

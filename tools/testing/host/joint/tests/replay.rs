@@ -46,8 +46,9 @@ fn small() -> Vec<Record> {
 
 /// Every recording that is kept: the mirror equals the S-EPT at several points of it and at its
 /// end, each zap takes away what it took away in the kernel, and nothing is leaked.
+// Shows: R31.
 #[test]
-fn r31_recordings_replay_with_mirror_and_s_ept_equal() {
+fn recordings_replay_with_mirror_and_s_ept_equal() {
     let mut files: Vec<PathBuf> = std::fs::read_dir(vectors())
         .expect("the vectors")
         .map(|entry| entry.expect("an entry").path())

@@ -296,8 +296,9 @@ fn settle(s: &Stress<'_>, present: u64, removed: u64) {
     }
 }
 
+// Shows: R1, R15, R16, R20, R21, R24, R36, R40, R43.
 #[test]
-fn r1_r15_r16_r20_r21_r24_r36_r40_r43_threads_on_one_td() {
+fn threads_on_one_td() {
     let steps: u64 = std::env::var("TDX_MIRROR_THREAD_STEPS")
         .map_or(1_000_000, |s| s.parse().expect("a number of steps"));
     let machine = Machine::new();
@@ -474,8 +475,9 @@ fn slow(machine: &Arc<Machine>, delay: &str) -> Td {
     td
 }
 
+// Shows: R2.
 #[test]
-fn r2_disjoint_faults_run_in_parallel() {
+fn disjoint_faults_run_in_parallel() {
     const PAGES: u64 = 30;
     let machine = Machine::new();
     let td = slow(&machine, "2000us");
@@ -520,8 +522,9 @@ fn r2_disjoint_faults_run_in_parallel() {
     assert_eq!(td.destroy(), 0);
 }
 
+// Shows: R1, R18.
 #[test]
-fn r1_r18_a_stuck_seamcall_stops_its_own_gfn_only() {
+fn a_stuck_seamcall_stops_its_own_gfn_only() {
     let machine = Machine::new();
     let gate: Arc<Gate> = Arc::default();
     let open = Arc::new((Mutex::new(false), Condvar::new()));
