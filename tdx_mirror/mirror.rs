@@ -21,6 +21,7 @@ pub mod lock;
 mod map;
 pub mod mmu;
 pub mod spte;
+pub mod stats;
 pub mod table;
 mod teardown;
 mod zap;

@@ -34,10 +34,10 @@ use self::debt::Book;
 use self::op::Op;
 use crate::base::addr::{Gfn, Pfn};
 use crate::base::level::Position;
+use crate::base::stats::Count;
 use crate::base::sys::{AtomicBool, Ordering};
 use crate::mirror::external::{
-    Assigned, Count, ExtError, ExtFailure, External, ExternalPage, ExternalPt, Free, Leaked,
-    Operand,
+    Assigned, ExtError, ExtFailure, External, ExternalPage, ExternalPt, Free, Leaked, Operand,
 };
 use crate::mirror::lock::{Exclusive, Shared};
 use crate::tdx::leaf::Leaf;
@@ -52,6 +52,8 @@ pub trait SeptBackend: Seamcall {
     type Count: Count;
     /// A counter at 0; asked for a fixed number of times, when the S-EPT is made.
     fn counter(&self) -> Self::Count;
+    /// The same of a row of counters.
+    fn counter_row<const N: usize>(&self) -> <Self::Count as Count>::Row<N>;
     /// Forces all vCPUs out of the guest and waits until they are.
     fn kick_vcpus(&self);
     /// With `true`, no vCPU enters the guest until the call with `false`.
@@ -106,7 +108,12 @@ impl<B: SeptBackend> Sept<B> {
     /// exceeded, and at least one try is made.
     pub fn with_fault_tries(backend: B, tries: u32) -> Self {
         let stats = SeptStats::new(|| backend.counter());
-        let given = Given::new(|| backend.counter());
+        let given = Given::new(
+            ByOperand::new(backend.counter_row()),
+            ByOperand::new(backend.counter_row()),
+            backend.counter_row(),
+            backend.counter_row(),
+        );
         Self {
             backend,
             fault_tries: tries.clamp(BUILD_TRIES, FAULT_TRIES),

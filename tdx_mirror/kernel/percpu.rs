@@ -15,7 +15,7 @@ use kernel::{
     sync::Arc, //
 };
 
-use crate::base::stats::Count;
+use crate::base::stats::{Count, CountRow};
 use crate::bindings;
 
 /// Counters that a TD has: those of the mirror, of the S-EPT and of the vCPUs' progress, the two
@@ -58,13 +58,29 @@ impl Block {
     ///
     /// The counter is not used after the block is dropped.
     pub(crate) unsafe fn counter(&self) -> Counter {
-        let last = COUNTERS.saturating_sub(1) as usize;
-        let number = self.taken.fetch_add(1, Ordering::Relaxed);
-        let offset = number.min(last).wrapping_mul(size_of::<u64>());
         // INVARIANT: The word is the block's, which lives as long by the safety requirements.
-        Counter {
-            word: (self.words.as_ptr() as usize).wrapping_add(offset),
+        Counter { word: self.take(1) }
+    }
+
+    /// The next `N` counters, of which the same holds.
+    ///
+    /// # Safety
+    ///
+    /// No counter of the row is used after the block is dropped.
+    pub(crate) unsafe fn row<const N: usize>(&self) -> Row<N> {
+        const { assert!(N <= COUNTERS as usize) };
+        // INVARIANT: The words are the block's, which lives as long by the safety requirements.
+        Row {
+            first: self.take(N),
         }
+    }
+
+    /// The address of the first of `count` words that lie in the block.
+    fn take(&self, count: usize) -> usize {
+        let last = (COUNTERS as usize).saturating_sub(count);
+        let number = self.taken.fetch_add(count, Ordering::Relaxed);
+        let offset = number.min(last).wrapping_mul(size_of::<u64>());
+        (self.words.as_ptr() as usize).wrapping_add(offset)
     }
 
     /// Whether each counter has a word of its own.
@@ -91,6 +107,8 @@ pub(crate) struct Counter {
 }
 
 impl Count for Counter {
+    type Row<const N: usize> = Row<N>;
+
     #[inline(always)]
     fn inc(&self) {
         // SAFETY: By the type invariant the word is there on every CPU, reached through the
@@ -123,6 +141,51 @@ impl Count for Counter {
     fn get(&self) -> u64 {
         // SAFETY: By the type invariant.
         unsafe { bindings::tdx_mirror_sum_counter(self.word as *const c_void) }
+    }
+}
+
+/// `N` counters, one after the other.
+///
+/// # Invariants
+///
+/// `first` is the address, as per-CPU memory has them, of `N` words that are each as a
+/// [`Counter`]'s.
+pub(crate) struct Row<const N: usize> {
+    first: usize,
+}
+
+impl<const N: usize> Row<N> {
+    #[inline(always)]
+    fn counter(&self, index: usize) -> Option<Counter> {
+        if index >= N {
+            return None;
+        }
+        // INVARIANT: By the type invariant the word at `index` is such a word.
+        Some(Counter {
+            word: self
+                .first
+                .wrapping_add(index.wrapping_mul(size_of::<u64>())),
+        })
+    }
+}
+
+impl<const N: usize> CountRow for Row<N> {
+    #[inline(always)]
+    fn inc(&self, index: usize) {
+        if let Some(counter) = self.counter(index) {
+            counter.inc();
+        }
+    }
+
+    fn get(&self, index: usize) -> u64 {
+        self.counter(index).map_or(0, |counter| counter.get())
+    }
+}
+
+impl<const N: usize> fmt::Debug for Row<N> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let counters = (0..N).map(|index| CountRow::get(self, index));
+        f.debug_list().entries(counters).finish()
     }
 }
 

@@ -10,8 +10,8 @@ use core::ptr::NonNull;
 
 use crate::base::addr::{Gfn, GfnRange, PagePtr, Pfn, PAGE_SHIFT};
 use crate::base::level::{Level, Position};
+use crate::base::stats::Counter;
 use crate::mirror::error::{Bug, Leak, MapError, MapOutcome};
-use crate::mirror::external::Counter;
 use crate::mirror::lock::{Exclusive, RcuRead, Shared};
 use crate::mirror::mmu::{Config, Mirror, Vm};
 use crate::mirror::table::{PageMap, PageSupplier, Root};
@@ -328,6 +328,10 @@ impl SeptBackend for &Td {
         Counter::new()
     }
 
+    fn counter_row<const N: usize>(&self) -> [Counter; N] {
+        Counter::row()
+    }
+
     fn kick_vcpus(&self) {
         add(&self.kicks);
     }
@@ -400,6 +404,10 @@ impl Vm for &Td {
 
     fn counter(&self) -> Counter {
         Counter::new()
+    }
+
+    fn counter_row<const N: usize>(&self) -> [Counter; N] {
+        Counter::row()
     }
 
     fn bug(&self, _bug: &Bug) {

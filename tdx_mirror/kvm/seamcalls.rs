@@ -196,6 +196,11 @@ impl SeptBackend for HookSeamcalls {
         unsafe { self.counters.counter() }
     }
 
+    fn counter_row<const N: usize>(&self) -> percpu::Row<N> {
+        // SAFETY: As in `counter()`.
+        unsafe { self.counters.row() }
+    }
+
     fn kick_vcpus(&self) {
         if trace::kick::is_on() {
             return self.traced_kick();
@@ -242,7 +247,7 @@ impl KernelVm {
     /// The VM behind `hooks`, with the number `td` and the root's page `root`.
     pub(crate) fn new(hooks: Arc<Hooks>, counters: Arc<Block>, td: u32, root: PagePtr) -> Self {
         // SAFETY: The histogram is in this structure, which keeps the block.
-        let freezes = Histogram::new(|| unsafe { counters.counter() });
+        let freezes = Histogram::new(unsafe { counters.row() });
         Self {
             hooks,
             counters,
@@ -326,6 +331,11 @@ impl Vm for KernelVm {
     fn counter(&self) -> percpu::Counter {
         // SAFETY: The mirror has its counters and this VM, which keeps the block.
         unsafe { self.counters.counter() }
+    }
+
+    fn counter_row<const N: usize>(&self) -> percpu::Row<N> {
+        // SAFETY: As in `counter()`.
+        unsafe { self.counters.row() }
     }
 
     fn bug(&self, bug: &Bug) {

@@ -2,11 +2,10 @@
 
 //! The external table as the mirror sees it: its operations, and the lock that each needs.
 
-pub use crate::base::stats::{Count, Counter};
-
 use super::lock::{Exclusive, Shared};
 use crate::base::addr::{PagePtr, Pfn};
 use crate::base::level::Position;
+use crate::base::stats::Counter;
 use core::{fmt, marker::PhantomData, mem::ManuallyDrop};
 
 /// What the TDX module was busy with, where that is one of the things that may be contended.

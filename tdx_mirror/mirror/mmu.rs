@@ -7,10 +7,11 @@ use super::error::{Bug, ConfigError, Leak};
 use super::external::ExternalPt;
 use super::lock::{Exclusive, TablesStay};
 use super::spte::{KvmEncoding, Spte, SpteKind};
+use super::stats::Stats;
 use super::table::{PageMap, Root};
 use crate::base::addr::{Gfn, PagePtr, Pfn};
 use crate::base::level::{Level, Position};
-use crate::base::stats::{Count, Histogram, Stats};
+use crate::base::stats::{Count, Histogram};
 use crate::base::sys::{AtomicBool, Ordering};
 
 /// Leaves that a zap takes away with one TRACK, at most: what one 4K table maps.  It bounds the
@@ -26,6 +27,8 @@ pub trait Vm: PageMap {
     type Count: Count;
     /// A counter at 0; asked for a fixed number of times, when the mirror is made.
     fn counter(&self) -> Self::Count;
+    /// The same of a row of counters.
+    fn counter_row<const N: usize>(&self) -> <Self::Count as Count>::Row<N>;
     /// Ends the VM for a broken invariant and reports it.
     fn bug(&self, bug: &Bug);
     /// Reports a page that is never given back.
@@ -157,7 +160,7 @@ impl<E: ExternalPt, V: Vm> Mirror<E, V> {
     /// An empty mirror with the table `root`.
     pub fn new(config: Config, ext: E, vm: V, root: Root) -> Self {
         let stats = Stats::new(|| vm.counter());
-        let batch_sizes = Histogram::new(|| vm.counter());
+        let batch_sizes = Histogram::new(vm.counter_row());
         stats.tables.inc();
         vm.account(root.page(), true);
         Self {

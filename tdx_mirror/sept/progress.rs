@@ -9,9 +9,8 @@
 //! whoever deletes its memslot.
 
 use super::budget::{HOLD_ROUNDS, LOCAL_ROUNDS, MAX_ENTERS, ZERO_STEP_THRESHOLD};
-use crate::base::stats::counters;
+use crate::base::stats::{counters, Count, Counter};
 use crate::base::sys::{AtomicBool, Ordering};
-use crate::mirror::external::{Count, Counter};
 use crate::tdx::status::{OperandId, TdxStatus};
 
 /// The notes on one vCPU, used by its own thread alone.

@@ -3,8 +3,8 @@
 //! What is counted of the S-EPT: SEAMCALLs by operation, and what they answered.
 
 use super::op::{Op, LEAVES};
-use crate::base::stats::counters;
-use crate::mirror::external::{Count, Operand};
+use crate::base::stats::{counters, Count, CountRow};
+use crate::mirror::external::Operand;
 
 counters! {
     /// SEAMCALLs by operation, each try counted.
@@ -56,14 +56,17 @@ pub const OPERANDS: [&str; 5] = [
     "tdr",
 ];
 
+/// Counters of one [`ByOperand`].
+pub(super) const BY_OPERAND: usize = LEAVES * OPERANDS.len();
+
 /// A counter for each operation, in the order of [`OPS`](super::OPS), and operand, in that of
 /// [`OPERANDS`].
 #[derive(Debug)]
-pub struct ByOperand<C>([[C; OPERANDS.len()]; LEAVES]);
+pub struct ByOperand<C: Count>(C::Row<BY_OPERAND>);
 
 impl<C: Count> ByOperand<C> {
-    fn new(mut make: impl FnMut() -> C) -> Self {
-        Self(core::array::from_fn(|_| core::array::from_fn(|_| make())))
+    pub(super) fn new(row: C::Row<BY_OPERAND>) -> Self {
+        Self(row)
     }
 
     pub(super) fn add(&self, op: Op, operand: Operand) {
@@ -74,59 +77,56 @@ impl<C: Count> ByOperand<C> {
             Operand::PreviousEpoch => 3,
             Operand::Tdr => 4usize,
         };
-        let row = self.0.get(op as usize);
-        if let Some(count) = row.and_then(|row| row.get(operand)) {
-            count.inc();
-        }
+        let first = (op as usize).saturating_mul(OPERANDS.len());
+        self.0.inc(first.saturating_add(operand));
     }
 
     /// All counters: the operation, the operand, the figure.
     pub fn each(&self) -> impl Iterator<Item = (usize, usize, u64)> + '_ {
-        let rows = self.0.iter().enumerate();
-        rows.flat_map(|(op, row)| {
-            let counts = row.iter().enumerate();
-            counts.map(move |(operand, count)| (op, operand, count.get()))
+        (0..BY_OPERAND).map(|index| {
+            let (op, operand) = (index / OPERANDS.len(), index % OPERANDS.len());
+            (op, operand, self.0.get(index))
         })
     }
 }
 
 /// What was answered but success.  What is contention is either retried or given up on.
 #[derive(Debug)]
-pub struct Given<C> {
+pub struct Given<C: Count> {
     /// Contention after which there was another try.
     pub retries: ByOperand<C>,
     /// Contention after which there was none.
     pub giveups: ByOperand<C>,
-    failed: [C; LEAVES],
-    noted: [C; LEAVES],
+    failed: C::Row<LEAVES>,
+    noted: C::Row<LEAVES>,
 }
 
 impl<C: Count> Given<C> {
-    pub(super) fn new(mut make: impl FnMut() -> C) -> Self {
+    pub(super) fn new(
+        retries: ByOperand<C>,
+        giveups: ByOperand<C>,
+        failed: C::Row<LEAVES>,
+        noted: C::Row<LEAVES>,
+    ) -> Self {
         Self {
-            retries: ByOperand::new(&mut make),
-            giveups: ByOperand::new(&mut make),
-            failed: core::array::from_fn(|_| make()),
-            noted: core::array::from_fn(|_| make()),
+            retries,
+            giveups,
+            failed,
+            noted,
         }
     }
 
     pub(super) fn failed(&self, op: Op) {
-        if let Some(count) = self.failed.get(op as usize) {
-            count.inc();
-        }
+        self.failed.inc(op as usize);
     }
 
     pub(super) fn noted(&self, op: Op) {
-        if let Some(count) = self.noted.get(op as usize) {
-            count.inc();
-        }
+        self.noted.inc(op as usize);
     }
 
     /// For each operation, answers that were neither done nor contention, and answers that were
     /// done with a remark.
     pub fn others(&self) -> impl Iterator<Item = (u64, u64)> + '_ {
-        let both = self.failed.iter().zip(&self.noted);
-        both.map(|(failed, noted)| (failed.get(), noted.get()))
+        (0..LEAVES).map(|op| (self.failed.get(op), self.noted.get(op)))
     }
 }

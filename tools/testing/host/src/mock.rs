@@ -6,7 +6,7 @@
 
 use crate::base::addr::{Gfn, PagePtr, Pfn};
 use crate::base::level::{Level, Position};
-use crate::mirror::external::Counter;
+use crate::base::stats::Counter;
 use crate::sept::SeptBackend;
 use crate::tdx::seamcall::{SeamOut, Seamcall};
 use crate::tdx::sept::SeptState;
@@ -483,6 +483,10 @@ impl SeptBackend for Mock {
 
     fn counter(&self) -> Counter {
         Counter::new()
+    }
+
+    fn counter_row<const N: usize>(&self) -> [Counter; N] {
+        Counter::row()
     }
 
     fn kick_vcpus(&self) {

@@ -4,10 +4,10 @@
 
 use crate::base::addr::{Gfn, GfnRange, PagePtr, Pfn};
 use crate::base::level::{Level, Position};
+use crate::base::stats::Counter;
 #[cfg(not(loom))]
 use crate::mirror::cell::SpteCell;
 use crate::mirror::error::{Bug, Leak, MapError, MapOutcome};
-use crate::mirror::external::Counter;
 use crate::mirror::lock::{Exclusive, RcuRead, Shared};
 use crate::mirror::mmu::{Config, Mirror, Vm, ZAP_BATCH};
 use crate::mirror::spte::{Spte, SpteKind};
@@ -239,6 +239,10 @@ impl Vm for Host {
 
     fn counter(&self) -> Counter {
         Counter::new()
+    }
+
+    fn counter_row<const N: usize>(&self) -> [Counter; N] {
+        Counter::row()
     }
 
     fn bug(&self, bug: &Bug) {

@@ -3,9 +3,8 @@
 //! What is counted, and what is told of frozen entries.
 
 use tdx_mirror_host::base::level::Level;
-use tdx_mirror_host::base::stats::Histogram;
+use tdx_mirror_host::base::stats::{Count, Counter, Histogram};
 use tdx_mirror_host::mirror::error::{MapError, MapOutcome};
-use tdx_mirror_host::mirror::external::{Count, Counter};
 use tdx_mirror_host::mirror::mmu::BATCH_SIZES;
 use tdx_mirror_host::mirror::spte::{Spte, SpteKind};
 use tdx_mirror_host::mock::{status, Call};
@@ -22,7 +21,7 @@ fn named(counts: &ByOperand<Counter>) -> Vec<(&'static str, &'static str, u64)> 
 
 #[test]
 fn a_histogram_has_powers_of_two() {
-    let h = Histogram::<Counter, 4>::new(Counter::new);
+    let h = Histogram::<Counter, 4>::new(Counter::row());
     for value in [0, 1, 2, 3, 4, 7, 8, 15, 16, u64::MAX] {
         h.add(value);
     }

@@ -5,8 +5,9 @@
 use std::ptr::without_provenance_mut;
 use tdx_mirror_host::base::addr::{Gfn, GfnRange, PagePtr, Pfn, FRAME_BITS, PAGE_SHIFT};
 use tdx_mirror_host::base::level::{Level, Position, INDEX_BITS};
+use tdx_mirror_host::base::stats::Counter;
 use tdx_mirror_host::mirror::cell::SpteCell;
-use tdx_mirror_host::mirror::external::{dropped_pages, Counter, ExtFailure, ExternalPage};
+use tdx_mirror_host::mirror::external::{dropped_pages, ExtFailure, ExternalPage};
 use tdx_mirror_host::mirror::spte::{
     IllegalTransition as Bad, KvmEncoding, Spte, SpteKind, Transition, FROZEN_VALUE,
     NONPRESENT_VALUE, PRESENT_MASK, SUPPRESS_VE,

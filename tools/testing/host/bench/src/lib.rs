@@ -11,8 +11,8 @@ use std::sync::atomic::{AtomicPtr, AtomicUsize, Ordering::Relaxed};
 
 use tdx_mirror_host::base::addr::{Gfn, GfnRange, PagePtr, Pfn};
 use tdx_mirror_host::base::level::{Level, Position};
+use tdx_mirror_host::base::stats::Count;
 use tdx_mirror_host::mirror::error::{Bug, Leak, MapOutcome};
-use tdx_mirror_host::mirror::external::Count;
 use tdx_mirror_host::mirror::lock::{Exclusive, RcuRead, Shared};
 use tdx_mirror_host::mirror::mmu::{Config, Mirror, Vm};
 use tdx_mirror_host::mirror::spte::Spte;
@@ -49,6 +49,8 @@ impl PerThread {
 }
 
 impl Count for PerThread {
+    type Row<const N: usize> = [Self; N];
+
     fn inc(&self) {
         self.change(1);
     }
@@ -101,6 +103,9 @@ impl SeptBackend for Nothing {
     type Count = PerThread;
     fn counter(&self) -> PerThread {
         PerThread::next()
+    }
+    fn counter_row<const N: usize>(&self) -> [PerThread; N] {
+        std::array::from_fn(|_| PerThread::next())
     }
     fn kick_vcpus(&self) {}
     fn hold_vcpus(&self, _hold: bool) {}
@@ -191,6 +196,9 @@ impl Vm for Arena {
     type Count = PerThread;
     fn counter(&self) -> PerThread {
         PerThread::next()
+    }
+    fn counter_row<const N: usize>(&self) -> [PerThread; N] {
+        std::array::from_fn(|_| PerThread::next())
     }
     fn bug(&self, bug: &Bug) {
         panic!("{bug:?}");

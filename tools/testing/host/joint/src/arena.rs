@@ -11,8 +11,8 @@ use std::sync::{Arc, Mutex};
 
 use tdx_mirror_host::base::addr::{PagePtr, Pfn};
 use tdx_mirror_host::base::level::Level;
+use tdx_mirror_host::base::stats::Counter;
 use tdx_mirror_host::mirror::error::{Bug, Leak};
-use tdx_mirror_host::mirror::external::Counter;
 use tdx_mirror_host::mirror::lock::Exclusive;
 use tdx_mirror_host::mirror::mmu::Vm;
 use tdx_mirror_host::mirror::table::{PageMap, PageSupplier};
@@ -240,6 +240,10 @@ impl Vm for Host {
 
     fn counter(&self) -> Counter {
         Counter::new()
+    }
+
+    fn counter_row<const N: usize>(&self) -> [Counter; N] {
+        Counter::row()
     }
 
     fn bug(&self, bug: &Bug) {

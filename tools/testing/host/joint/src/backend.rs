@@ -14,7 +14,7 @@ use tdx_emu_host::module::{
 use tdx_emu_host::vmm::{self, regs};
 use tdx_mirror_host::base::addr::{PagePtr, Pfn};
 use tdx_mirror_host::base::level::Position;
-use tdx_mirror_host::mirror::external::Counter;
+use tdx_mirror_host::base::stats::Counter;
 use tdx_mirror_host::mock::Call;
 use tdx_mirror_host::sept::SeptBackend;
 use tdx_mirror_host::tdx::seamcall::{SeamOut, Seamcall};
@@ -369,6 +369,10 @@ impl SeptBackend for Backend {
 
     fn counter(&self) -> Counter {
         Counter::new()
+    }
+
+    fn counter_row<const N: usize>(&self) -> [Counter; N] {
+        Counter::row()
     }
 
     fn kick_vcpus(&self) {
