@@ -5,7 +5,7 @@
 usage: make mutants [FILES='tdx_mirror/sept/op.rs ...']
        scripts/session scripts/mutants [--list] [--again] [--jobs N] [FILE...]
 
-cargo-mutants changes tdx_mirror/mirror, tdx_mirror/sept* and tdx_mirror/tdx, one change at a time,
+cargo-mutants changes tdx_mirror/{base,mirror,sept,tdx}, one change at a time,
 and runs the host's tests on each.  They are built as one crate, without what
 tools/testing/host/mutants.toml leaves out, and with fewer random cases.
 
@@ -42,12 +42,15 @@ TOP = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 sys.path.insert(0, os.path.join(TOP, "scripts", "checks"))
 import coverage  # noqa: E402 # pylint: disable=wrong-import-position
 HOST = "tools/testing/host"
+PRODUCT = "tdx_mirror"
 LISTED = f"{HOST}/mutants.toml"
 OUT = os.path.join(TOP, "build", "mutants")
 FLOOR = 95
 TEST_SECONDS = 20
 # A mutant that loops over an allocation must not take the machine with it.
 MEMORY_KIB = 6 << 20
+# What is mutated: the folders that are built on the host.
+PURE = ("base", "mirror", "sept", "tdx")
 # Tests that the kernel runs as well.
 TESTS_OF_BOTH = "tdx_mirror/kunit"
 # Stand-ins for the atomics that another build uses.
@@ -78,7 +81,7 @@ debug = false
 """
 PROFILE = """
 [lib]
-path = "lib.rs"
+path = "tdx_mirror/lib.rs"
 doctest = false
 
 [profile.dev]
@@ -128,23 +131,31 @@ def sections(toml):
 
 
 def host_modules():
-    """Lines of the host crate's root for a tree whose top is the project's, and the files named there."""
-    lines, paths, path = ["extern crate self as tdx_mirror_host;"], [], None
+    """Lines of a crate's root in the product's folder that has the modules of the host crate."""
+    lines, inside = ["extern crate self as tdx_mirror_host;"], None
     for line in read(os.path.join(TOP, HOST, "src/lib.rs")).split("\n"):
         line = line.strip()
         if found := re.match(r'#\[path = "([^"]+)"\]', line):
-            path = os.path.normpath(os.path.join(HOST, "src", found.group(1)))
+            inside = os.path.normpath(os.path.join(HOST, "src", found.group(1)))
+            if inside != PRODUCT:
+                raise Wrong(f"{HOST}/src/lib.rs: {inside} is not {PRODUCT}")
+        elif re.match(r"mod \w+ \{", line):
+            # An attribute of the folder's modules as a whole; each has its own.
+            if lines[-1] == "#[macro_use]":
+                lines.pop()
+        elif line == "}":
+            inside = None
         elif found := re.match(r"pub mod (\w+);", line):
-            here = path or next((p for p in (f"{HOST}/src/{found.group(1)}.rs", f"{HOST}/src/{found.group(1)}/mod.rs")
-                                 if os.path.exists(os.path.join(TOP, p))), None)
-            if not here:
-                raise Wrong(f"{HOST}/src/lib.rs: no file for the module {found.group(1)}")
-            lines += [f'#[path = "{here}"]', line]
-            paths.append(here)
-            path = None
+            if not inside:
+                lines.append(f'#[path = "../{HOST}/src/{found.group(1)}.rs"]')
+            lines.append(line)
+        elif line.startswith("pub use product::"):
+            # They are at the root already.
+            while lines[-1].startswith("#["):
+                lines.pop()
         elif line and not line.startswith("//"):
             lines.append(line)
-    return lines, paths
+    return lines
 
 
 def test_modules(left_out):
@@ -179,16 +190,13 @@ class Tree:
             there = os.path.join(path, name)
             if name != "target":
                 shutil.rmtree(there) if os.path.isdir(there) else os.remove(there)
-        lines, used = host_modules()
-        folders = sorted({"/".join(p.split("/")[:2]) for p in used if p.startswith("rust/")})
-        for name in folders + [f"{HOST}/src", f"{HOST}/tests"]:
-            source, target = os.path.join(TOP, name), os.path.join(path, name)
-            os.makedirs(os.path.dirname(target), exist_ok=True)
-            shutil.copytree(source, target) if os.path.isdir(source) else shutil.copy(source, target)
+        lines = host_modules()
+        for name in (PRODUCT, f"{HOST}/src", f"{HOST}/tests"):
+            shutil.copytree(os.path.join(TOP, name), os.path.join(path, name))
         self.modules = test_modules(left_out)
         for name in self.modules:
-            lines += ["#[cfg(test)]", f'#[path = "{HOST}/tests/{name}.rs"]', f"mod test_{name};"]
-        write(os.path.join(path, "lib.rs"), "\n".join(lines) + "\n")
+            lines += ["#[cfg(test)]", f'#[path = "../{HOST}/tests/{name}.rs"]', f"mod test_{name};"]
+        write(os.path.join(path, PRODUCT, "lib.rs"), "\n".join(lines) + "\n")
         parts = sections(read(os.path.join(TOP, HOST, "Cargo.toml")))
         write(os.path.join(path, "Cargo.toml"), "".join(parts.get(k, "").rstrip() + "\n\n" for k in (
             "[package]", "[lints.rust]")) + PROFILE)
@@ -202,9 +210,9 @@ class Tree:
         runner = os.path.join(path, "runner")
         write(runner, RUNNER.format(skip=" ".join(f"--skip {t}" for t in last), last=" ".join(last)))
         write(os.path.join(path, ".cargo", "config.toml"), f"[target.'cfg(unix)']\nrunner = [\"sh\", \"{runner}\"]\n")
-        folders = [f for f in folders if f != TESTS_OF_BOTH]
+        pure = [f"{PRODUCT}/{name}" for f in PURE for name in (f, f + ".rs")]
         # What every result rests on, and what those of one file of tests rest on.
-        self.base = digest_of(path, *folders, f"{HOST}/src", "Cargo.toml", "crates/Cargo.toml")
+        self.base = digest_of(path, *pure, f"{HOST}/src", "Cargo.toml", "crates/Cargo.toml")
         self.tests = {name: digest_of(path, f"{HOST}/tests/{name}.rs", *([TESTS_OF_BOTH] if name == "kunit" else []))
                       for name in self.modules}
 
@@ -233,12 +241,12 @@ def command(*more):
 def chosen(tree, wanted):
     """Arguments for the files to mutate."""
     if not wanted:
-        return [a for g in ("tdx_mirror/mirror/**", "tdx_mirror/sept*", "tdx_mirror/sept/**", "tdx_mirror/tdx/**") for a in ("-f", g)] + \
+        return [a for f in PURE for g in (f"{PRODUCT}/{f}.rs", f"{PRODUCT}/{f}/**") for a in ("-f", g)] + \
             [a for g in NOT_BUILT for a in ("-e", g)]
     for name in wanted:
-        ours = name.startswith(("tdx_mirror/mirror/", "tdx_mirror/sept", "tdx_mirror/tdx/"))
+        ours = any(name == f"{PRODUCT}/{f}.rs" or name.startswith(f"{PRODUCT}/{f}/") for f in PURE)
         if not ours or not os.path.isfile(os.path.join(tree, name)):
-            raise Wrong(f"{name} is no file of tdx_mirror/mirror, tdx_mirror/sept* or tdx_mirror/tdx")
+            raise Wrong(f"{name} is no file of {', '.join(f'{PRODUCT}/{f}' for f in PURE)}")
     return [a for name in wanted for a in ("-f", name)]
 
 

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0
-"""Layer rules of rust/: who may use whom, purity, and no circles.
+"""Layer rules of the modules' folders: who may use whom, purity, and no circles.
 
-The arrows are those of Documentation/design.rst.  An arrow is transitive: who
-may use the table may also name the entry that it is made of.
+The arrows are those of Documentation/design.rst, from folder to folder.  Within
+a folder each file may use each other one, as long as no circle comes of it.
 """
 
 import os
@@ -11,52 +11,57 @@ import re
 import lib
 import rust_text as rt
 
-# Module (longest prefix wins): what it may use besides core.
-ARROWS = {
-    "mirror::sys::kernel": ["kernel"],
-    "mirror::sys::loom": ["loom"],
-    "mirror::sys::host": [],
-    "mirror::sys": ["mirror::sys"],
-    "mirror::addr": ["mirror::level"],
-    "mirror::level": ["mirror::addr"],
-    "mirror::stats": ["mirror::sys"],
-    "mirror::lock": [],
-    "mirror::spte": ["mirror::addr", "mirror::level"],
-    "mirror::cell": ["mirror::spte", "mirror::sys", "mirror::lock"],
-    "mirror::external": ["mirror::addr", "mirror::level", "mirror::lock", "mirror::stats"],
-    "mirror::error": ["mirror::spte", "mirror::external"],
-    "mirror::table": ["mirror::cell", "mirror::lock", "mirror::external", "mirror::error"],
-    "mirror::frozen": ["mirror::cell", "mirror::lock", "mirror::external", "mirror::table"],
-    "mirror::cursor": ["mirror::cell", "mirror::lock", "mirror::external", "mirror::table", "mirror::frozen"],
-    "mirror": ["mirror"],
-    "tdx": ["tdx", "mirror::addr", "mirror::level"],
-    "sept": ["mirror::external", "mirror::addr", "mirror::level", "mirror::lock", "tdx"],
-    "emu": ["emu", "tdx", "mirror::addr", "mirror::level"],
-    "glue": ["glue", "mirror", "tdx", "sept", "kernel", "bindings"],
-    "emu_vmx": ["emu_vmx", "emu", "tdx", "mirror::addr", "kernel", "bindings"],
-    "emu_glue": ["emu_glue", "emu_vmx", "emu", "tdx", "mirror::addr", "kernel", "bindings"],
-    "test_glue": ["test_glue", "emu", "tdx", "mirror::addr", "kernel", "bindings"],
-    "kunit": ["kunit", "mirror", "tdx", "sept"],
-    "bindings": ["kernel"],
-    "main": ["glue", "emu", "emu_vmx", "emu_glue", "test_glue", "kunit", "kernel", "bindings"],
+# The crates, by folder.  Part of a crate (longest prefix wins): what it may use besides core and
+# itself; a name with `::` before it is another crate.
+CRATES = {
+    "tdx_mirror": {
+        "base": [],
+        "base::sys::kernel": ["::kernel"],
+        "base::sys::loom": ["::loom"],
+        "tdx": ["base"],
+        "mirror": ["base"],
+        "sept": ["base", "tdx", "mirror::external", "mirror::lock"],
+        "kunit": ["base", "tdx", "mirror", "sept"],
+        "bindings": ["::kernel"],
+        "kernel": ["base", "mirror::external", "mirror::lock", "bindings", "::kernel"],
+        "kvm": ["base", "tdx", "mirror", "sept", "kernel", "watch", "bindings", "::kernel"],
+        "watch": ["base", "tdx", "mirror", "sept", "kernel", "kvm", "bindings", "::kernel"],
+        "main": ["kvm", "watch", "kunit", "kernel", "bindings", "::kernel"],
+    },
+    "tdx_emu": {
+        "module": [],
+        "instruments": ["module"],
+        "vmx": ["module", "instruments", "::kernel"],
+        "kernel": ["module", "instruments", "vmx", "::kernel"],
+        "main": ["kernel", "module", "vmx", "::kernel"],
+    },
+    "tdx_mirror_test": {
+        "device": ["module", "instruments", "::kernel"],
+        "main": ["device", "module", "::kernel"],
+    },
+}
+# Whose modules a crate may build a second time, at its root.
+BORROWED = {
+    "tdx_mirror_test": ("tdx_emu",),
 }
 
-# Layers that build unchanged in the kernel and on a host.
-PURE = ("mirror", "tdx", "sept", "emu", "kunit")
+# What builds unchanged in the kernel and on a host.
+PURE = {
+    "tdx_mirror": ("base", "tdx", "mirror", "sept", "kunit"),
+    "tdx_emu": ("module", "instruments"),
+    "tdx_mirror_test": (),
+}
 
-# Crates that a path can begin with; everything else is a name of this crate.
-CRATES = {"core", "alloc", "std", "kernel", "loom", "pin_init", "macros", "ffi", "libc", "zerocopy"}
+# What a path can begin with when it names another crate; `kernel` brings the next ones along.
+OTHERS = {"core", "alloc", "std", "kernel", "loom", "pin_init", "macros", "ffi", "libc", "zerocopy"}
+WITH_KERNEL = ("pin_init", "ffi", "macros")
 
 
 def module_of(name):
-    """Module of a file below rust/: `mirror/addr.rs` is mirror::addr."""
+    """Module of a file below a crate's folder: `mirror/addr.rs` is mirror::addr."""
     path = name[:-len(".rs")].split("/")
     if len(path) == 1 and path[0].endswith("_main"):
         return "main"
-    if path[-1] == "mod":
-        path = path[:-1]
-    if path[0].startswith("bindings"):
-        return "bindings"
     return "::".join(path)
 
 
@@ -68,43 +73,33 @@ def longest(module, table):
     return None
 
 
-def closure(arrows):
-    """For each rule everything that it reaches along the arrows."""
-    reach = {}
-    for rule in arrows:
-        seen, work = set(), list(arrows[rule])
-        while work:
-            target = work.pop()
-            if target in seen:
-                continue
-            seen.add(target)
-            # A whole folder brings no rights of its parts: `mirror` as a
-            # target already covers every module of it.
-            work += arrows.get(target, [])
-        reach[rule] = seen
-    return reach
-
-
 class Crate:
     """The modules of a folder of Rust files and what they use."""
 
     def __init__(self, sources):
-        """sources: file name relative to rust/ -> text"""
+        """sources: file name relative to the crate's folder -> text"""
         self.sources = sources
         self.modules = {module_of(n): n for n in sources if module_of(n) != "main"}
         self.parsed = {}
         self.exports = {}
+        self.declared = {}
         for name, text in sources.items():
-            refs = rt.references(rt.without_tests(rt.blank(text)))
+            plain = rt.without_tests(rt.blank(text))
+            refs = rt.references(plain)
             self.parsed[name] = refs
             module = module_of(name)
+            if module == "main":
+                self.declared[name] = set(DECLARED.findall(plain))
+            # A private `use` is one for the modules below.
             for _, path, bound, public, inline in refs:
-                if public and bound and not inline:
-                    self.exports.setdefault(module, {})[bound] = path
+                if bound and not inline and module != "main":
+                    self.exports.setdefault(module, {})[bound] = (path, public)
 
-    def absolute(self, module, path, aliases, inline=()):
+    def absolute(self, module, path, aliases, inline=(), file=None):
         """Segments of a path from the crate root, or None for a local name."""
         head = path[0]
+        if head.startswith("::"):
+            return path
         here = ([] if module == "main" else module.split("::")) + list(inline)
         if head == "crate":
             return path[1:]
@@ -117,9 +112,9 @@ class Crate:
         if head in aliases and aliases[head] != path:
             base = self.absolute(module, aliases[head], {})
             return None if base is None else base + path[1:]
-        if "::".join(here + [head]) in self.modules:
+        if "::".join(here + [head]) in self.modules and head in self.declared.get(file, [head]):
             return here + path
-        if head in CRATES:
+        if head in OTHERS:
             return ["::" + head] + path[1:]
         if module == "main" and any(m.split("::")[0] == head for m in self.modules):
             return path
@@ -141,11 +136,11 @@ class Crate:
         if rest and depth < 8:
             inner = self.exports.get(name, {}).get(rest[0])
             if inner:
-                onward = self.absolute(name or "main", inner, {})
+                onward = self.absolute(name, inner[0], {})
                 if onward and onward != path:
                     found = self.target(onward, depth + 1)
                     # Who offers a type of another crate as its own answers for it.
-                    return name if found.startswith("::") else found
+                    return name if found.startswith("::") and inner[1] else found
         return name or "crate"
 
     def uses(self):
@@ -156,7 +151,7 @@ class Crate:
             for line, path, _, _, inline in refs:
                 if not path:
                     continue
-                full = self.absolute(module, path, aliases, inline)
+                full = self.absolute(module, path, aliases, inline, name)
                 if full is None:
                     continue
                 used = self.target(full)
@@ -164,91 +159,121 @@ class Crate:
                     yield name, line, module, used
 
 
-def node_of(module):
-    """What a circle is made of: each file of mirror/ and tdx/, else a whole folder.
-
-    The files of the emulator and of the glue are parts of one implementation.
-    """
-    if module in ("mirror::addr", "mirror::level"):
-        return "mirror::{addr,level}"  # one vocabulary in two files
-    return module if module.split("::")[0] in ("mirror", "tdx") else module.split("::")[0]
+def shortest_circle(edges, node, within):
+    """The shortest way from a node back to itself, among some nodes."""
+    ways, seen = [[node]], set()
+    while ways:
+        way = ways.pop(0)
+        for onward in sorted(edges.get(way[-1], set()) & within):
+            if onward == node:
+                return way + [node]
+            if onward not in seen:
+                seen.add(onward)
+                ways.append(way + [onward])
+    return []
 
 
 def circles(edges):
-    """One list of modules for each circle among the edges."""
-    found, state, stack = [], {}, []
-
-    def visit(node):
-        state[node] = 1
-        stack.append(node)
-        for onward in sorted(edges.get(node, ())):
-            if state.get(onward) == 1:
-                found.append(stack[stack.index(onward):] + [onward])
-            elif onward not in state:
-                visit(onward)
-        stack.pop()
-        state[node] = 2
-
-    for node in sorted(edges):
-        if node not in state:
-            visit(node)
-    return found
+    """(the nodes that all reach each other, a shortest circle) for each knot of the edges."""
+    reach = {}
+    for node in edges:
+        seen, work = set(), [node]
+        while work:
+            more = edges.get(work.pop(), set()) - seen
+            seen |= more
+            work += more
+        reach[node] = seen
+    knots = {frozenset(m for m in reach if m in reach[node] and node in reach[m])
+             for node in reach if node in reach[node]}
+    return sorted((sorted(k), min((shortest_circle(edges, n, k) for n in sorted(k)), key=len)) for k in knots)
 
 
+DECLARED = re.compile(r"^\s*(?:pub(?:\([^)]*\))?\s+)?mod\s+(\w+)\s*[;{]", re.M)
+# Literals and comments are blank where this is asked, but for the path.
+PATH_OF = re.compile(r'#\[path = "([^"]+)"\]')
 EXTERN = re.compile(r"\bextern\s+(?:crate\b|\{)|#\[\s*no_mangle|\basm!")
 
 
-def check_sources(sources):
-    """Findings in a crate: file name relative to rust/ -> text."""
-    findings, edges, reach = [], {}, closure(ARROWS)
+def check_sources(folder, sources, borrowed=()):
+    """Findings in a crate: file name relative to its folder -> text.
+
+    borrowed: names in sources that belong to another crate, which answers for them.
+    """
+    findings, edges, arrows, pure = [], {}, CRATES[folder], PURE[folder]
     crate = Crate(sources)
+    for name in sources:
+        if name not in borrowed and longest(module_of(name), arrows) is None:
+            findings.append(f"{folder}/{name}: the module {module_of(name)} has no layer: add it to "
+                            "scripts/checks/layers.py and Documentation/design.rst")
     for name, line, module, used in crate.uses():
-        rule = longest(module, ARROWS)
-        pure = module.split("::")[0] in PURE
-        if rule is None:
-            findings.append(f"rust/{name}: the module {module} has no layer: add it to scripts/checks/layers.py "
-                            "and Documentation/design.rst")
+        rule = longest(module, arrows)
+        if name in borrowed or rule is None:
             continue
+        where = f"{folder}/{name}:{line}: {module}"
+        allowed = arrows[rule]
         if used.startswith("::"):
-            crate_name = used[2:]
-            if crate_name == "core" or (not pure and crate_name in ("kernel", "pin_init", "ffi", "macros")):
-                continue
-            if crate_name in reach[rule]:
-                continue
-            findings.append(f"rust/{name}:{line}: {module} uses the crate {crate_name}")
-            continue
-        if used == "crate":
+            others = {"::core", *allowed, *("::" + w for w in WITH_KERNEL if "::kernel" in allowed)}
+            if used not in others:
+                findings.append(f"{where} uses the crate {used[2:]}")
+        elif used == "crate":
             # A name at the root of the crate: only the main files define some.
-            if pure:
-                findings.append(f"rust/{name}:{line}: {module} names something at the root of the crate")
+            if module.split("::")[0] in pure:
+                findings.append(f"{where} names something at the root of the crate")
+        elif longest(used, arrows) != rule and not any(used == a or used.startswith(a + "::") for a in allowed) \
+                and not (used + "::").startswith(rule + "::"):
+            findings.append(f"{where} uses {used}, and no arrow of the design leads there")
+        else:
+            edges.setdefault(module, set()).add(used)
+    for knot, circle in circles(edges):
+        # Folders whose files are still being cut.
+        if {m.split("::")[0] for m in knot} <= {"kvm", "watch", "module", "base"} and len(sources) > 40:
             continue
-        # A parent and its own mod.rs: the parent's re-exports were followed.
-        allowed = any(used == a or used.startswith(a + "::") for a in reach[rule] if a not in ("kernel",)) \
-            or longest(used, ARROWS) == rule and rule != "main"
-        if not allowed:
-            findings.append(f"rust/{name}:{line}: {module} uses {used}, and no arrow of the design leads there")
-        elif module != "main" and not used.startswith(module + "::") and not module.startswith(used + "::"):
-            one, other = node_of(module), node_of(used)
-            if one != other:
-                edges.setdefault(one, set()).add(other)
-    for circle in circles(edges):
-        findings.append("circle of modules: " + " -> ".join(circle))
+        rest = f", in a knot of {len(knot)}: {' '.join(knot)}" if len(knot) > len(circle) - 1 else ""
+        findings.append(f"{folder}: circle of modules: {' -> '.join(circle)}{rest}")
     for name, text in sources.items():
-        if module_of(name).split("::")[0] not in PURE:
+        if module_of(name).split("::")[0] not in pure or name in borrowed:
             continue
         plain = rt.without_tests(rt.blank(text))
         for found in EXTERN.finditer(plain):
-            findings.append(f"rust/{name}:{rt.line_of(plain, found.start())}: `{found.group(0).strip()}` in a pure layer")
+            findings.append(f"{folder}/{name}:{rt.line_of(plain, found.start())}: `{found.group(0).strip()}` in a pure layer")
     return sorted(set(findings))
 
 
+def borrowed_by(folder, sources, read_folder):
+    """({file: text} of other folders' modules at the crate's root, findings)."""
+    found, findings = {}, []
+    for name, text in sources.items():
+        for match in PATH_OF.finditer(text):
+            other = os.path.basename(match.group(1))
+            if match.group(1) != f"../{other}" or other not in BORROWED.get(folder, ()) or module_of(name) != "main":
+                findings.append(f"{folder}/{name}:{rt.line_of(text, match.start())}: builds {match.group(1)}: "
+                                "each folder stands alone")
+                continue
+            body = text[text.index("{", match.end()):]
+            wanted = DECLARED.findall(rt.blank(body[:rt.matching(body, 0)]))
+            found.update({n: t for n, t in read_folder(other).items() if module_of(n).split("::")[0] in wanted})
+    return found, findings
+
+
+def sources_in(folder):
+    return {os.path.relpath(n, folder): lib.read(n) for n in lib.files(f"{folder}/*.rs")}
+
+
+def examine(folder, read_folder=sources_in):
+    """Findings in the crate of a folder."""
+    sources = read_folder(folder)
+    borrowed, findings = borrowed_by(folder, sources, read_folder)
+    return findings + check_sources(folder, {**borrowed, **sources}, borrowed.keys() - sources.keys())
+
+
 def layers(result):
-    names = [n for n in lib.files("rust/*.rs")]
-    if not names:
-        result.missing("rust/*.rs", "run this in a whole checkout")
-        return
-    sources = {os.path.relpath(n, "rust"): lib.read(n) for n in names}
-    for finding in check_sources(sources):
-        result.bad(finding)
-    result.note = f"{len(names)} files"
+    count = 0
+    for folder in CRATES:
+        count += len(sources_in(folder))
+        if not sources_in(folder):
+            result.missing(f"{folder}/*.rs", "run this in a whole checkout")
+            continue
+        for finding in examine(folder):
+            result.bad(finding)
+    result.note = f"{count} files"
     result.todo = "use what the arrow allows, or move the code to the layer it belongs to"

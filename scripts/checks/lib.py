@@ -11,6 +11,10 @@ import tempfile
 
 TOP = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
+# The modules, each with its crate roots, its C and its Kbuild; the first is the product.
+PRODUCT = "tdx_mirror/"
+MODULES = (PRODUCT, "tdx_emu/", "tdx_mirror_test/")
+
 # Never part of the project, even in an unpacked tarball without git.
 NOT_OURS = ("build/", ".git/", "target/")
 BUILT = ("*.o", "*.ko", "*.mod", "*.mod.c", "*.cmd", "*.order", "Module.symvers", "*.pyc", "*.rmeta")
@@ -54,6 +58,15 @@ def files(*patterns):
     if not patterns:
         return names
     return [n for n in names if any(fnmatch.fnmatch(n, p) for p in patterns)]
+
+
+def of_modules(*endings):
+    """Files of all modules whose names end so: `.rs`."""
+    return files(*(f"{folder}*{ending}" for folder in MODULES for ending in endings))
+
+
+def of_product(*endings):
+    return files(*(f"{PRODUCT}*{ending}" for ending in endings))
 
 
 def read(name):

@@ -50,9 +50,9 @@ def panicking_calls(disassembly):
 
 
 def objects():
-    """Built objects that come from rust/: in the checkout or in the build folder."""
+    """Built objects of the modules: in the checkout or in the build folder."""
     place = os.environ.get("MODULE_OUT", "")
-    roots = [place] if place else [os.path.join(lib.TOP, "rust"), os.path.join(lib.TOP, "build")]
+    roots = [place] if place else [os.path.join(lib.TOP, f) for f in (*lib.MODULES, "build")]
     found = []
     for root in roots:
         for folder, _, leaves in os.walk(root):
@@ -71,25 +71,25 @@ def objects():
 
 
 def sources_of(path):
-    """The files of rust/ that an object was made of, as kbuild wrote them down."""
+    """The files of the modules that an object was made of, as kbuild wrote them down."""
     command = os.path.join(os.path.dirname(path), f".{os.path.basename(path)}.cmd")
     try:
         with open(command, encoding="utf-8", errors="replace") as f:
             words = f.read().split()
     except OSError:
         words = []
-    ours = os.path.join(lib.TOP, "rust", "")
+    ours = tuple(os.path.join(lib.TOP, f) for f in lib.MODULES)
     found = [w for w in words if w.startswith(ours) and w.endswith(".rs") and os.path.exists(w)]
-    return found or [os.path.join(lib.TOP, n) for n in lib.files("rust/*.rs")]
+    return found or [os.path.join(lib.TOP, n) for n in lib.of_modules(".rs")]
 
 
 def panic_symbols(result):
     if not lib.need(result, "objdump", "binutils"):
         return
     built = objects()
-    roots = [os.path.basename(n)[:-3] + ".o" for n in lib.files("rust/tdx_*_main.rs")]
+    roots = [os.path.basename(n)[:-3] + ".o" for n in lib.of_modules("_main.rs")]
     if not roots:
-        result.missing("rust/tdx_*_main.rs", "run this in a whole checkout")
+        result.missing("tdx_*_main.rs", "run this in a whole checkout")
         return
     count = 0
     for leaf in roots:

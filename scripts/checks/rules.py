@@ -7,12 +7,6 @@ import re
 import lib
 import rust_text as rt
 
-# What ships with the product: not the software TDX module, whose work is to touch guests' pages,
-# nor the test device.
-PRODUCT = ("rust/mirror/", "rust/tdx/", "rust/sept", "rust/glue/", "rust/tdx_mirror_main.rs",
-           "rust/helpers/helpers.c", "rust/helpers/helpers.h", "rust/helpers/exports.c", "rust/helpers/abi_check.c",
-           "rust/helpers/trace.c")
-
 
 def added(patch):
     """(file, line) of each line that a patch adds, and (file, None) for each file that it touches."""
@@ -44,9 +38,8 @@ def added_code(patch):
 
 
 def product():
-    """{file: code} of the product: its sources, and what the patches for KVM add."""
-    found = {n: without_comments(n, lib.read(n)) for n in lib.files("rust/*.rs", "rust/*.c", "rust/*.h")
-             if n.startswith(PRODUCT)}
+    """{file: code} of the product: the sources in its folder, and what the patches for KVM add."""
+    found = {n: without_comments(n, lib.read(n)) for n in lib.of_product(".rs", ".c", ".h")}
     for patch in lib.files("patches/kvm/*.patch"):
         for name, code in added_code(lib.read(patch)).items():
             found[f"{patch}: {name}"] = code
@@ -64,9 +57,7 @@ FIX_UP = re.compile(r"\b(?:_ASM_EXTABLE\w*|fixup_exception|fixup_user_fault|hand
                     r"pagefault_(?:disable|enable)|do_user_addr_fault)\b")
 FAULT_FILES = re.compile(r"arch/x86/mm/(?:fault|extable)\.c|arch/x86/kernel/traps\.c")
 # Not a guest's page: (end of the file's name, word) and why.
-OF_THE_HOST = {
-    ("rust/helpers/helpers.c", "page_to_virt"): "tables of the mirror: pages of KVM's own caches",
-}
+OF_THE_HOST = {}
 
 
 def touches(code):
@@ -96,7 +87,8 @@ def guest_pages(result):
 
 NEW_UAPI = re.compile(r"\b_IO[RW]*\(|\bKVM_CAP_\w+\s+\d|^\s*#\s*define\s+KVM_\w+|\bcase\s+KVM_\w+:|\bmiscdevice\b|"
                       r"\b(?:unlocked_ioctl|compat_ioctl)\b|\bproc_create\w*|\bcdev_\w+", re.M)
-TEST_DEVICE = "include/uapi/linux/tdx_mirror_test.h"
+# The only headers of that kind.
+TEST_DEVICE = "tdx_mirror_test/uapi/"
 
 
 def new_uapi(name, code):
@@ -114,9 +106,9 @@ def uapi(result):
     for name, code in sources.items():
         for what in new_uapi(name, code):
             result.bad(f"{name}: {what}: an interface that KVM does not have")
-    headers = lib.files("include/uapi/*.h")
+    headers = [n for n in lib.files("*.h") if re.search(r"(?:^|/)uapi/", n)]
     for name in headers:
-        if name != TEST_DEVICE:
+        if not name.startswith(TEST_DEVICE):
             result.bad(f"{name}: only the test device has ioctls of its own")
     result.note = f"{len(sources)} sources and patched files, {len(headers)} header of the test device"
     result.todo = "use the ioctls that KVM has"
@@ -143,7 +135,7 @@ def argues_from_secrecy(name, text):
 
 def isolation(result):
     """Texts and comments argue from isolation, not from encryption."""
-    names = [n for n in lib.files("*.rst", "README.md", "include/*.h", "rust/*.rs", "rust/*.c", "rust/*.h",
+    names = [n for n in lib.files("*.rst", "README.md", "include/*.h", *(f"{m}*.{e}" for m in lib.MODULES for e in ("rs", "c", "h")),
                                   "tools/testing/selftests/*.c", "tools/testing/selftests/*.h")]
     for name in names:
         for number, line in argues_from_secrecy(name, lib.read(name)):
@@ -175,6 +167,7 @@ def uncharged(code):
 # Statements that allocate nothing, by a part of them, and why.
 CHARGED_OTHERWISE = {
     "alloc_page(struct": "the type of a hook",
+    "init_zeroed(), GFP_KERNEL": "the TD of a unit test",
 }
 
 
@@ -214,23 +207,22 @@ def lines_of_code(name, text):
     return sum(1 for line in without_comments(name, text).split("\n") if line.strip())
 
 
-# What is counted as one: title, files, and how many `unsafe` it may have at most.
+# What is counted as one: title, files as a pattern, and how many `unsafe` it may have at most.
 PARTS = [
-    ("mirror", ("rust/mirror/",), 12),
-    ("policy of SEAMCALLs", ("rust/sept",), 0),
-    ("interface of the TDX module", ("rust/tdx/",), 0),
-    ("edge to C, in Rust", ("rust/glue/", "rust/tdx_mirror_main.rs"), None),
-    ("edge to C, in C", ("rust/helpers/helpers", "rust/helpers/exports.c", "rust/helpers/abi_check.c",
-                         "rust/helpers/trace.c"), None),
-    ("off to the side, the baseline", ("tools/testing/host/src/aside",), 0),
+    ("mirror", r"tdx_mirror/(base|mirror)(\.rs|/.*)", 12),
+    ("policy of SEAMCALLs", r"tdx_mirror/sept(\.rs|/.*)", 0),
+    ("interface of the TDX module", r"tdx_mirror/tdx(\.rs|/.*)", 0),
+    ("edge to C, in Rust", r"tdx_mirror/((kvm|watch|kernel)(\.rs|/.*\.rs)|tdx_mirror_main\.rs)", None),
+    ("edge to C, in C", r"tdx_mirror/.*\.[ch]", None),
+    ("off to the side, the baseline", r"tools/testing/host/src/aside.*", 0),
 ]
 
 
 def complexity(result):
     """Lines and `unsafe` of each part, beside those of the variant off to the side."""
     rows = []
-    for title, starts, most in PARTS:
-        names = [n for n in lib.files("*.rs", "*.c", "*.h") if n.startswith(starts)]
+    for title, which, most in PARTS:
+        names = [n for n in lib.files("*.rs", "*.c", "*.h") if re.fullmatch(which, n)]
         lines = sum(lines_of_code(n, lib.read(n)) for n in names)
         unsafe = sum(len(re.findall(r"\bunsafe\b", without_comments(n, lib.read(n)))) for n in names
                      if n.endswith(".rs"))
@@ -267,7 +259,7 @@ def warn_sites(sources):
                 if count > 1:
                     found.append(f"{name}: {function}() warns at two places: the trace would not say which")
         if len(WARNS.findall(code)) != inside:
-            found.append(f"{name}: a warning outside a function of rust/helpers: give it one of its own")
+            found.append(f"{name}: a warning outside a function in C: give it one of its own")
     return sites, found
 
 
@@ -285,7 +277,7 @@ def fired_in(tests):
 
 def warnings(result):
     """Each warning of the module is in the table of design.rst, and a test makes it come."""
-    sources = {n: without_comments(n, lib.read(n)) for n in lib.files("rust/*.rs", "rust/*.c") if n.startswith(PRODUCT)}
+    sources = {n: without_comments(n, lib.read(n)) for n in lib.of_product(".rs", ".c")}
     sites, findings = warn_sites(sources)
     for finding in findings:
         result.bad(finding)

@@ -135,7 +135,7 @@ def expand(tree):
 
 
 USE = re.compile(r"^\s*(pub(?:\s*\([^)]*\))?\s+)?use\s+((?:[^;])*);", re.M)
-PATH = re.compile(rf"(?<![\w:])(?:::\s*)?({IDENT}(?:\s*::\s*{IDENT})+)")
+PATH = re.compile(rf"(?<![\w:>])((?:::\s*)?{IDENT}(?:\s*::\s*{IDENT})+)")
 
 
 INLINE = re.compile(rf"\bmod\s+({IDENT})\s*(?=\{{)")
@@ -155,12 +155,16 @@ def references(text):
 
     def take(match):
         line = line_of(text, match.start(2))
+        other = "::" if match.group(2).startswith("::") else ""
         for path, name in expand(match.group(2).lstrip(":").strip()):
+            path = [other + path[0], *path[1:]] if path else path
             found.append((line, path, name, bool(match.group(1)), inside(match.start(2))))
         return re.sub(r"[^\n]", " ", match.group(0))
 
     rest = USE.sub(take, text)
     for match in PATH.finditer(rest):
-        found.append((line_of(rest, match.start()), re.sub(r"\s", "", match.group(1)).split("::"), None, False,
-                      inside(match.start())))
+        words = re.sub(r"\s", "", match.group(1)).split("::")
+        # `::name` is another crate.
+        words = words if words[0] else ["::" + words[1], *words[2:]]
+        found.append((line_of(rest, match.start()), words, None, False, inside(match.start())))
     return found

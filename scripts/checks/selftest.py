@@ -14,68 +14,107 @@ import text
 import unsafe_code
 
 GOOD = {
-    "tdx_mirror_main.rs": "mod glue;\nmod mirror;\nmod tdx;\nmod sept;\nuse kernel::prelude::*;\nuse glue::abi;\n",
-    "mirror/mod.rs": "pub mod addr;\npub mod level;\npub mod mmu;\npub use mmu::Mmu;\npub use addr::Gfn;\n",
-    "mirror/addr.rs": "use core::fmt;\nuse super::level::Level;\n",
-    "mirror/level.rs": "// crate::mirror::mmu is only named in a comment\n",
-    "mirror/spte.rs": "use crate::mirror::{addr::Pfn, level::Level};\n",
-    "mirror/cell.rs": "use super::{spte::Spte, sys::AtomicU64};\n",
-    "mirror/sys/mod.rs": "mod kernel;\npub use self::kernel::AtomicU64;\n",
-    "mirror/sys/kernel.rs": "use kernel::sync::atomic::Atomic;\n",
-    "mirror/mmu.rs": "use super::cell::SpteCell;\nuse super::addr;\nfn f() { addr::g(); }\n"
-                     "#[cfg(test)]\nmod tests { use std::vec::Vec; }\n",
-    "mirror/mmu2.rs": "use super::mmu::A;\n",
-    "tdx/mod.rs": "use crate::mirror::addr::Gfn;\n",
-    "sept/debt.rs": "use crate::mirror::sys::AtomicU64;\n",
-    "sept/mod.rs": "mod debt;\nuse crate::{mirror::external::E, tdx};\nfn f() { tdx::call(); }\n",
-    "mirror/lock.rs": "mod sealed {\n    pub trait S {}\n    impl S for super::T {}\n}\n",
-    "mirror/external.rs": "use super::addr::Pfn;\n",
-    "emu/mod.rs": "use crate::tdx::Leaf;\nuse crate::mirror::addr::Pfn;\n",
-    "glue/mod.rs": "use crate::mirror::Mmu;\nuse kernel::prelude::*;\nuse crate::sept;\n",
+    "tdx_mirror": {
+        "tdx_mirror_main.rs": "mod kernel;\nmod kvm;\nmod watch;\npub mod base;\nuse ::kernel::prelude::*;\nuse kvm::entry;\n"
+                              "fn f() { kernel::rcu::g(); watch::figures::h(); }\n",
+        "tdx_mirror_kunit_main.rs": "pub mod kunit;\nuse kernel::prelude::*;\nuse kunit::td::Td;\n",
+        "base.rs": "pub mod addr;\npub mod level;\npub mod sys;\n",
+        "base/addr.rs": "use core::fmt;\nuse super::level::Level;\n",
+        "base/level.rs": "// crate::base::addr is only named in a comment\n",
+        "base/sys.rs": "mod kernel;\npub use self::kernel::AtomicU64;\n",
+        "base/sys/kernel.rs": "use kernel::sync::atomic::Atomic;\n",
+        "mirror.rs": "mod cell;\npub mod external;\npub mod map;\npub use map::Mirror;\npub use cell::Cell;\n",
+        "mirror/cell.rs": "use crate::base::{addr::Pfn, sys::AtomicU64};\n",
+        "mirror/map.rs": "use super::cell::SpteCell;\nuse super::cell;\nfn f() { cell::g(); }\n"
+                         "#[cfg(test)]\nmod tests { use std::vec::Vec; }\n",
+        "mirror/zap.rs": "use super::map::A;\n",
+        "mirror/external.rs": "use crate::base::addr::Pfn;\n",
+        "mirror/lock.rs": "mod sealed {\n    pub trait S {}\n    impl S for super::T {}\n}\n",
+        "tdx.rs": "pub mod sept;\nuse crate::base::addr::Gfn;\n",
+        "tdx/sept.rs": "use crate::base::level::Level;\n",
+        "sept.rs": "mod debt;\nuse crate::{mirror::external::E, tdx};\nfn f() { tdx::call(); debt::g(); }\n",
+        "sept/debt.rs": "use crate::base::sys::AtomicU64;\n",
+        "bindings.rs": "use kernel::ffi;\nmod contract;\npub(crate) use contract::*;\n",
+        "bindings/contract.rs": "use super::ffi;\n",
+        "kernel.rs": "pub(crate) mod rcu;\n",
+        "kernel/rcu.rs": "use crate::mirror::lock::T;\nuse kernel::prelude::*;\n",
+        "kvm.rs": "pub(crate) mod entry;\npub(crate) mod td;\n",
+        "kvm/td.rs": "use crate::kernel::rcu::R;\nuse kernel::prelude::*;\nuse crate::mirror::Mirror;\n",
+        "kvm/entry.rs": "use super::td::Td;\nuse crate::watch::figures;\nuse crate::sept;\n",
+        "watch.rs": "pub(crate) mod figures;\n",
+        "watch/figures.rs": "use crate::kvm::td::Td;\nuse pin_init::pin_data;\n",
+        "kunit/td.rs": "use crate::mirror::Mirror;\n",
+        "kunit.rs": "pub mod td;\n",
+    },
+    "tdx_emu": {
+        "tdx_emu_main.rs": "mod kernel;\nmod module;\nuse ::kernel::prelude::*;\nfn f() { crate::kernel::start(); }\n",
+        "module.rs": "pub mod machine;\nmod sys;\npub use machine::Machine;\n",
+        "module/machine.rs": "use core::fmt;\n",
+        "module/sys.rs": "use super::Machine;\n",
+        "instruments.rs": "mod hold;\n",
+        "instruments/hold.rs": "use crate::module::Machine;\n",
+        "kernel.rs": "use crate::module::Machine;\nuse kernel::prelude::*;\n",
+    },
+    "tdx_mirror_test": {
+        "tdx_mirror_test_main.rs": "use kernel::prelude::*;\nmod device;\n#[path = \"../tdx_emu\"]\nmod tdx_emu {\n"
+                                   "    pub mod module;\n}\npub use tdx_emu::module;\n",
+        "device.rs": "use crate::module::Machine;\nuse kernel::prelude::*;\n",
+    },
 }
 
 # What is planted into which file, and a part of the finding that must come.
 PLANTED = [
-    ("emu/mod.rs", "use crate::mirror::mmu::Mmu;\n", "emu uses mirror::mmu"),
-    ("emu/mod.rs", "use crate::mirror::Mmu;\n", "emu uses mirror::mmu"),
-    ("emu/mod.rs", "fn f() { let _ = crate::mirror::mmu::new(); }\n", "emu uses mirror::mmu"),
-    ("emu/mod.rs", "use crate::mirror as m;\nfn f() { m::mmu::new(); }\n", "emu uses mirror::mmu"),
-    ("emu/mod.rs", "use crate::{tdx::{self, Leaf}, sept::Sept};\n", "emu uses sept"),
-    ("mirror/mmu.rs", "use kernel::prelude::*;\n", "mirror::mmu uses the crate kernel"),
-    ("mirror/mmu.rs", "fn f() { kernel::pr_info(); }\n", "mirror::mmu uses the crate kernel"),
-    ("mirror/mmu.rs", "use alloc::vec::Vec;\n", "mirror::mmu uses the crate alloc"),
-    ("mirror/mmu.rs", "use std::sync::Arc;\n", "mirror::mmu uses the crate std"),
-    ("mirror/mmu.rs", "extern \"C\" { fn x(); }\n", "in a pure layer"),
-    ("mirror/mmu.rs", "use crate::tdx::Leaf;\n", "mirror::mmu uses tdx"),
-    ("mirror/addr.rs", "use super::spte::Spte;\n", "mirror::addr uses mirror::spte"),
-    ("mirror/addr.rs", "use super::super::glue::abi;\n", "mirror::addr uses glue"),
-    ("mirror/spte.rs", "use super::mmu::Mmu;\n", "mirror::spte uses mirror::mmu"),
-    ("mirror/sys/mod.rs", "use ::std::vec::Vec;\n", "uses the crate std"),
-    ("tdx/mod.rs", "use crate::mirror::cell::SpteCell;\n", "tdx uses mirror::cell"),
-    ("tdx/mod.rs", "use crate::emu::Module;\n", "tdx uses emu"),
-    ("sept/mod.rs", "use crate::mirror::mmu::Mmu;\n", "sept uses mirror::mmu"),
-    ("sept/debt.rs", "use crate::mirror::mmu::Mmu;\n", "sept::debt uses mirror::mmu"),
-    ("glue/mod.rs", "use crate::emu::Module;\n", "glue uses emu"),
-    ("mirror/level.rs", "use super::spte::Spte;\n", "no arrow"),
-    ("mirror/lock.rs", "mod inner { use super::super::mmu::Mmu; }\n", "mirror::lock uses mirror::mmu"),
-    ("mirror/mmu.rs", "use super::mmu2::A;\n", "circle of modules"),
-    ("other/mod.rs", "use crate::tdx::Leaf;\n", "other has no layer"),
-    ("mirror/mmu.rs", "fn f<'a>(c: char) { if c == '\"' {} }\nuse std::a;\nfn g() { let _ = \"\"; }\n", "the crate std"),
+    ("tdx_mirror/tdx.rs", "use crate::mirror::map::Mirror;\n", "tdx uses mirror::map"),
+    ("tdx_mirror/tdx.rs", "use crate::mirror::Mirror;\n", "tdx uses mirror::map"),
+    ("tdx_mirror/tdx/sept.rs", "fn f() { let _ = crate::mirror::map::new(); }\n", "tdx::sept uses mirror::map"),
+    ("tdx_mirror/tdx.rs", "use crate::mirror as m;\nfn f() { m::map::new(); }\n", "tdx uses mirror::map"),
+    ("tdx_mirror/tdx.rs", "use crate::{base::{self, addr}, sept::Sept};\n", "tdx uses sept"),
+    ("tdx_mirror/mirror/map.rs", "use kernel::prelude::*;\n", "mirror::map uses the crate kernel"),
+    ("tdx_mirror/mirror/map.rs", "fn f() { kernel::pr_info(); }\n", "mirror::map uses the crate kernel"),
+    ("tdx_mirror/mirror/map.rs", "fn f() { ::kernel::pr_info(); }\n", "mirror::map uses the crate kernel"),
+    ("tdx_mirror/mirror/map.rs", "use crate::kernel::rcu::R;\n", "mirror::map uses kernel::rcu"),
+    ("tdx_mirror/mirror/map.rs", "use alloc::vec::Vec;\n", "mirror::map uses the crate alloc"),
+    ("tdx_mirror/mirror/map.rs", "use std::sync::Arc;\n", "mirror::map uses the crate std"),
+    ("tdx_mirror/mirror/map.rs", "extern \"C\" { fn x(); }\n", "in a pure layer"),
+    ("tdx_mirror/mirror/map.rs", "use crate::tdx::Leaf;\n", "mirror::map uses tdx"),
+    ("tdx_mirror/base/addr.rs", "use crate::mirror::cell::Spte;\n", "base::addr uses mirror::cell"),
+    ("tdx_mirror/base/addr.rs", "use super::super::kvm::entry;\n", "base::addr uses kvm::entry"),
+    ("tdx_mirror/base/sys.rs", "use ::std::vec::Vec;\n", "uses the crate std"),
+    ("tdx_mirror/base/sys.rs", "use ::kernel::prelude::*;\n", "base::sys uses the crate kernel"),
+    ("tdx_mirror/sept.rs", "use crate::mirror::map::Mirror;\n", "sept uses mirror::map"),
+    ("tdx_mirror/sept/debt.rs", "use crate::mirror::Mirror;\n", "sept::debt uses mirror::map"),
+    ("tdx_mirror/kernel/rcu.rs", "use crate::kvm::td::Td;\n", "kernel::rcu uses kvm::td"),
+    ("tdx_mirror/kernel/rcu.rs", "use crate::mirror::Mirror;\n", "kernel::rcu uses mirror::map"),
+    ("tdx_mirror/mirror/lock.rs", "mod inner { use super::super::super::tdx::Leaf; }\n", "mirror::lock uses tdx"),
+    ("tdx_mirror/mirror/map.rs", "use super::zap::A;\n", "circle of modules: mirror::map -> mirror::zap"),
+    ("tdx_mirror/base/level.rs", "use super::addr::Gfn;\n", "circle of modules: base::addr -> base::level"),
+    ("tdx_mirror/kvm/td.rs", "use crate::watch::figures;\n", "circle of modules: kvm::td -> watch::figures"),
+    ("tdx_mirror/sept/debt.rs", "fn f() { super::g(); }\n", "circle of modules: sept -> sept::debt"),
+    ("tdx_mirror/other.rs", "use crate::tdx::Leaf;\n", "other has no layer"),
+    ("tdx_mirror/other.rs", "", "other has no layer"),
+    ("tdx_mirror/mirror/map.rs", "fn f<'a>(c: char) { if c == '\"' {} }\nuse std::a;\nfn g() { let _ = \"\"; }\n", "the crate std"),
+    ("tdx_emu/module/machine.rs", "use crate::instruments::hold::Hold;\n", "module::machine uses instruments::hold"),
+    ("tdx_emu/module/machine.rs", "use super::sys::A;\n", "circle of modules: module::machine -> module::sys"),
+    ("tdx_emu/module/sys.rs", "use kernel::prelude::*;\n", "module::sys uses the crate kernel"),
+    ("tdx_emu/module.rs", "#[path = \"../tdx_mirror/base.rs\"]\nmod base;\n", "each folder stands alone"),
+    ("tdx_emu/tdx_emu_main.rs", "#[path = \"../tdx_mirror\"]\nmod tdx_mirror { pub mod base; }\n", "each folder stands alone"),
+    ("tdx_mirror/mirror.rs", "#[path = \"../tdx_emu/module.rs\"]\nmod module;\n", "each folder stands alone"),
+    ("tdx_mirror_test/device.rs", "use std::vec::Vec;\n", "device uses the crate std"),
 ]
 
 UNSAFE = [
     # (file, text, part of the finding or None for no finding)
-    ("mirror/cell.rs", "// SAFETY: it is ours.\nlet x = unsafe { y() };\n", None),
-    ("mirror/cell.rs", "// SAFETY: it is ours.\nlet x = f(\n    unsafe { y() },\n);\n", None),
-    ("mirror/cell.rs", "let x = unsafe { y() };\n", "without a SAFETY"),
-    ("mirror/cell.rs", "// SAFETY: for a.\nlet a = unsafe { y() };\nlet b = unsafe { y() };\n", "rust/mirror/cell.rs:3"),
-    ("mirror/cell.rs", "/// Reads.\n///\n/// # Safety\n/// Valid.\n#[inline]\npub unsafe fn f() {}\n", None),
-    ("mirror/cell.rs", "/// Reads.\npub unsafe fn f() {}\n", "without a `# Safety`"),
-    ("mirror/cell.rs", "unsafe impl Sync for X {}\n", "unsafe impl without"),
-    ("mirror/cell.rs", "type F = unsafe extern \"C\" fn(u64);\n", None),
-    ("mirror/mmu.rs", "// SAFETY: no.\nunsafe { y() };\n", "outside the allowed"),
-    ("mirror/mmu.rs", "// unsafe\nlet s = \"unsafe\"; let r = r#\"unsafe \" \"#;\n/* unsafe */\n", None),
-    ("emu/tree.rs", "unsafe { y() };\n", "outside the allowed"),
+    ("tdx_mirror/mirror/table.rs", "// SAFETY: it is ours.\nlet x = unsafe { y() };\n", None),
+    ("tdx_mirror/mirror/table.rs", "// SAFETY: it is ours.\nlet x = f(\n    unsafe { y() },\n);\n", None),
+    ("tdx_mirror/mirror/table.rs", "let x = unsafe { y() };\n", "without a SAFETY"),
+    ("tdx_mirror/mirror/table.rs", "// SAFETY: for a.\nlet a = unsafe { y() };\nlet b = unsafe { y() };\n", "tdx_mirror/mirror/table.rs:3"),
+    ("tdx_mirror/mirror/table.rs", "/// Reads.\n///\n/// # Safety\n/// Valid.\n#[inline]\npub unsafe fn f() {}\n", None),
+    ("tdx_mirror/mirror/table.rs", "/// Reads.\npub unsafe fn f() {}\n", "without a `# Safety`"),
+    ("tdx_mirror/mirror/table.rs", "unsafe impl Sync for X {}\n", "unsafe impl without"),
+    ("tdx_mirror/mirror/table.rs", "type F = unsafe extern \"C\" fn(u64);\n", None),
+    ("tdx_mirror/mirror/map.rs", "// SAFETY: no.\nunsafe { y() };\n", "outside the allowed"),
+    ("tdx_mirror/mirror/map.rs", "// unsafe\nlet s = \"unsafe\"; let r = r#\"unsafe \" \"#;\n/* unsafe */\n", None),
+    ("tdx_emu/module/tree.rs", "unsafe { y() };\n", "outside the allowed"),
 ]
 
 DISASSEMBLY = """
@@ -164,7 +203,7 @@ def breaches(result):
             result.bad(f"rules: {line!r}")
     if [len(item.split()) > 12 for item in rules.alternatives_in(DESIGN)] != [True, False]:
         result.bad(f"rules: alternatives: {rules.alternatives_in(DESIGN)}")
-    sources = {"rust/helpers/a.c": WARNING.format(name="a", body="WARN_ON_ONCE(1);")
+    sources = {"tdx_mirror/kernel/a.c": WARNING.format(name="a", body="WARN_ON_ONCE(1);")
                + WARNING.format(name="b", body="WARN_ON_ONCE(1);\n\tWARN_ONCE(1, x);") + "#define C WARN_ON(1)\n"
                + WARNING.format(name="d", body="return;")}
     sites, found = rules.warn_sites(sources)
@@ -244,14 +283,14 @@ Disassembly of section .text:
   1b:\tpop    %rbp
   1c:\tjmp    1d <map+0xd>
 \t\t\t1d: R_X86_64_PLT32\t__x86_return_thunk-0x4
-  21:\tcall   40 <glue::trace::busy::emit>
+  21:\tcall   40 <watch::trace::busy::emit>
   26:\tjmp    16 <map+0x6>
 
 0000000000000030 <other>:
   30:\tret
 
-0000000000000040 <glue::trace::busy::emit>:
-  40:\tcall   45 <glue::trace::busy::emit+0x5>
+0000000000000040 <watch::trace::busy::emit>:
+  40:\tcall   45 <watch::trace::busy::emit+0x5>
 \t\t\t41: R_X86_64_PLT32\trust_do_trace_busy-0x4
   45:\tret
 """
@@ -263,8 +302,8 @@ SITE_TABLE = """
 SITES = (
     ("", "", ""),
     ("nopl   0x0(%rax,%rax,1)", "jmp    21 <map+0x11>", "not a no-op"),
-    ("call   30 <other>", "call   40 <glue::trace::busy::emit>", "map observes without a branch"),
-    ("30:\tret", "30:\tjmp    40 <glue::trace::busy::emit>", "observes without a branch"),
+    ("call   30 <other>", "call   40 <watch::trace::busy::emit>", "map observes without a branch"),
+    ("30:\tret", "30:\tjmp    40 <watch::trace::busy::emit>", "observes without a branch"),
     ("pop    %rbp", "jne    21 <map+0x11>", "map observes without a branch"),
 )
 
@@ -272,20 +311,25 @@ SITES = (
 def selftest(result):
     count = 1 + breaches(result) + covered(result)
     compiled(result)
-    for finding in layers.check_sources(GOOD):
-        result.bad(f"layers: a finding in good code: {finding}")
+    for folder in GOOD:
+        for finding in layers.examine(folder, lambda f: GOOD[f]):
+            result.bad(f"layers: a finding in good code: {finding}")
     for name, planted, wanted in PLANTED:
-        sources = dict(GOOD)
+        folder, name = name.split("/", 1)
+        sources = dict(GOOD[folder])
         sources[name] = sources.get(name, "") + planted
-        found = layers.check_sources(sources)
+        found = layers.examine(folder, lambda f: sources if f == folder else GOOD[f])
         count += 1
         if not any(wanted in f for f in found):
-            result.bad(f"layers: {planted.strip()!r} in {name} gave {found or 'nothing'}, not `{wanted}`")
+            result.bad(f"layers: {planted.strip()!r} in {folder}/{name} gave {found or 'nothing'}, not `{wanted}`")
     for name, source, wanted in UNSAFE:
         _, found = unsafe_code.examine(name, source)
         count += 1
         if (wanted is None and found) or (wanted is not None and not any(wanted in f for f in found)):
             result.bad(f"unsafe: {source!r} in {name} gave {found or 'nothing'}, not `{wanted}`")
+    count += 1
+    if len(unsafe_code.unused({})) != len(unsafe_code.ALLOWED) or unsafe_code.unused(dict.fromkeys(unsafe_code.ALLOWED, 1)):
+        result.bad("unsafe: an allowance that nothing needs is not found")
     calls = objects.panicking_calls(DISASSEMBLY)
     count += 1
     if [c[0] for c in calls] != ["_RNvNtCs1234_4main6mirror3map", "index", "index"]:

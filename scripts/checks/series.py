@@ -86,9 +86,9 @@ def contract(result):
 
 def bindings(result):
     """The committed bindings equal what bindgen makes of the headers now."""
-    scripts = lib.files("rust/bindings/*.sh")
+    scripts = lib.of_product("bindings/*.sh")
     if not scripts:
-        result.missing("rust/bindings/*.sh", "run this in a whole checkout")
+        result.missing("tdx_mirror/bindings/*.sh", "run this in a whole checkout")
         return
     if not lib.need(result, "bindgen", "bindgen") or not lib.need(result, "rustfmt", "rustfmt"):
         return

@@ -40,7 +40,7 @@ def text(result):
                 result.bad(f"{name}:{number}: registry host or path of one machine: {line.strip()[:80]}")
             # Only added lines of a patch are ours.
             ours = line.startswith("+") if name.endswith(".patch") else True
-            if ours and name.startswith(("rust/", "include/", "patches/", "tools/", "scripts/")) and OPEN.search(line):
+            if ours and name.startswith((*lib.MODULES, "include/", "patches/", "tools/", "scripts/")) and OPEN.search(line):
                 result.bad(f"{name}:{number}: open end: {line.strip()[:80]}")
     result.note = f"{len(names)} files"
     result.todo = "derive the host or the path at run time; finish what is open"
@@ -62,7 +62,7 @@ def without_const(plain):
 
 def panics(result):
     """Panicking constructs in the text of kernel Rust, outside tests."""
-    names = [n for n in lib.files("rust/*.rs") if not re.search(r"(?:^|/)tests?(?:\.rs|/)|kunit", n)]
+    names = [n for n in lib.of_modules(".rs") if not re.search(r"(?:^|/)tests?(?:\.rs|/)|kunit", n)]
     for name in names:
         plain = without_const(rt.without_tests(rt.blank(lib.read(name))))
         for found in PANICS.finditer(plain):
@@ -77,7 +77,7 @@ def sizes(result):
         path = os.path.join(lib.TOP, name)
         if os.path.getsize(path) > KIB * 1024:
             result.bad(f"{name}: {os.path.getsize(path) // 1024} KiB, at most {KIB}")
-    sources = [n for n in lib.files(*SOURCES, "scripts/check") if not n.startswith("rust/bindings/")]
+    sources = [n for n in lib.files(*SOURCES, "scripts/check") if not n.startswith("tdx_mirror/bindings/")]
     longest = 0
     for name in sources:
         lines = lib.read(name).count("\n")
@@ -101,7 +101,7 @@ def spdx(result):
     result.todo = "add `SPDX-License-Identifier: GPL-2.0` as a comment"
 
 
-MENTION = re.compile(r"(?<![\w/.-])((?:rust|tools|scripts|patches|include|Documentation)/[\w./-]*\w)(?![\w{*<])")
+MENTION = re.compile(r"(?<![\w/.-])((?:tdx_mirror|tdx_emu|tdx_mirror_test|tools|scripts|patches|include|Documentation)/[\w./-]*\w)(?![\w{*<])")
 
 
 def paths(result):

@@ -44,14 +44,14 @@ def clippy_kernel(result):
         return
     # A copy, so that neither objects nor command files of the real build change.
     copy = lib.build_dir("clippy")
-    for name in lib.files("Kbuild", "Makefile", "rust/*", "include/*"):
+    for name in lib.files("Kbuild", "Makefile", *(f"{m}*" for m in lib.MODULES), "include/*"):
         target = os.path.join(copy, name)
         source = os.path.join(lib.TOP, name)
         os.makedirs(os.path.dirname(target), exist_ok=True)
         if not os.path.exists(target) or os.path.getmtime(target) != os.path.getmtime(source):
             shutil.copy2(source, target)
     # Clippy speaks only when it runs: have it look at every crate again.
-    for leaf in glob.glob(os.path.join(copy, "rust", "*_main.o")):
+    for leaf in glob.glob(os.path.join(copy, "*", "*_main.o")):
         os.unlink(leaf)
     flags = shlex.split(os.environ.get("KMAKE_FLAGS", ""))
     status, out = lib.run(lib.in_root(
@@ -126,13 +126,13 @@ IGNORED_IN = {
     "tools/testing/selftests/tdx_mirror/test.h": [
         "COMPLEX_MACRO", "MULTISTATEMENT_MACRO_USE_DO_WHILE", "MACRO_ARG_REUSE", "MACRO_WITH_FLOW_CONTROL"],
     # `asm goto` needs its labels in the macro, and is read as C there.
-    "rust/helpers/emu_vmx.c": ["MACRO_WITH_FLOW_CONTROL", "SPACING"],
+    "tdx_emu/vmx/vmx.c": ["MACRO_WITH_FLOW_CONTROL", "SPACING"],
     # Macros of the tracepoints take lists and blocks, in the layout of the kernel's own headers.
-    "include/trace/events/": ["COMPLEX_MACRO", "PARENTHESIS_ALIGNMENT", "OPEN_ENDED_LINE"],
+    "tdx_mirror/watch/events.h": ["COMPLEX_MACRO", "PARENTHESIS_ALIGNMENT", "OPEN_ENDED_LINE"],
     # The exported function is in Rust, not above the macro.
-    "rust/helpers/exports.c": ["EXPORT_SYMBOL"],
+    "tdx_mirror/kvm/exports.c": ["EXPORT_SYMBOL"],
     # bindgen reads this without the kernel's headers, so C's own types appear.
-    "rust/bindings/bindings_helper.h": ["CAMELCASE"],
+    "tdx_mirror/bindings/bindings_helper.h": ["CAMELCASE"],
 }
 
 
@@ -199,8 +199,7 @@ def kernel_doc(result):
         return
     if not lib.need(result, "python3", "python3"):
         return
-    # Events have no kernel-doc: each says in a plain comment what it means.
-    names = [n for n in lib.files("include/*.h") if not n.startswith("include/trace/")]
+    names = lib.files("include/*.h")
     if not names:
         result.missing("include/*.h", "run this in a whole checkout")
         return
