@@ -344,6 +344,11 @@ def selftest(result):
         count += 1
         if bool(text.PLACES.search(line)) != wanted:
             result.bad(f"text: {line!r}")
+    for line, wanted in (("``create()`` and map() are", [(1, None, "create"), (1, None, "map")]), ("a\n``Mirror::change()``", [(2, "Mirror", "change")]),
+                         ("``Transition::classify(old, new)``", [(1, "Transition", "classify")]), ("make(1), ``x``, f(a)", [])):
+        count += 1
+        if list(text.calls_of(line)) != wanted:
+            result.bad(f"functions: {line!r} names {list(text.calls_of(line))}")
     for line, wanted in (("// TO" "DO later", True), ("TO" "DOS", False)):
         count += 1
         if bool(text.OPEN.search(line)) != wanted:

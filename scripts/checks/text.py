@@ -119,3 +119,55 @@ def paths(result):
                     result.bad(f"{name}:{number}: {mention} is not there")
     result.note = f"{count} mentions"
     result.todo = "name what is there"
+
+
+# Calls in a text: `create()`, `Transition::classify`.
+CALL = re.compile(r"(?<![\w:.$])(?:([A-Z]\w*)::)?([a-z_]\w*)\(\)|(?<![\w:])([A-Z]\w*)::([a-z_]\w*)")
+MADE = {
+    ".rs": re.compile(r"\b(?:fn|macro_rules!)\s+(\w+)"),
+    ".c": re.compile(r"\b([a-z_]\w*)\("), ".h": re.compile(r"\b([a-z_]\w*)\("),
+    ".py": re.compile(r"\bdef (\w+)"), ".sh": re.compile(r"^(\w+)\(\)", re.M),
+    ".patch": re.compile(r"^[+ ].*?\b([a-z_]\w*)\(", re.M),
+}
+IMPL = re.compile(r"^(?:unsafe )?(?:impl|trait|pub(?:\([^)]*\))? trait)\b([^{;]*)\{", re.M)
+# Where the kernel defines what texts name.
+IN_KERNEL = ("arch/x86", "virt", "include", "mm", "kernel", "drivers/virt")
+
+
+def calls_of(body):
+    """Yields (line, type or None, function) for each call that a text names."""
+    for found in CALL.finditer(body):
+        kind, name = (found[1], found[2]) if found[2] else (found[3], found[4])
+        yield body.count("\n", 0, found.start()) + 1, kind, name
+
+
+def functions(result):
+    """Functions and types that a text names are there, in the project or in the kernel."""
+    made, methods = set(), set()
+    for name in lib.files(*(f"*{end}" for end in MADE)):
+        body = lib.read(name)
+        here = set(MADE[os.path.splitext(name)[1]].findall(body))
+        made |= here
+        if name.startswith(lib.MODULES):
+            methods.update((kind, function) for head in IMPL.findall(body) for kind in re.findall(r"[A-Z]\w*", head)
+                           for function in here)
+    count, elsewhere = 0, {}
+    for name in lib.files("*.rst", "*.md"):
+        for line, kind, function in calls_of(lib.read(name)):
+            count += 1
+            where = f"{name}:{line}"
+            if kind and (kind, function) not in methods:
+                result.bad(f"{where}: {kind}::{function} is not there")
+            elif not kind and function not in made:
+                elsewhere.setdefault(function, []).append(where)
+    if elsewhere:
+        source = lib.kernel_source()
+        if not source:
+            result.missing("the source of the kernel, where " + ", ".join(sorted(elsewhere)) + " should be", lib.NO_KERNEL)
+            return
+        _, out = lib.run(["grep", "-rhowE", "--include=*.[ch]", "|".join(sorted(elsewhere)),
+                          *(os.path.join(source, folder) for folder in IN_KERNEL)])
+        for function in sorted(set(elsewhere) - set(out.split())):
+            result.bad(f"{', '.join(elsewhere[function])}: no function {function}()")
+    result.note = f"{count} mentions"
+    result.todo = "name what is there"
