@@ -118,7 +118,7 @@ struct tdx_test_counters {
 	u64 present, removed, accepts, owned, errors;
 };
 
-/* test_pool.c */
+/* pool.c */
 extern atomic_t tdt_lost;
 int tdt_pool_init(void);
 void tdt_pool_exit(void);
@@ -129,7 +129,7 @@ void *tdx_test_page(u64 pa);
 u64 tdt_call(u64 leaf, struct tdx_module_args *args);
 u64 tdt_call4(u64 leaf, u64 rcx, u64 rdx, u64 r8);
 
-/* test_hooks.c */
+/* hooks.c */
 extern const struct tdx_mirror_ops *tdt_ops;
 extern atomic_t tdt_kicks;
 void tdt_backend_init(struct tdt_td *td);
@@ -138,7 +138,7 @@ int tdt_map(struct tdt_td *td, struct tdx_mirror_vcpu *notes, u64 gfn,
 u64 tdt_zap(struct tdt_td *td, u64 start, u64 end);
 void *tdt_ram(struct tdt_td *td, u64 gfn);
 
-/* test_td.c */
+/* td.c */
 struct tdt_td *tdt_create(u32 nr_pages, u32 nr_vcpus);
 void tdt_destroy(struct tdt_td *td);
 int tdt_prefault(struct tdt_td *td, u64 gfn, u64 *retries);
@@ -146,14 +146,14 @@ int tdt_build(struct tdt_td *td, u64 gfn, const void __user *source);
 int tdt_finalize(struct tdt_td *td);
 void tdt_stats(struct tdt_td *td, struct tdx_test_stats *stats);
 
-/* test_vcpu.c */
+/* vcpu.c */
 int tdt_run(struct tdt_td *td, struct tdx_test_run *run);
 
-/* test_dev.c */
+/* dev.c */
 int tdx_test_init(void);
 void tdx_test_exit(void);
 
-/* What the Rust side needs of the machine, test_pool.c. */
+/* What the Rust side needs of the machine, pool.c. */
 u32 tdx_test_nr_lps(void);
 u64 tdx_test_tsc(void);
 u64 tdx_test_tsc_hz(void);

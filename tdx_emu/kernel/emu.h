@@ -69,10 +69,10 @@ struct emu_host_fields {
 	u64 pat;
 };
 
-/* emu_vmenter.S */
+/* vmx/vmenter.S */
 int emu_vmenter(struct emu_gprs *regs, bool launch);
 
-/* emu_vmx.c */
+/* vmx/vmx.c */
 bool emu_vmx_supported(void);
 u64 emu_vmx_msr(u32 msr);
 int emu_vmx_vmclear(u64 pa);
@@ -85,7 +85,7 @@ void emu_vmx_host_fields(struct emu_host_fields *f);
 int emu_vmx_enter(struct emu_gprs *regs, struct emu_guest *guest, void *xsave,
 		  bool launch);
 
-/* emu_host.c */
+/* host.c */
 u32 emu_this_cpu(void);
 u32 emu_nr_cpus(void);
 u32 emu_package_of(u32 cpu);
