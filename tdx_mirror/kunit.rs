@@ -72,7 +72,7 @@ macro_rules! each_suite {
                 every_value_suppresses_ve,
                 every_pair_has_one_answer,
                 one_class_maps_a_leaf,
-                bits_of_a_present_leaf_neither_map_nor_remove,
+                bits_of_a_present_leaf_call_nothing,
                 another_pfn_is_a_bug,
                 a_table_over_a_present_entry_is_a_bug,
                 a_leaf_is_rwx,

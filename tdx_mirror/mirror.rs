@@ -14,6 +14,7 @@
 mod audit;
 pub mod cell;
 pub mod cursor;
+pub mod entry;
 pub mod error;
 pub mod external;
 pub mod frozen;

@@ -8,19 +8,31 @@ use super::spte::{Spte, SpteKind};
 use super::table::{self, PageMap, Table};
 use crate::base::addr::{Gfn, GfnRange};
 use crate::base::level::{Level, Position};
+use core::marker::PhantomData;
 
-/// An entry that ends the walk for a GFN: anything but a link to a table.
-#[derive(Clone, Copy, Debug)]
-pub struct Slot<'t> {
+/// An entry that ends the walk for a GFN, anything but a link to a table, met with the evidence `L`.
+#[derive(Debug)]
+pub struct Slot<'t, L: TablesStay> {
     /// Which entry.
     pub at: Position,
     /// Its memory.
     pub cell: &'t SpteCell,
     /// Its value when it was met.
     pub spte: Spte,
+    under: PhantomData<&'t L>,
 }
 
-impl Slot<'_> {
+impl<'t, L: TablesStay> Slot<'t, L> {
+    /// The entry `at` in `cell`, as it is now.
+    pub(super) fn load(_l: &'t L, at: Position, cell: &'t SpteCell) -> Self {
+        Self {
+            at,
+            cell,
+            spte: cell.load(),
+            under: PhantomData,
+        }
+    }
+
     /// What the entry was when it was met.
     pub fn kind(&self) -> SpteKind {
         self.spte.kind(self.at.level())
@@ -42,7 +54,7 @@ pub fn find<'t, M: PageMap, L: TablesStay>(
     root: &'t Table,
     root_level: Level,
     gfn: Gfn,
-) -> Option<Slot<'t>> {
+) -> Option<Slot<'t, L>> {
     descend(map, l, (root, root_level), gfn).map(|(slot, _)| slot)
 }
 
@@ -53,19 +65,19 @@ fn descend<'t, M: PageMap, L: TablesStay>(
     l: &'t L,
     from: (&'t Table, Level),
     gfn: Gfn,
-) -> Option<(Slot<'t>, &'t Table)> {
+) -> Option<(Slot<'t, L>, &'t Table)> {
     let (mut table, mut level) = from;
     // At most five rounds: the level falls in each, and at 4K nothing is a table.
     loop {
         let at = Position::covering(gfn, level);
         let cell = table.cell(at)?;
-        let spte = cell.load();
-        match (spte.kind(level), level.child()) {
+        let slot = Slot::load(l, at, cell);
+        match (slot.kind(), level.child()) {
             (SpteKind::Table(_), Some(below)) => {
-                table = table::child(map, l, spte, at)?;
+                table = table::child(map, l, slot.spte, at)?;
                 level = below;
             }
-            _ => return Some((Slot { at, cell, spte }, table)),
+            _ => return Some((slot, table)),
         }
     }
 }
@@ -123,7 +135,7 @@ pub struct Entries<'c, 't, L: TablesStay> {
 impl<'t, L: TablesStay> Entries<'_, 't, L> {
     /// The next entry, or `None` at the end of the range.
     #[inline]
-    pub fn next<M: PageMap>(&mut self, map: &M) -> Option<Slot<'t>> {
+    pub fn next<M: PageMap>(&mut self, map: &M) -> Option<Slot<'t, L>> {
         if self.cursor.next >= self.cursor.end {
             return None;
         }
@@ -135,8 +147,7 @@ impl<'t, L: TablesStay> Entries<'_, 't, L> {
                 let at = Position::covering(gfn, Level::L4K);
                 let cell = table.cell(at)?;
                 self.cursor.next = gfn.as_u64().saturating_add(1);
-                let spte = cell.load();
-                Some(Slot { at, cell, spte })
+                Some(Slot::load(self.l, at, cell))
             }
             _ => self.walk(map, gfn),
         }
@@ -144,7 +155,7 @@ impl<'t, L: TablesStay> Entries<'_, 't, L> {
 
     /// The entry for `gfn`, by a walk from the lowest table that is known to lead there.
     #[inline(never)]
-    fn walk<M: PageMap>(&mut self, map: &M, gfn: Gfn) -> Option<Slot<'t>> {
+    fn walk<M: PageMap>(&mut self, map: &M, gfn: Gfn) -> Option<Slot<'t, L>> {
         let from = match self.last {
             Some((table, level)) if level.index(gfn) != 0 => (table, level),
             _ => self.root,

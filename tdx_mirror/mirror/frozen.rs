@@ -99,7 +99,7 @@ impl<'t> FrozenSpte<'t> {
         let assigned = ext
             .link_table(l, self.at, external)
             .map_err(|(e, external)| back(FrozenError::External(e), external))?;
-        table::marry(map, page, assigned);
+        table::pair(map, page, assigned);
         self.thaw(new);
         Ok(new)
     }

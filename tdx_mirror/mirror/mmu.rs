@@ -210,7 +210,7 @@ impl<E: ExternalPt, V: Vm> Mirror<E, V> {
     }
 
     /// The entry that ends the walk for `gfn`, as it is now; `None` for a GFN out of range.
-    pub fn slot<'t, L: TablesStay>(&'t self, l: &'t L, gfn: Gfn) -> Option<Slot<'t>> {
+    pub fn slot<'t, L: TablesStay>(&'t self, l: &'t L, gfn: Gfn) -> Option<Slot<'t, L>> {
         if gfn.as_u64() >= self.config.limit() {
             return None;
         }

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! The encoding of a mirror SPTE, and which change of one means what to the external table.
+//! The encoding of a mirror SPTE, and what a map may make of one.
 //!
 //! The encoding is KVM's on x86, so that KVM's debugging aids read the mirror: bit 11 is
 //! MMU-present, bit 63 (suppress #VE) is set in every value, present or not, and a frozen entry
@@ -138,27 +138,13 @@ impl fmt::Debug for Spte {
     }
 }
 
-/// What a legal change of an entry asks of the external table.
+/// What a map may make of an entry, which is what the external table is asked for.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Transition {
-    /// Nothing changed.
-    Same,
     /// Leaf, non-present to present: the one transition that maps a page.
     MapLeaf(Pfn),
     /// Table, non-present to present: a page becomes an S-EPT table.
     LinkTable(Pfn),
-    /// Bits of a present leaf changed, its PFN did not: never reaches the external table.
-    TouchLeaf(Pfn),
-    /// A present leaf is blocked.
-    BlockLeaf(Pfn),
-    /// A leaf is removed, blocked before or, until the TD is finalized, directly.
-    RemoveLeaf(Pfn),
-    /// Removing a leaf failed.
-    Quarantine(Pfn),
-    /// A table is unlinked at teardown.
-    UnlinkTable(Pfn),
-    /// An entry is taken by a mapper.
-    Freeze,
 }
 
 /// Why a change of an entry is a bug.
@@ -168,27 +154,27 @@ pub enum IllegalTransition {
     PfnChanged,
     /// A leaf without read, write or execute: no permission bits travel to the S-EPT.
     NotRwx,
-    /// A table would be linked over a leaf, or a leaf put over a table, or a table replaced.
+    /// A table would be linked over a leaf, a leaf put over a table or mapped twice, or a table
+    /// replaced.
     OverPresent,
     /// The old value is frozen: what the entry was before is known to its mapper alone.
     FromFrozen,
-    /// Only a non-present entry may be frozen.
-    FreezeOfPresent,
-    /// A blocked leaf would be mapped again or change its PFN.
+    /// A blocked leaf would be mapped again.
     FromBlocked,
     /// A quarantined entry would change.
     FromQuarantined,
     /// A value that is none of the mirror's.
     Malformed,
-    /// A non-present entry would become blocked or quarantined.
+    /// The new value maps nothing.
     NothingMapped,
 }
 
 impl Transition {
-    /// Classifies the change of an entry at level `at` from `old` to `new`.
+    /// Classifies the change that a map makes of an entry at level `at`, from `old` to `new`.
     ///
     /// Total: every pair of values has exactly one answer.  `old` is the value before the entry
-    /// was frozen, where it was.
+    /// was frozen.  What happens under mmu_lock held for write is no map: see
+    /// [`entry`](super::entry).
     ///
     /// # Errors
     ///
@@ -197,41 +183,19 @@ impl Transition {
         use IllegalTransition as Bad;
         use SpteKind::{Blocked, Frozen, Leaf, Malformed, NonPresent, Quarantined, Table};
 
-        let (was, is) = (old.kind(at), new.kind(at));
-        if matches!(was, Malformed) || matches!(is, Malformed) {
-            return Err(Bad::Malformed);
-        }
-        if old == new {
-            return Ok(Self::Same);
-        }
-        match (was, is) {
+        match (old.kind(at), new.kind(at)) {
+            (Malformed, _) | (_, Malformed) => Err(Bad::Malformed),
             (Frozen, _) => Err(Bad::FromFrozen),
             (Quarantined(_), _) => Err(Bad::FromQuarantined),
-            (NonPresent, Frozen) => Ok(Self::Freeze),
-            (_, Frozen) => Err(Bad::FreezeOfPresent),
+            (Blocked(_), _) => Err(Bad::FromBlocked),
+            (_, NonPresent | Frozen | Blocked(_) | Quarantined(_)) => Err(Bad::NothingMapped),
 
             (NonPresent, Leaf(_)) if !new.is_rwx() => Err(Bad::NotRwx),
-            (NonPresent, Leaf(p)) => Ok(Self::MapLeaf(p)),
-            (NonPresent, Table(p)) => Ok(Self::LinkTable(p)),
-            (NonPresent, _) => Err(Bad::NothingMapped),
+            (NonPresent, Leaf(pfn)) => Ok(Self::MapLeaf(pfn)),
+            (NonPresent, Table(pfn)) => Ok(Self::LinkTable(pfn)),
 
-            (Leaf(a), Leaf(b)) if a != b => Err(Bad::PfnChanged),
-            (Leaf(_), Leaf(_)) if !new.is_rwx() => Err(Bad::NotRwx),
-            (Leaf(p), Leaf(_)) => Ok(Self::TouchLeaf(p)),
-            (Leaf(a), Blocked(b) | Quarantined(b)) if a != b => Err(Bad::PfnChanged),
-            (Leaf(p), Blocked(_)) => Ok(Self::BlockLeaf(p)),
-            (Leaf(p), Quarantined(_)) => Ok(Self::Quarantine(p)),
-            (Leaf(p), NonPresent) => Ok(Self::RemoveLeaf(p)),
-            (Leaf(_), _) => Err(Bad::OverPresent),
-
-            (Blocked(p), NonPresent) => Ok(Self::RemoveLeaf(p)),
-            (Blocked(p), Quarantined(q)) if p == q => Ok(Self::Quarantine(p)),
-            (Blocked(_), _) => Err(Bad::FromBlocked),
-
-            (Table(p), NonPresent) => Ok(Self::UnlinkTable(p)),
-            (Table(_), _) => Err(Bad::OverPresent),
-
-            (Malformed, _) => Err(Bad::Malformed),
+            (Leaf(was), Leaf(is)) if was != is => Err(Bad::PfnChanged),
+            (Leaf(_) | Table(_), Leaf(_) | Table(_)) => Err(Bad::OverPresent),
         }
     }
 }

@@ -189,12 +189,12 @@ pub(super) fn child<'t, M: PageMap, L: TablesStay>(
 }
 
 /// Keeps the assigned S-EPT page with its mirror page, before the link is published.
-pub(super) fn marry<M: PageMap>(map: &M, page: PagePtr, external: ExternalPage<Assigned>) {
+pub(super) fn pair<M: PageMap>(map: &M, page: PagePtr, external: ExternalPage<Assigned>) {
     map.set_companion(page, Some(external.into_companion()));
 }
 
 /// Takes an unlinked table apart: its page and its S-EPT page, which exists unless it was lost.
-pub(super) fn divorce<M: PageMap>(
+pub(super) fn unpair<M: PageMap>(
     map: &M,
     _x: &Exclusive<'_>,
     pfn: Pfn,

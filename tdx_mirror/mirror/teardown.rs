@@ -4,12 +4,12 @@
 //! use the S-EPT any more and the TDX module gives pages back without BLOCK and TRACK.
 
 use super::cursor::Slot;
+use super::entry::{Entry, Leaf, State, TableEntry, UnlinkedTable};
 use super::error::{Bug, Leak};
 use super::external::ExternalPt;
 use super::lock::Exclusive;
 use super::mmu::{Mirror, Vm};
-use super::spte::{Spte, SpteKind, Transition};
-use super::table::{self, Table};
+use super::table::Table;
 use crate::base::addr::{Gfn, Pfn};
 use crate::base::level::{Level, Position};
 use crate::base::stats::Count;
@@ -32,47 +32,43 @@ impl<E: ExternalPt, V: Vm> Mirror<E, V> {
             };
             next = next.saturating_add(level.pages());
             let at = Position::covering(first, level);
-            let spte = cell.load();
-            let slot = Slot { at, cell, spte };
-            match slot.kind() {
-                SpteKind::NonPresent => (),
-                SpteKind::Table(pfn) => self.remove_table(x, &slot, pfn),
-                SpteKind::Quarantined(pfn) => self.resolve(x, at, pfn),
-                kind => {
-                    self.bugged(Bug::Unexpected { at, found: spte });
-                    if let SpteKind::Leaf(pfn) | SpteKind::Blocked(pfn) = kind {
-                        self.quarantine(x, &slot, pfn);
-                        self.resolve(x, at, pfn);
-                    }
-                }
+            let slot = Slot::load(x, at, cell);
+            let found = slot.spte;
+            match slot.entry() {
+                Entry::NonPresent => (),
+                Entry::Table(table) => self.remove_table(x, table),
+                Entry::Quarantined(pfn) => self.reclaim(x, at, pfn),
+                Entry::Stray => self.bugged(Bug::Unexpected { at, found }),
+                Entry::Leaf(leaf) => self.left_over(x, leaf),
+                Entry::Blocked(leaf) => self.left_over(x, leaf),
             }
         }
     }
 
-    /// Empties the table that `slot` links to, unlinks it and gives its pages back.
-    fn remove_table(&self, x: &Exclusive<'_>, slot: &Slot<'_>, pfn: Pfn) {
-        let at = slot.at;
-        if let (Some(child), Some(below)) =
-            (table::child(&self.vm, x, slot.spte, at), at.level().child())
-        {
+    /// A leaf that no zap has removed before the teardown.
+    #[cold]
+    fn left_over<S: State>(&self, x: &Exclusive<'_>, leaf: Leaf<'_, S>) {
+        let (at, pfn) = (leaf.at(), leaf.pfn());
+        let found = leaf.spte();
+        self.bugged(Bug::Unexpected { at, found });
+        self.quarantine(x, leaf);
+        self.reclaim(x, at, pfn);
+    }
+
+    /// Empties the table that `table` links to, unlinks it and gives its pages back.
+    fn remove_table(&self, x: &Exclusive<'_>, table: TableEntry<'_>) {
+        let at = table.at();
+        if let (Some(child), Some(below)) = (table.child(&self.vm, x), at.level().child()) {
             self.empty_table(x, child, below, at.gfn().as_u64());
         }
-        match Transition::classify(slot.spte, Spte::NON_PRESENT, at.level()) {
-            Ok(Transition::UnlinkTable(_)) => {
-                slot.cell.replace(x, Spte::NON_PRESENT);
-                self.vm.spte_changed(at, slot.spte, Spte::NON_PRESENT);
-            }
-            _ => self.bugged(Bug::Unexpected {
-                at,
-                found: slot.spte,
-            }),
-        }
-        self.free_table(x, at, pfn);
+        let unlinked = self.unlink(x, table);
+        self.free_table(x, unlinked);
     }
 
     /// Reclaims the S-EPT page of an unlinked table and gives the mirror's back.
-    fn free_table(&self, x: &Exclusive<'_>, at: Position, pfn: Pfn) {
-        let Some((page, external)) = table::divorce(&self.vm, x, pfn) else {
+    fn free_table(&self, x: &Exclusive<'_>, table: UnlinkedTable) {
+        let at = table.at();
+        let Some((page, external)) = table.unpair(&self.vm, x) else {
             return;
         };
         if let Some(external) = external {
@@ -96,7 +92,7 @@ impl<E: ExternalPt, V: Vm> Mirror<E, V> {
     }
 
     /// Tries once to get the quarantined page `pfn` back; else it stays held for ever.
-    fn resolve(&self, x: &Exclusive<'_>, at: Position, pfn: Pfn) {
+    fn reclaim(&self, x: &Exclusive<'_>, at: Position, pfn: Pfn) {
         match self.ext.reclaim_leaf(x, at, pfn) {
             Ok(()) => {
                 self.stats.resolved.inc();

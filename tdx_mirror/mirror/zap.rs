@@ -7,13 +7,14 @@
 //! that it covers and the state of the entries in it: Blocked means blocked by this batch, because
 //! no batch is left half done and nobody else writes an entry meanwhile.
 
-use super::cursor::{Cursor, Slot};
+use super::cursor::Cursor;
+use super::entry::{BlockOutcome, Entry, RemoveOutcome, Untracked, ZapMode};
 use super::error::Bug;
-use super::external::{ExtFailure, ExternalPt};
+use super::external::ExternalPt;
 use super::lock::Exclusive;
 use super::mmu::{Mirror, Vm, ZAP_BATCH};
-use super::spte::{Spte, SpteKind, Transition};
-use crate::base::addr::{GfnRange, Pfn};
+use super::spte::Spte;
+use crate::base::addr::GfnRange;
 use crate::base::level::Position;
 use crate::base::stats::Count;
 
@@ -77,14 +78,14 @@ impl<E: ExternalPt, V: Vm> Mirror<E, V> {
 
     /// Zaps one batch: both passes, with nothing half done afterwards.
     fn zap_batch(&self, x: &Exclusive<'_>, cursor: &mut Cursor, range: GfnRange) -> Batch {
-        let _batch = InBatch(&self.ext, x);
-        let track = self.ext.needs_tracking(x);
+        let under_way = InBatch(&self.ext, x);
+        let mode = ZapMode::of(&under_way, self.ext.needs_tracking(x));
         let start = cursor.position();
-        let mut batch = self.first_pass(x, cursor, range, track);
-        if let Some(first) = batch.blocked {
+        let mut batch = self.first_pass(x, cursor, range, &mode);
+        if let (ZapMode::Batched(untracked), Some(first)) = (mode, batch.blocked) {
             let end = cursor.position().min(range.end());
             if let Some(covered) = GfnRange::new(start, end) {
-                batch.removed = self.second_pass(x, covered, first);
+                batch.removed = self.second_pass(x, untracked, covered, first);
             }
         }
         if batch.leaves > 0 {
@@ -94,44 +95,13 @@ impl<E: ExternalPt, V: Vm> Mirror<E, V> {
         batch
     }
 
-    /// Changes an entry under mmu_lock held for write: the external entry first, if the change is
-    /// one that it follows, then the mirror's.  It needs no page and no freeze, and is part of a
-    /// batch that the caller ends.
-    ///
-    /// # Errors
-    ///
-    /// What is wrong; the mirror's entry is as it was.  The caller reports it.
-    pub fn change(&self, x: &Exclusive<'_>, slot: &Slot<'_>, new: Spte) -> Result<Transition, Bug> {
-        let (at, old) = (slot.at, slot.spte);
-        let change = Transition::classify(old, new, at.level()).map_err(|why| Bug::Transition {
-            at,
-            old,
-            new,
-            why,
-        })?;
-        match change {
-            // Present to present and what has no external side: no hook, BLOCK included.
-            Transition::Same | Transition::TouchLeaf(_) | Transition::Quarantine(_) => Ok(()),
-            Transition::BlockLeaf(_) => self.ext.block_leaf(x, at),
-            Transition::RemoveLeaf(pfn) => self.ext.zap_leaf(x, at, pfn),
-            // A mapper's, who freezes, or the teardown's.
-            Transition::Freeze
-            | Transition::MapLeaf(_)
-            | Transition::LinkTable(_)
-            | Transition::UnlinkTable(_) => return Err(Bug::Unexpected { at, found: old }),
-        }
-        .map_err(|failure| Bug::External { at, failure })?;
-        self.follow(x, slot, new);
-        Ok(change)
-    }
-
-    /// Blocks the leaves of a batch or, where `track` says that this is not needed, removes them.
+    /// Blocks the leaves of a batch or, while the TD is built, removes them.
     fn first_pass(
         &self,
         x: &Exclusive<'_>,
         cursor: &mut Cursor,
         range: GfnRange,
-        track: bool,
+        mode: &ZapMode<'_>,
     ) -> Batch {
         let mut batch = Batch::default();
         let mut empty = 0u32;
@@ -141,19 +111,27 @@ impl<E: ExternalPt, V: Vm> Mirror<E, V> {
                 batch.last = true;
                 break;
             };
-            match slot.kind() {
-                SpteKind::Leaf(pfn) if range.contains_entry(slot.at.gfn(), slot.at.level()) => {
+            let (at, found) = (slot.at, slot.spte);
+            match slot.entry() {
+                Entry::Leaf(leaf) if range.contains_entry(at.gfn(), at.level()) => {
                     batch.leaves = batch.leaves.saturating_add(1);
-                    if !track {
-                        batch.removed = batch.removed.saturating_add(self.remove(x, &slot, pfn));
-                    } else if self.block(x, &slot, pfn) {
-                        batch.blocked.get_or_insert(slot.at);
+                    match mode {
+                        ZapMode::Direct(building) => {
+                            if self.remove(x, building, leaf) == RemoveOutcome::Removed {
+                                batch.removed = batch.removed.saturating_add(1);
+                            }
+                        }
+                        ZapMode::Batched(untracked) => {
+                            if let BlockOutcome::Blocked(_) = self.block(x, untracked, leaf) {
+                                batch.blocked.get_or_insert(at);
+                            }
+                        }
                     }
                 }
-                SpteKind::NonPresent | SpteKind::Quarantined(_) => empty = empty.saturating_add(1),
-                _ => {
+                Entry::NonPresent | Entry::Quarantined(_) => empty = empty.saturating_add(1),
+                entry => {
                     empty = empty.saturating_add(1);
-                    self.unexpected(x, slot);
+                    self.unexpected(x, at, found, entry);
                 }
             }
         }
@@ -163,111 +141,48 @@ impl<E: ExternalPt, V: Vm> Mirror<E, V> {
 
     /// Tracks and removes the blocked leaves in `covered`, of which `first` is the first.  Returns
     /// how many were removed; the others are quarantined.
-    fn second_pass(&self, x: &Exclusive<'_>, covered: GfnRange, first: Position) -> u64 {
-        let tracked = match self.ext.track(x) {
-            Ok(()) => true,
+    fn second_pass(
+        &self,
+        x: &Exclusive<'_>,
+        untracked: Untracked<'_>,
+        covered: GfnRange,
+        first: Position,
+    ) -> u64 {
+        let tracked = match untracked.track(x, &self.ext) {
+            Ok(tracked) => Some(tracked),
             Err(failure) => {
                 // vCPUs may still use what is blocked: none of it can be removed.
                 self.bugged(Bug::External { at: first, failure });
-                false
+                None
             }
         };
         let mut cursor = Cursor::new(covered);
         let mut removed = 0u64;
         let mut entries = cursor.entries(x, self.root.table(x), self.config.root_level());
         while let Some(slot) = entries.next(&self.vm) {
-            match slot.kind() {
-                SpteKind::Blocked(pfn) if tracked => {
-                    removed = removed.saturating_add(self.remove(x, &slot, pfn));
+            if let Entry::Blocked(leaf) = slot.entry() {
+                match &tracked {
+                    Some(tracked) => {
+                        if self.remove(x, tracked, leaf) == RemoveOutcome::Removed {
+                            removed = removed.saturating_add(1);
+                        }
+                    }
+                    None => self.quarantine(x, leaf),
                 }
-                SpteKind::Blocked(pfn) => self.untracked(x, slot, pfn),
-                _ => (),
             }
         }
         removed
-    }
-
-    // Both passes know from the entry's kind what they do to it: leaf to blocked, leaf or blocked to
-    // non-present.  So these two classify nothing, which `change()` would do for each page twice.
-
-    /// Blocks a leaf; answers whether it is.
-    fn block(&self, x: &Exclusive<'_>, slot: &Slot<'_>, pfn: Pfn) -> bool {
-        match self.ext.block_leaf(x, slot.at) {
-            Ok(()) => {
-                self.follow(x, slot, Spte::blocked(pfn));
-                true
-            }
-            Err(failure) => self.refused_zap(x, *slot, pfn, failure),
-        }
-    }
-
-    /// Removes a leaf, blocked or not; answers how many were removed.
-    fn remove(&self, x: &Exclusive<'_>, slot: &Slot<'_>, pfn: Pfn) -> u64 {
-        match self.ext.zap_leaf(x, slot.at, pfn) {
-            Ok(()) => {
-                self.follow(x, slot, Spte::NON_PRESENT);
-                self.stats.zapped.inc();
-                self.vm.page_stats(slot.at.level(), false);
-                1
-            }
-            Err(failure) => self.refused_zap(x, *slot, pfn, failure).into(),
-        }
-    }
-
-    /// The mirror's entry follows the external one.
-    fn follow(&self, x: &Exclusive<'_>, slot: &Slot<'_>, new: Spte) {
-        slot.cell.replace(x, new);
-        self.vm.spte_changed(slot.at, slot.spte, new);
-    }
-
-    /// The external table did not block or remove a leaf, which must not fail.  Answers `false`.
-    #[cold]
-    fn refused_zap(
-        &self,
-        x: &Exclusive<'_>,
-        slot: Slot<'_>,
-        pfn: Pfn,
-        failure: ExtFailure,
-    ) -> bool {
-        self.bugged(Bug::External {
-            at: slot.at,
-            failure,
-        });
-        self.quarantine(x, &slot, pfn);
-        false
-    }
-
-    /// A blocked leaf stays, because the TRACK failed.
-    #[cold]
-    #[inline(never)]
-    fn untracked(&self, x: &Exclusive<'_>, slot: Slot<'_>, pfn: Pfn) {
-        self.quarantine(x, &slot, pfn);
     }
 
     /// An entry that cannot be there under mmu_lock held for write, or a leaf that is larger than
     /// what is zapped of it.
     #[cold]
     #[inline(never)]
-    fn unexpected(&self, x: &Exclusive<'_>, slot: Slot<'_>) {
-        self.bugged(Bug::Unexpected {
-            at: slot.at,
-            found: slot.spte,
-        });
-        if let SpteKind::Blocked(pfn) = slot.kind() {
+    fn unexpected(&self, x: &Exclusive<'_>, at: Position, found: Spte, entry: Entry<'_>) {
+        self.bugged(Bug::Unexpected { at, found });
+        if let Entry::Blocked(leaf) = entry {
             // No batch leaves one behind, so the external state is in doubt.
-            self.quarantine(x, &slot, pfn);
+            self.quarantine(x, leaf);
         }
-    }
-
-    /// Gives up the leaf at `slot`, whose page the TDX module may still own.
-    pub(super) fn quarantine(&self, x: &Exclusive<'_>, slot: &Slot<'_>, pfn: Pfn) {
-        if let Err(bug) = self.change(x, slot, Spte::quarantined(pfn)) {
-            self.bugged(bug);
-            return;
-        }
-        self.vm.hold_page(pfn);
-        self.vm.quarantined(slot.at, pfn);
-        self.vm.page_stats(slot.at.level(), false);
-        self.stats.quarantined.inc();
     }
 }

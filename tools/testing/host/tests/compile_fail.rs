@@ -144,3 +144,92 @@ fn assigned_page_cannot_be_opened() {
 fn assigned_page_is_reclaimed_once() {
     refused("assigned_page_copied", "E0382");
 }
+
+// Shows: R35, B14.
+#[test]
+fn a_leaf_is_not_removed_before_it_is_blocked() {
+    refused("remove_before_block", "E0271");
+}
+
+// Shows: B14.
+#[test]
+fn a_blocked_leaf_is_not_removed_before_the_track() {
+    refused("remove_before_track", "E0271");
+}
+
+// Shows: B14.
+#[test]
+fn a_leaf_of_a_built_td_is_not_removed_at_once() {
+    refused("remove_at_once_of_a_built_td", "E0271");
+}
+
+#[test]
+fn no_leaf_is_blocked_while_the_td_is_built() {
+    refused("block_while_building", "E0308");
+}
+
+// Shows: B21.
+#[test]
+fn a_leaf_is_blocked_once() {
+    refused("block_twice", "E0382");
+}
+
+#[test]
+fn a_blocked_leaf_is_not_blocked() {
+    refused("block_of_a_blocked_entry", "E0308");
+}
+
+#[test]
+fn a_blocked_leaf_is_removed_once() {
+    refused("blocked_entry_removed_twice", "E0382");
+}
+
+#[test]
+fn a_removed_leaf_is_not_quarantined() {
+    refused("quarantine_after_remove", "E0382");
+}
+
+#[test]
+fn a_table_is_unlinked_once() {
+    refused("table_unlinked_twice", "E0382");
+}
+
+#[test]
+fn a_leaf_is_not_unlinked() {
+    refused("unlink_of_a_leaf", "E0308");
+}
+
+#[test]
+fn a_slot_yields_one_entry() {
+    refused("slot_opened_twice", "E0382");
+}
+
+// Shows: B12.
+#[test]
+fn an_entry_met_under_rcu_is_not_changed() {
+    refused("entry_under_rcu", "E0599");
+}
+
+// Shows: B12.
+#[test]
+fn an_entry_does_not_survive_a_yield() {
+    refused("entry_survives_yield", "E0502");
+}
+
+// Shows: B14.
+#[test]
+fn that_a_batch_is_tracked_cannot_be_claimed() {
+    refused("token_made_without_a_batch", "E0423");
+}
+
+// Shows: R41.
+#[test]
+fn what_became_of_a_removal_must_be_seen() {
+    denied("removal_ignored", "unused `RemoveOutcome` that must be used");
+}
+
+// Shows: R41.
+#[test]
+fn what_became_of_a_block_must_be_seen() {
+    denied("blocking_ignored", "unused `BlockOutcome` that must be used");
+}

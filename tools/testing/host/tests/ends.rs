@@ -6,6 +6,7 @@
 use std::sync::atomic::Ordering::SeqCst;
 use tdx_mirror_host::base::addr::{Gfn, Pfn};
 use tdx_mirror_host::base::level::{Level, Position};
+use tdx_mirror_host::mirror::entry;
 use tdx_mirror_host::mirror::error::{Bug, MapError, MapOutcome};
 use tdx_mirror_host::mirror::spte::{IllegalTransition, Spte, SpteKind};
 use tdx_mirror_host::mock::{status, Call, Entry, Mock};
@@ -70,87 +71,106 @@ fn frozen_entry_at_a_batch_of_one_and_in_build() {
     }
 }
 
+/// A TD whose leaf for GFN 5 has another bit, and whether it is a leaf of the same page still.
+fn with_bit(bit: u32) -> (Td, bool) {
+    let td = Td::built();
+    map_all(&td, [5]);
+    let new = Spte::from_raw(td.walk(5).unwrap().1.raw() ^ (1 << bit));
+    td.poke(5, new);
+    // Of the 64 bits, 40 are the PFN's, and without one of two it is no leaf at all.
+    let same = new.kind(Level::L4K) == SpteKind::Leaf(pfn(10_005));
+    assert_eq!(same, !matches!(bit, 11 | 63 | 12..52), "bit {bit}");
+    (td, same)
+}
+
 // Shows: R28, R35, B30.
 #[test]
 fn no_bit_of_a_present_leaf_reaches_a_hook() {
-    let td = Td::built();
-    map_all(&td, [5]);
-    let gfn = Gfn::new(5).unwrap();
-    let old = td.walk(5).unwrap().1;
     for bit in 0..64 {
-        let new = Spte::from_raw(old.raw() ^ (1 << bit));
-        let changed = td.exclusive(|x| {
-            let slot = td.mirror().slot(x, gfn).unwrap();
-            td.mirror().change(x, &slot, new)
-        });
+        let (td, same) = with_bit(bit);
+        let outcome = td.map(5, 10_005);
         assert!(td.mock().log().is_empty(), "bit {bit}: a hook was called");
-        // Of the 64 bits, 40 are the PFN's, and without one of two it is no leaf at all.
-        let kind = new.kind(Level::L4K);
-        match changed {
-            Ok(_) => {
-                assert_eq!(kind, SpteKind::Leaf(pfn(10_005)), "bit {bit}");
-                assert!(!(bit < 3 || (12..52).contains(&bit)), "bit {bit}");
-            }
-            Err(Bug::Transition { why, .. }) if matches!(kind, SpteKind::Leaf(_)) => {
-                // No permission is taken away, since none travels.
-                let wanted = if bit < 3 {
-                    IllegalTransition::NotRwx
-                } else {
-                    IllegalTransition::PfnChanged
-                };
-                assert!(bit < 3 || (12..52).contains(&bit), "bit {bit}");
-                assert_eq!(why, wanted, "bit {bit}");
-            }
-            Err(Bug::Transition { why, .. }) => {
-                assert!(matches!(bit, 11 | 63), "bit {bit}");
-                assert_eq!(why, IllegalTransition::Malformed);
-            }
-            Err(other) => panic!("bit {bit}: {other:?}"),
+        if same {
+            assert_eq!(outcome, Ok(MapOutcome::Spurious), "bit {bit}");
+            assert!(!td.mirror().is_bugged());
+            continue;
         }
-        td.poke(5, old);
-    }
-    // A leaf with accessed and dirty set is what it was to a fault and to a zap.
-    td.poke(5, Spte::from_raw(old.raw() | (3 << 8)));
-    assert_eq!(td.map(5, 10_005), Ok(MapOutcome::Spurious));
-    assert!(td.mock().log().is_empty());
-    assert_eq!(td.zap(5, 6), 1);
-    assert!(!td.mirror().is_bugged());
-    td.check_same(&[5]);
-}
-
-// Shows: R29, R35.
-#[test]
-fn change_refuses_what_is_a_mappers() {
-    let td = Td::built();
-    map_all(&td, [5]);
-    let old = td.walk(5).unwrap().1;
-    let change = |gfn, new| {
-        td.exclusive(|x| {
-            let slot = td.mirror().slot(x, Gfn::new(gfn).unwrap()).unwrap();
-            td.mirror().change(x, &slot, new)
-        })
-    };
-    let leaf = |n| Spte::leaf(pfn(n), Level::L4K);
-    // Nothing is mapped and nothing frozen under the write lock.
-    for new in [leaf(7), Spte::FROZEN] {
-        assert!(matches!(change(6, new), Err(Bug::Unexpected { .. })));
-        assert_eq!(td.kind(6), SpteKind::NonPresent);
-    }
-    // No table is linked there, none unlinked.
-    assert!(matches!(
-        change(1 << 30, Spte::table(pfn(7))),
-        Err(Bug::Unexpected { .. })
-    ));
-    for new in [leaf(7), Spte::blocked(pfn(7)), Spte::quarantined(pfn(7))] {
+        assert_eq!(outcome, Err(MapError::Bugged), "bit {bit}");
+        let wanted = match bit {
+            11 | 63 => IllegalTransition::Malformed,
+            _ => IllegalTransition::PfnChanged,
+        };
+        let bugs = td.host().bugs();
         assert!(
-            matches!(change(5, new), Err(Bug::Transition { why, old: o, new: n, .. })
-            if why == IllegalTransition::PfnChanged && o == old && n == new)
+            matches!(bugs[..], [Bug::Transition { why, .. }] if why == wanted),
+            "bit {bit}: {bugs:?}"
         );
     }
-    assert!(change(5, old).is_ok());
+}
+
+// Shows: R28, R35, B30.
+#[test]
+fn a_leaf_with_other_bits_is_removed_as_one_leaf() {
+    for bit in 0..64 {
+        let (td, same) = with_bit(bit);
+        if !same {
+            continue;
+        }
+        assert_eq!(td.zap(6, 7), 0);
+        assert!(td.mock().log().is_empty(), "bit {bit}: a neighbour's zap");
+        assert_eq!(td.zap(5, 6), 1);
+        let calls: Vec<Call> = td.mock().log().into_iter().map(|(c, _)| c).collect();
+        assert_eq!(
+            calls,
+            [
+                Call::Block,
+                Call::Track,
+                Call::Kick,
+                Call::Remove,
+                Call::Wbinvd
+            ],
+            "bit {bit}"
+        );
+        assert!(!td.mirror().is_bugged());
+        td.check_same(&[5]);
+    }
+}
+
+// Shows: R35, B14.
+#[test]
+fn what_an_entry_is_decides_what_may_become_of_it() {
+    let td = Td::built();
+    map_all(&td, [5]);
+    let leaf = Spte::leaf(pfn(7), Level::L4K);
+    for found in [
+        Spte::NON_PRESENT,
+        Spte::FROZEN,
+        leaf,
+        Spte::from_raw(leaf.raw() | (3 << 8)),
+        Spte::blocked(pfn(7)),
+        Spte::quarantined(pfn(7)),
+        Spte::from_raw(0),
+    ] {
+        let at = td.poke(5, found);
+        td.exclusive(|x| {
+            let slot = td.mirror().slot(x, Gfn::new(5).unwrap()).unwrap();
+            let right = match (slot.entry(), found.kind(Level::L4K)) {
+                (entry::Entry::NonPresent, SpteKind::NonPresent)
+                | (entry::Entry::Stray, SpteKind::Frozen | SpteKind::Malformed) => true,
+                (entry::Entry::Quarantined(page), SpteKind::Quarantined(_)) => page == pfn(7),
+                (entry::Entry::Leaf(e), SpteKind::Leaf(_)) => {
+                    e.pfn() == pfn(7) && e.at() == at && e.spte() == found
+                }
+                (entry::Entry::Blocked(e), SpteKind::Blocked(_)) => {
+                    e.pfn() == pfn(7) && e.at() == at && e.spte() == found
+                }
+                _ => false,
+            };
+            assert!(right, "{found:?}");
+        });
+        assert_eq!(td.walk(5), Some((at, found)), "to look changes nothing");
+    }
     assert!(td.mock().log().is_empty());
-    assert_eq!(td.walk(5).unwrap().1, old);
-    assert!(!td.mirror().is_bugged(), "the caller reports");
 }
 
 // Shows: R30.

@@ -155,22 +155,6 @@ fn a_malformed_value_is_neither_left_nor_taken() {
     }
 }
 
-// Shows: B14.
-#[test]
-fn the_quarantined_page_is_the_blocked_one() {
-    let class = |old, new| Transition::classify(old, new, Level::L4K);
-    let blocked = Spte::blocked(pfn(3));
-    assert_eq!(
-        class(blocked, Spte::quarantined(pfn(3))),
-        Ok(Transition::Quarantine(pfn(3)))
-    );
-    assert_eq!(
-        class(blocked, Spte::quarantined(pfn(4))),
-        Err(Bad::FromBlocked)
-    );
-    assert_eq!(class(blocked, Spte::blocked(pfn(4))), Err(Bad::FromBlocked));
-}
-
 #[test]
 fn pages_are_opaque() {
     assert_eq!(PagePtr::new(std::ptr::null_mut()), None);

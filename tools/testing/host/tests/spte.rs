@@ -129,44 +129,36 @@ fn one_class_maps_a_leaf() {
     }
 }
 
-/// Every pair of kinds and what its change means, written down instead of computed.
+/// Every pair of kinds and what a map of one over the other means, written down instead of
+/// computed.
 ///
 /// Columns are new values in the order of the rows: non-present, frozen, blocked and quarantined
 /// with the PFNs a and b, leaf a, leaf b, leaf a with other bits, leaf a without write, table a,
-/// table b, malformed.  Capitals are legal: Freeze, Map, linK, Touch, Block, Remove, Quarantine,
-/// Unlink, and = for no change.
+/// table b, malformed.  Capitals are legal: Map, linK.
 const CHANGES: [(&str, &str); 13] = [
-    ("non-present", "=FnnnnMMMxKKm"),
-    ("frozen", "f=ffffffffffm"),
-    ("blocked a", "Rz=bQbbbbbbbm"),
-    ("blocked b", "Rzb=bQbbbbbbm"),
-    ("quarantined a", "qqqq=qqqqqqqm"),
-    ("quarantined b", "qqqqq=qqqqqqm"),
-    ("leaf a", "RzBpQp=pTxoom"),
-    ("leaf b", "RzpBpQp=ppoom"),
-    ("leaf a, other bits", "RzBpQpTp=xoom"),
-    ("leaf a, read-only", "RzBpQpTpT=oom"),
-    ("table a", "Uzoooooooo=om"),
-    ("table b", "Uzooooooooo=m"),
+    ("non-present", "nnnnnnMMMxKKm"),
+    ("frozen", "ffffffffffffm"),
+    ("blocked a", "bbbbbbbbbbbbm"),
+    ("blocked b", "bbbbbbbbbbbbm"),
+    ("quarantined a", "qqqqqqqqqqqqm"),
+    ("quarantined b", "qqqqqqqqqqqqm"),
+    ("leaf a", "nnnnnnopoooom"),
+    ("leaf b", "nnnnnnpoppoom"),
+    ("leaf a, other bits", "nnnnnnopoooom"),
+    ("leaf a, read-only", "nnnnnnopoooom"),
+    ("table a", "nnnnnnoooooom"),
+    ("table b", "nnnnnnoooooom"),
     ("malformed", "mmmmmmmmmmmmm"),
 ];
 
 fn letter(class: Result<Transition, Bad>) -> char {
     match class {
-        Ok(Transition::Same) => '=',
-        Ok(Transition::Freeze) => 'F',
         Ok(Transition::MapLeaf(_)) => 'M',
         Ok(Transition::LinkTable(_)) => 'K',
-        Ok(Transition::TouchLeaf(_)) => 'T',
-        Ok(Transition::BlockLeaf(_)) => 'B',
-        Ok(Transition::RemoveLeaf(_)) => 'R',
-        Ok(Transition::Quarantine(_)) => 'Q',
-        Ok(Transition::UnlinkTable(_)) => 'U',
         Err(Bad::PfnChanged) => 'p',
         Err(Bad::NotRwx) => 'x',
         Err(Bad::OverPresent) => 'o',
         Err(Bad::FromFrozen) => 'f',
-        Err(Bad::FreezeOfPresent) => 'z',
         Err(Bad::FromBlocked) => 'b',
         Err(Bad::FromQuarantined) => 'q',
         Err(Bad::Malformed) => 'm',
@@ -175,20 +167,13 @@ fn letter(class: Result<Transition, Bad>) -> char {
 }
 
 /// The PFN that a legal change is about.
-fn subject(class: Transition) -> Option<Pfn> {
+fn subject(class: Transition) -> Pfn {
     match class {
-        Transition::Same | Transition::Freeze => None,
-        Transition::MapLeaf(p)
-        | Transition::LinkTable(p)
-        | Transition::TouchLeaf(p)
-        | Transition::BlockLeaf(p)
-        | Transition::RemoveLeaf(p)
-        | Transition::Quarantine(p)
-        | Transition::UnlinkTable(p) => Some(p),
+        Transition::MapLeaf(p) | Transition::LinkTable(p) => p,
     }
 }
 
-// Shows: R27, R29, R30, R32, R35.
+// Shows: R27, R29, R30, R32.
 #[test]
 fn every_change_has_its_class() {
     let (a, b) = (pfn(0x4_0000), pfn(0x8_0000));
@@ -215,12 +200,7 @@ fn every_change_has_its_class() {
             10 | 11 => level > Level::L4K,
             _ => true,
         };
-        let pfns = [None, None, Some(a), Some(b), Some(a), Some(b)];
-        let pfn_of = |i: usize| match i {
-            6 | 8..=10 => Some(a),
-            7 | 11 => Some(b),
-            _ => pfns.get(i).copied().flatten(),
-        };
+        let pfn_of = |i: usize| if matches!(i, 7 | 11) { b } else { a };
         for (i, old) in values.into_iter().enumerate().filter(|(i, _)| exists(*i)) {
             for (j, new) in values.into_iter().enumerate().filter(|(j, _)| exists(*j)) {
                 let (name, row) = CHANGES[i];
@@ -231,37 +211,29 @@ fn every_change_has_its_class() {
                     "{name} to {} at {level:?}",
                     CHANGES[j].0
                 );
-                if let Some(p) = class.ok().and_then(subject) {
-                    assert_eq!(Some(p), pfn_of(i).or(pfn_of(j)), "{name} at {level:?}");
+                if let Ok(class) = class {
+                    assert_eq!(subject(class), pfn_of(j), "{name} at {level:?}");
                 }
             }
         }
     }
 }
 
-// Shows: R28, B30.
+// Shows: R28.
 #[test]
-fn bits_of_a_present_leaf_neither_map_nor_remove() {
+fn bits_of_a_present_leaf_call_nothing() {
     for level in [Level::L4K, Level::L2M, Level::L1G] {
         let old = Spte::leaf(pfn(0x5555), level);
         for bit in 0..64 {
             let new = Spte::from_raw(old.raw() ^ 1 << bit);
-            let class = Transition::classify(old, new, level);
-            let reaches_backend = matches!(
-                class,
-                Ok(Transition::MapLeaf(_)
-                    | Transition::LinkTable(_)
-                    | Transition::BlockLeaf(_)
-                    | Transition::RemoveLeaf(_))
-            );
-            assert!(!reaches_backend, "bit {bit} at {level:?}: {class:?}");
+            for (old, new) in [(old, new), (new, old)] {
+                let class = Transition::classify(old, new, level);
+                assert!(class.is_err(), "bit {bit} at {level:?}: {class:?}");
+            }
         }
         for accessed_dirty in [1 << 8, 1 << 9, 3 << 8] {
             let new = Spte::from_raw(old.raw() | accessed_dirty);
-            assert_eq!(
-                Transition::classify(old, new, level),
-                Ok(Transition::TouchLeaf(pfn(0x5555)))
-            );
+            assert_eq!(Transition::classify(old, new, level), Err(Bad::OverPresent));
         }
     }
 }
@@ -271,17 +243,8 @@ fn bits_of_a_present_leaf_neither_map_nor_remove() {
 fn another_pfn_is_a_bug() {
     for level in [Level::L4K, Level::L2M, Level::L1G] {
         let old = Spte::leaf(pfn(3), level);
-        for new in [
-            Spte::leaf(pfn(4), level),
-            Spte::blocked(pfn(4)),
-            Spte::quarantined(pfn(4)),
-        ] {
-            assert_eq!(
-                Transition::classify(old, new, level),
-                Err(Bad::PfnChanged),
-                "{new:?}"
-            );
-        }
+        let new = Spte::leaf(pfn(4), level);
+        assert_eq!(Transition::classify(old, new, level), Err(Bad::PfnChanged));
     }
 }
 
@@ -320,48 +283,18 @@ fn leaf_without_rwx() {
 }
 
 #[test]
-fn quarantine_and_frozen_are_final() {
+fn a_map_leaves_what_others_hold() {
     for level in LEVELS {
-        let all = values(level, 3);
-        for new in &all {
-            let q = Transition::classify(Spte::quarantined(pfn(3)), *new, level);
-            let f = Transition::classify(Spte::FROZEN, *new, level);
-            if *new == Spte::quarantined(pfn(3)) {
-                assert_eq!(q, Ok(Transition::Same));
-            } else {
-                assert_eq!(q, Err(Bad::FromQuarantined));
-            }
-            if *new == Spte::FROZEN {
-                assert_eq!(f, Ok(Transition::Same));
-            } else {
-                assert_eq!(f, Err(Bad::FromFrozen));
+        for new in values(level, 3).into_iter().chain(values(level, 4)) {
+            for (old, why) in [
+                (Spte::quarantined(pfn(3)), Bad::FromQuarantined),
+                (Spte::blocked(pfn(3)), Bad::FromBlocked),
+                (Spte::FROZEN, Bad::FromFrozen),
+            ] {
+                assert_eq!(Transition::classify(old, new, level), Err(why), "{new:?}");
             }
         }
     }
-}
-
-#[test]
-fn life_of_a_leaf() {
-    let (leaf, blocked) = (Spte::leaf(pfn(3), Level::L4K), Spte::blocked(pfn(3)));
-    let class = |a, b| Transition::classify(a, b, Level::L4K);
-    assert_eq!(class(leaf, blocked), Ok(Transition::BlockLeaf(pfn(3))));
-    assert_eq!(
-        class(blocked, Spte::NON_PRESENT),
-        Ok(Transition::RemoveLeaf(pfn(3)))
-    );
-    assert_eq!(
-        class(leaf, Spte::NON_PRESENT),
-        Ok(Transition::RemoveLeaf(pfn(3)))
-    );
-    assert_eq!(class(blocked, leaf), Err(Bad::FromBlocked));
-    assert_eq!(class(Spte::NON_PRESENT, blocked), Err(Bad::NothingMapped));
-    assert_eq!(class(leaf, Spte::FROZEN), Err(Bad::FreezeOfPresent));
-    assert_eq!(
-        class(Spte::NON_PRESENT, Spte::FROZEN),
-        Ok(Transition::Freeze)
-    );
-    let unlink = Transition::classify(Spte::table(pfn(3)), Spte::NON_PRESENT, Level::L2M);
-    assert_eq!(unlink, Ok(Transition::UnlinkTable(pfn(3))));
 }
 
 proptest! {
@@ -383,12 +316,14 @@ proptest! {
                 prop_assert_eq!(old, Spte::NON_PRESENT);
                 prop_assert_eq!(new.kind(level), SpteKind::Leaf(p));
             }
-            Ok(Transition::Same) => prop_assert_eq!(old, new),
-            Ok(_) => prop_assert_ne!(old, new),
-            Err(Bad::Malformed) => prop_assert!(
+            Ok(Transition::LinkTable(p)) => {
+                prop_assert_eq!(old, Spte::NON_PRESENT);
+                prop_assert_eq!(new.kind(level), SpteKind::Table(p));
+            }
+            Err(why) => prop_assert_eq!(
+                why == Bad::Malformed,
                 [old, new].iter().any(|v| v.kind(level) == SpteKind::Malformed)
             ),
-            Err(_) => prop_assert_ne!(old, new),
         }
     }
 

@@ -1,0 +1,27 @@
+// SPDX-License-Identifier: GPL-2.0
+#![allow(missing_docs, dead_code, unexpected_cfgs)]
+#![deny(unused_must_use)]
+
+#[path = "../../../../../tdx_mirror"]
+mod product {
+    pub mod base;
+    pub mod mirror;
+}
+pub use product::{base, mirror};
+
+use mirror::entry::{LeafEntry, Untracked};
+use mirror::external::ExternalPt;
+use mirror::lock::Exclusive;
+use mirror::mmu::{Mirror, Vm};
+
+pub fn block<E: ExternalPt, V: Vm>(
+    m: &Mirror<E, V>,
+    x: &Exclusive<'_>,
+    batch: &Untracked<'_>,
+    leaf: LeafEntry<'_>,
+) {
+    #[cfg(control)]
+    let _outcome = m.block(x, batch, leaf);
+    #[cfg(not(control))]
+    m.block(x, batch, leaf);
+}
