@@ -7,4 +7,5 @@ mod hooks;
 pub(crate) mod params;
 pub(crate) mod probe;
 mod seamcalls;
+mod test_ops;
 mod vcpu;

@@ -89,7 +89,7 @@ static int tdt_ioctl_range(struct tdt_td *td, bool map, void __user *arg)
 	for (i = 0; map && i < r.nr && ret >= 0; i++) {
 		ret = tdt_prefault(td, r.gfn + i, &r.retries);
 		r.changed += ret == TDX_MIRROR_MAP_FIXED;
-		if (ret == TDX_MIRROR_MAP_RETRY)
+		if (tdt_is_retry(ret))
 			ret = -EAGAIN;
 		else if (fatal_signal_pending(current))
 			ret = -EINTR;
@@ -235,6 +235,10 @@ int tdx_test_init(void)
 	tdt_ops = tdx_mirror_get_ops();
 	if (tdt_ops->abi_version != TDX_MIRROR_ABI_VERSION ||
 	    tdt_ops->size != sizeof(*tdt_ops))
+		return -EINVAL;
+	tdt_test_ops = tdx_mirror_get_test_ops();
+	if (tdt_test_ops->version != TDX_MIRROR_TEST_OPS_VERSION ||
+	    tdt_test_ops->size != sizeof(*tdt_test_ops))
 		return -EINVAL;
 
 	ret = tdt_pool_init();

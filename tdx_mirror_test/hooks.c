@@ -13,6 +13,7 @@
 
 /* Entry points of tdx_mirror.ko. */
 const struct tdx_mirror_ops *tdt_ops;
+const struct tdx_mirror_test_ops *tdt_test_ops;
 
 /* Kicks under way: vCPUs leave the guest, and stay out. */
 atomic_t tdt_kicks;
@@ -339,14 +340,14 @@ static int tdt_map_once(struct tdt_td *td, struct tdt_cache *cache, u64 gfn)
  * the first.
  */
 int tdt_map(struct tdt_td *td, struct tdx_mirror_vcpu *notes, u64 gfn,
-	    u32 conditions, enum tdx_mirror_action *action, u64 *retries)
+	    u32 conditions, u32 *action, u64 *retries)
 {
 	struct tdt_cache cache = {};
 	int ret;
 
 	for (;;) {
 		ret = tdt_map_once(td, &cache, gfn);
-		if (ret != TDX_MIRROR_MAP_RETRY) {
+		if (!tdt_is_retry(ret)) {
 			*action = TDX_MIRROR_ENTER;
 			tdt_ops->fault_done(td->mirror, notes, gfn);
 			break;
@@ -355,7 +356,8 @@ int tdt_map(struct tdt_td *td, struct tdx_mirror_vcpu *notes, u64 gfn,
 			conditions |= TDX_MIRROR_FAULT_SIGNAL;
 		if (READ_ONCE(td->bugged))
 			conditions |= TDX_MIRROR_FAULT_VM_DEAD;
-		*action = tdt_ops->fault_retry(td->mirror, notes, gfn, conditions);
+		*action = tdt_ops->fault_retry(td->mirror, notes, gfn, conditions,
+					       ret & TDX_MIRROR_MAP_REASON);
 		if (*action != TDX_MIRROR_AGAIN)
 			break;
 		(*retries)++;

@@ -201,7 +201,7 @@ void tdt_destroy(struct tdt_td *td)
 	write_lock(&td->mmu_lock);
 	tdt_ops->teardown(td->mirror);
 	write_unlock(&td->mmu_lock);
-	tdt_ops->stats(td->mirror, &stats);
+	tdt_test_ops->stats(td->mirror, &stats);
 	tdt_ops->destroy(td->mirror);
 	WARN_ON_ONCE(atomic_read(&td->spts) || atomic_read(&td->ext_spts));
 	if (stats.quarantined != stats.resolved) {
@@ -231,11 +231,11 @@ void tdt_destroy(struct tdt_td *td)
  */
 int tdt_prefault(struct tdt_td *td, u64 gfn, u64 *retries)
 {
-	enum tdx_mirror_action action = TDX_MIRROR_EXIT;
+	u32 action = TDX_MIRROR_EXIT;
 	struct tdx_mirror_vcpu notes = {};
 	int i, ret = TDX_MIRROR_MAP_RETRY;
 
-	for (i = 0; i < TDT_MAP_TRIES && ret == TDX_MIRROR_MAP_RETRY &&
+	for (i = 0; i < TDT_MAP_TRIES && tdt_is_retry(ret) &&
 	     action == TDX_MIRROR_EXIT; i++) {
 		if (i)
 			(*retries)++;
@@ -257,7 +257,7 @@ int tdt_build(struct tdt_td *td, u64 gfn, const void __user *source)
 	ret = tdt_prefault(td, gfn, &retries);
 	if (ret == TDX_MIRROR_MAP_SPURIOUS)
 		return -EEXIST;
-	if (ret == TDX_MIRROR_MAP_RETRY)
+	if (tdt_is_retry(ret))
 		return -EAGAIN;
 	return ret < 0 ? ret : 0;
 }
@@ -304,7 +304,7 @@ static void tdt_audit(struct tdt_td *td, u64 gfn, struct tdx_test_stats *stats)
 	u64 spte, ours = 0, theirs = tdt_sept_pa(td, gfn);
 	int level = 0;
 
-	spte = tdt_ops->walk(td->mirror, gfn, &level);
+	spte = tdt_test_ops->walk(td->mirror, gfn, &level);
 	if (level == 1 && spte & TDX_MIRROR_SPTE_PRESENT)
 		ours = spte & PFN_BITS;
 	stats->present += !!theirs;
@@ -324,7 +324,7 @@ void tdt_stats(struct tdt_td *td, struct tdx_test_stats *stats)
 		for (gfn = 0; gfn < td->nr_pages; gfn++)
 			tdt_audit(td, gfn, stats);
 		tdt_audit(td, TDX_TEST_RESET_GFN, stats);
-		tdt_ops->stats(td->mirror, &m);
+		tdt_test_ops->stats(td->mirror, &m);
 		/* No table comes or goes without mmu_lock. */
 		stats->audit += m.tables != atomic_read(&td->spts);
 		stats->audit += m.external_tables != atomic_read(&td->ext_spts);

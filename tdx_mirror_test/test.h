@@ -14,6 +14,8 @@
 #include <linux/types.h>
 #include <asm/shared/tdx.h>
 
+#include "../tdx_mirror/kvm/test_ops.h"
+
 /* Leaves of the TDX interface. */
 enum {
 	TDH_VP_ENTER = 0,
@@ -131,10 +133,18 @@ u64 tdt_call4(u64 leaf, u64 rcx, u64 rdx, u64 r8);
 
 /* hooks.c */
 extern const struct tdx_mirror_ops *tdt_ops;
+extern const struct tdx_mirror_test_ops *tdt_test_ops;
+
+/* Whether a map asks for a retry, for whatever reason. */
+static inline bool tdt_is_retry(int ret)
+{
+	return ret >= 0 && (ret & TDX_MIRROR_MAP_OUTCOME) == TDX_MIRROR_MAP_RETRY;
+}
+
 extern atomic_t tdt_kicks;
 void tdt_backend_init(struct tdt_td *td);
 int tdt_map(struct tdt_td *td, struct tdx_mirror_vcpu *notes, u64 gfn,
-	    u32 conditions, enum tdx_mirror_action *action, u64 *retries);
+	    u32 conditions, u32 *action, u64 *retries);
 u64 tdt_zap(struct tdt_td *td, u64 start, u64 end);
 void *tdt_ram(struct tdt_td *td, u64 gfn);
 

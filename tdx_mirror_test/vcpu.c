@@ -59,7 +59,7 @@ static u64 tdt_enter(struct tdt_vcpu *v, struct tdx_module_args *args)
  */
 static int tdt_fault(struct tdt_vcpu *v, u64 gfn)
 {
-	enum tdx_mirror_action action;
+	u32 action;
 	u64 retries = 0;
 	int ret;
 

@@ -13,7 +13,7 @@
 #include <linux/types.h>
 
 /* Raised with every change of a structure or of a meaning in this file. */
-#define TDX_MIRROR_ABI_VERSION	2
+#define TDX_MIRROR_ABI_VERSION	3
 
 /* The exported getter, looked up with symbol_get() by kvm_intel. */
 #define TDX_MIRROR_GETTER	tdx_mirror_get_ops
@@ -55,8 +55,10 @@ struct tdx_mirror_err {
  * @size: sizeof(struct tdx_mirror_backend) of the caller
  * @abi_version: TDX_MIRROR_ABI_VERSION of the caller
  * @ctx: first argument of every hook; the module never looks inside
- * @mmu_lock: the rwlock_t that is mmu_lock of the VM.  The module never takes
- *	it, it only asserts with lockdep that the caller holds it.
+ * @mmu_lock: the rwlock_t that is mmu_lock of the VM.  No entry point takes it,
+ *	the module asserts with lockdep that the caller holds it.  Only the
+ *	module's files in debugfs take it, for write and in task context, to
+ *	read a part of the tables.
  * @gfn_bits: number of bits of a private GFN; GFNs are below 1 << gfn_bits
  * @root_level: level of the root table, PG_LEVEL_512G (4) or PG_LEVEL_256T (5)
  * @spte_present_mask: KVM's MMU-present bit, to be equal to the mirror's
@@ -157,20 +159,39 @@ struct tdx_mirror_backend {
 	void (*yield)(void *ctx);
 };
 
-/**
- * enum tdx_mirror_map_result - outcome of tdx_mirror_ops.map()
- * @TDX_MIRROR_MAP_RETRY: nothing changed, the caller retries the fault
- * @TDX_MIRROR_MAP_FIXED: the leaf is mapped now
- * @TDX_MIRROR_MAP_SPURIOUS: the leaf was mapped to that PFN already
+/*
+ * What tdx_mirror_ops.map() returns if it is no error.
+ *
+ * RETRY: not mapped, the caller retries the fault; bits TDX_MIRROR_MAP_REASON say
+ * why.  FIXED: the leaf is mapped now.  SPURIOUS: the leaf was mapped to that PFN
+ * already.
  *
  * Errors are negative: -EIO after a bug (the VM is bugged), -EINVAL for a GFN
  * or level out of range, -EBUSY for contention before the TD is finalized.
  */
-enum tdx_mirror_map_result {
-	TDX_MIRROR_MAP_RETRY = 0,
-	TDX_MIRROR_MAP_FIXED = 1,
-	TDX_MIRROR_MAP_SPURIOUS = 2,
-};
+#define TDX_MIRROR_MAP_RETRY		0x0000
+#define TDX_MIRROR_MAP_FIXED		0x0001
+#define TDX_MIRROR_MAP_SPURIOUS		0x0002
+#define TDX_MIRROR_MAP_OUTCOME		0x00ff
+#define TDX_MIRROR_MAP_REASON		0xff00
+
+/*
+ * Why a fault is to be retried, in the bits TDX_MIRROR_MAP_REASON.
+ *
+ * INVALIDATION: KVM's own reason, map() was not asked: an invalidation that covers
+ * the GFN is under way, or the memslot or the root changed.  map() never returns
+ * it with RETRY.  FROZEN: another thread holds an entry.  NO_PAGE: the caches of
+ * the vCPU had no page for a table.  The others name what the TDX module was busy
+ * with for the whole budget of tries.
+ */
+#define TDX_MIRROR_RETRY_INVALIDATION	0x0000
+#define TDX_MIRROR_RETRY_FROZEN		0x0100
+#define TDX_MIRROR_RETRY_NO_PAGE	0x0200
+#define TDX_MIRROR_RETRY_SEPT_TREE	0x1000
+#define TDX_MIRROR_RETRY_SEPT_ENTRY	0x1100
+#define TDX_MIRROR_RETRY_TD_EPOCH	0x1200
+#define TDX_MIRROR_RETRY_PREVIOUS_EPOCH	0x1300
+#define TDX_MIRROR_RETRY_TDR		0x1400
 
 /**
  * struct tdx_mirror_vcpu - the notes on one vCPU that KVM and the module share
@@ -213,70 +234,18 @@ struct tdx_mirror_vcpu {
 #define TDX_MIRROR_FAULT_VM_DEAD	0x10
 #define TDX_MIRROR_FAULT_PREFAULT	0x20
 
-/**
- * enum tdx_mirror_action - what a vCPU is to do next
- * @TDX_MIRROR_AGAIN: map once more, after cond_resched()
- * @TDX_MIRROR_ENTER: enter the guest, which faults again if need be.  Not with
- *	TDX_MIRROR_FAULT_PREFAULT.
- * @TDX_MIRROR_EXIT: return to userspace, -EINTR for a signal, else -EAGAIN
- * @TDX_MIRROR_KILL: the VM is dead, @bug_vm of struct tdx_mirror_backend was
- *	called for it now or before: -EIO
+/*
+ * What a vCPU is to do next.
+ *
+ * AGAIN: map once more, after cond_resched().  ENTER: enter the guest, which faults
+ * again if need be; not with TDX_MIRROR_FAULT_PREFAULT.  EXIT: return to userspace,
+ * -EINTR for a signal, else -EAGAIN.  KILL: the VM is dead, @bug_vm of struct
+ * tdx_mirror_backend was called for it now or before: -EIO.
  */
-enum tdx_mirror_action {
-	TDX_MIRROR_AGAIN = 0,
-	TDX_MIRROR_ENTER = 1,
-	TDX_MIRROR_EXIT = 2,
-	TDX_MIRROR_KILL = 3,
-};
-
-/**
- * struct tdx_mirror_stats - exact at a quiescent point of the TD
- * @mapped: leaves mapped since creation
- * @zapped: leaves zapped since creation
- * @leaf_transitions: leaf non-present to present transitions; equal to the
- *	successful calls of set_external_spte
- * @set_external_spte_calls: all calls of set_external_spte
- * @link_calls: calls of link_external_spt
- * @block_calls: calls of block_external_spte
- * @track_calls: calls of track_external
- * @remove_calls: calls of remove_external_spte
- * @wbinvd_calls: calls of wbinvd_external_page
- * @reclaim_calls: calls of free_external_spt and of reclaim_external_page
- * @busy: hook calls that answered with contention
- * @retries: hook calls that were repeated for contention
- * @giveups: operations that ended for contention
- * @kicks: calls of kick_vcpus
- * @frozen_seen: operations that bailed out at a frozen entry
- * @spurious: maps that found the leaf mapped
- * @quarantined: pages that the TDX module may still own, GFN blocked
- * @leaked: pages never given back to the allocator
- * @tables: mirror table pages in use, the root included
- * @external_tables: S-EPT pages in use, without the root, which is the TDX
- *	module's own
- * @resolved: quarantined pages that the teardown could reclaim after all
- * @zap_batches: batches of leaves that were zapped with one TRACK, or without
- *	one before the TD is finalized
- * @debts: host-priority marks that operations left when they gave up
- * @debts_paid: marks of these that are cleared again
- * @debts_lost: marks of these that nobody will clear, because there were too many
- *	or the TD ended
- * @read_calls: calls of read_external_spte
- * @local_retries: rounds of fault_retry() that answered TDX_MIRROR_AGAIN
- * @local_giveups: faults that fault_retry() ended without the page mapped
- * @held: vCPUs that were kept from VP.ENTER near the zero-step threshold
- * @vp_enter_busy: VP.ENTERs that found the S-EPT busy, which is a bug
- * @vp_enter_busy_other: VP.ENTERs that found something else busy
- * @killed: VMs that the policy ended (vp_enter_policy=kill), 0 or 1
- */
-struct tdx_mirror_stats {
-	u64 mapped, zapped, leaf_transitions, set_external_spte_calls;
-	u64 link_calls, block_calls, track_calls, remove_calls;
-	u64 wbinvd_calls, reclaim_calls, busy, retries, giveups, kicks;
-	u64 frozen_seen, spurious, quarantined, leaked, tables;
-	u64 external_tables, resolved, zap_batches, debts, debts_paid;
-	u64 debts_lost, read_calls, local_retries, local_giveups, held;
-	u64 vp_enter_busy, vp_enter_busy_other, killed;
-};
+#define TDX_MIRROR_AGAIN		0
+#define TDX_MIRROR_ENTER		1
+#define TDX_MIRROR_EXIT			2
+#define TDX_MIRROR_KILL			3
 
 /**
  * struct tdx_mirror_ops - entry points of the module
@@ -288,6 +257,8 @@ struct tdx_mirror_stats {
  *	SPTE encoding or a missing hook) or -ENOMEM.
  * @map: maps @gfn to @pfn at @level (PG_LEVEL_4K).  mmu_lock held for read.
  *	Never loops, never allocates but by the page suppliers of @vcpu.
+ *	Returns TDX_MIRROR_MAP_* with, for a retry, TDX_MIRROR_RETRY_*, or an
+ *	errno.
  * @zap_range: unmaps [@start, @end), a non-empty range of GFNs below
  *	1 << gfn_bits.  mmu_lock held for write; dropped and retaken through
  *	@yield only if @can_yield.  Cannot fail: what the TDX module may still
@@ -297,17 +268,17 @@ struct tdx_mirror_stats {
  *	no walker left but RCU readers.  Leaks and counts on doubt.
  * @destroy: frees the mirror and puts back its tables, after @teardown or
  *	without a map before.  No other call is under way.  Sleeps.
- * @fault_retry: what to do after @map answered TDX_MIRROR_MAP_RETRY for a
- *	private @gfn, or KVM itself has to begin anew before it calls @map;
- *	@conditions are TDX_MIRROR_FAULT_*.  The answer is TDX_MIRROR_AGAIN a
- *	bounded number of times.  No lock held.
+ * @fault_retry: what to do after @map returned TDX_MIRROR_MAP_RETRY for a
+ *	private @gfn, or KVM itself has to begin anew before it calls @map.
+ *	@conditions are TDX_MIRROR_FAULT_*, @reason is the TDX_MIRROR_RETRY_*
+ *	that @map returned or TDX_MIRROR_RETRY_INVALIDATION.  Returns
+ *	TDX_MIRROR_AGAIN, a bounded number of times, or one of the other three.
+ *	No lock held.
  * @fault_done: the fault at @gfn that had retries, or was held, was served or
  *	ended in an error: the notes begin anew.  No lock held.
  * @vp_enter_busy: TDH.VP.ENTER answered @status, TDX_OPERAND_BUSY with the
- *	operand in its low bits.  Answers TDX_MIRROR_ENTER or TDX_MIRROR_KILL.
+ *	operand in its low bits.  Returns TDX_MIRROR_ENTER or TDX_MIRROR_KILL.
  *	No lock held, interrupts enabled.
- * @walk: debug: the raw SPTE that maps @gfn and its *@level.  Takes RCU itself.
- * @stats: figures of one TD, from any context.
  */
 struct tdx_mirror_ops {
 	u32 size;
@@ -321,20 +292,17 @@ struct tdx_mirror_ops {
 			 bool can_yield);
 	void (*teardown)(struct tdx_mirror *mirror);
 	void (*destroy)(struct tdx_mirror *mirror);
-	enum tdx_mirror_action (*fault_retry)(struct tdx_mirror *mirror,
-					      struct tdx_mirror_vcpu *vcpu,
-					      u64 gfn, u32 conditions);
+	u32 (*fault_retry)(struct tdx_mirror *mirror,
+			   struct tdx_mirror_vcpu *vcpu, u64 gfn,
+			   u32 conditions, u32 reason);
 	void (*fault_done)(struct tdx_mirror *mirror,
 			   struct tdx_mirror_vcpu *vcpu, u64 gfn);
-	enum tdx_mirror_action (*vp_enter_busy)(struct tdx_mirror *mirror,
-						struct tdx_mirror_vcpu *vcpu,
-						u64 status);
-	u64 (*walk)(struct tdx_mirror *mirror, u64 gfn, int *level);
-	void (*stats)(struct tdx_mirror *mirror, struct tdx_mirror_stats *stats);
+	u32 (*vp_enter_busy)(struct tdx_mirror *mirror,
+			     struct tdx_mirror_vcpu *vcpu, u64 status);
 };
 
 /**
- * tdx_mirror_get_ops() - the one symbol that the module exports
+ * tdx_mirror_get_ops() - the one symbol that the module exports to KVM
  *
  * Look it up with symbol_get() and give it back with symbol_put(): the
  * reference is what keeps the module loaded while a TD uses it.

@@ -11,6 +11,8 @@
 #include <linux/tdx_mirror.h>
 #include <asm/pgtable_types.h>
 
+#include "../kvm/test_ops.h"
+
 #define CHECK_SIZE(type, size)	static_assert(sizeof(type) == (size))
 #define CHECK_OFFSET(type, member, off) \
 	static_assert(offsetof(type, member) == (off))
@@ -67,11 +69,7 @@ CHECK_OFFSET(struct tdx_mirror_vcpu, rounds, 4);
 CHECK_OFFSET(struct tdx_mirror_vcpu, gfn, 8);
 CHECK_OFFSET(struct tdx_mirror_vcpu, held, 16);
 
-CHECK_SIZE(enum tdx_mirror_action, 4);
-
-CHECK_SIZE(struct tdx_mirror_stats, 32 * 8);
-
-CHECK_SIZE(struct tdx_mirror_ops, 88);
+CHECK_SIZE(struct tdx_mirror_ops, 72);
 CHECK_OFFSET(struct tdx_mirror_ops, size, 0);
 CHECK_OFFSET(struct tdx_mirror_ops, abi_version, 4);
 CHECK_OFFSET(struct tdx_mirror_ops, create, 8);
@@ -82,8 +80,14 @@ CHECK_OFFSET(struct tdx_mirror_ops, destroy, 40);
 CHECK_OFFSET(struct tdx_mirror_ops, fault_retry, 48);
 CHECK_OFFSET(struct tdx_mirror_ops, fault_done, 56);
 CHECK_OFFSET(struct tdx_mirror_ops, vp_enter_busy, 64);
-CHECK_OFFSET(struct tdx_mirror_ops, walk, 72);
-CHECK_OFFSET(struct tdx_mirror_ops, stats, 80);
+
+CHECK_SIZE(struct tdx_mirror_stats, 32 * 8);
+
+CHECK_SIZE(struct tdx_mirror_test_ops, 24);
+CHECK_OFFSET(struct tdx_mirror_test_ops, size, 0);
+CHECK_OFFSET(struct tdx_mirror_test_ops, version, 4);
+CHECK_OFFSET(struct tdx_mirror_test_ops, walk, 8);
+CHECK_OFFSET(struct tdx_mirror_test_ops, stats, 16);
 
 /* Levels are KVM's, which are the kernel's: 1 is a 4K entry. */
 static_assert(PG_LEVEL_4K == 1);

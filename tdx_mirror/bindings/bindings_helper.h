@@ -10,4 +10,5 @@ typedef unsigned long long u64;
 #define bool _Bool
 
 #include "../../include/linux/tdx_mirror.h"
+#include "../kvm/test_ops.h"
 #include "../kernel/helpers.h"

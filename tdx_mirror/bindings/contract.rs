@@ -4,16 +4,34 @@
 
 use super::ffi;
 
-pub const TDX_MIRROR_ABI_VERSION: u32 = 2;
+pub const TDX_MIRROR_ABI_VERSION: u32 = 3;
 pub const TDX_MIRROR_SPTE_PRESENT: u32 = 2048;
 pub const TDX_MIRROR_SPTE_NONPRESENT: i64 = -9223372036854775808;
 pub const TDX_MIRROR_SPTE_FROZEN: i64 = -9223372036854775392;
+pub const TDX_MIRROR_MAP_RETRY: u32 = 0;
+pub const TDX_MIRROR_MAP_FIXED: u32 = 1;
+pub const TDX_MIRROR_MAP_SPURIOUS: u32 = 2;
+pub const TDX_MIRROR_MAP_OUTCOME: u32 = 255;
+pub const TDX_MIRROR_MAP_REASON: u32 = 65280;
+pub const TDX_MIRROR_RETRY_INVALIDATION: u32 = 0;
+pub const TDX_MIRROR_RETRY_FROZEN: u32 = 256;
+pub const TDX_MIRROR_RETRY_NO_PAGE: u32 = 512;
+pub const TDX_MIRROR_RETRY_SEPT_TREE: u32 = 4096;
+pub const TDX_MIRROR_RETRY_SEPT_ENTRY: u32 = 4352;
+pub const TDX_MIRROR_RETRY_TD_EPOCH: u32 = 4608;
+pub const TDX_MIRROR_RETRY_PREVIOUS_EPOCH: u32 = 4864;
+pub const TDX_MIRROR_RETRY_TDR: u32 = 5120;
 pub const TDX_MIRROR_FAULT_SIGNAL: u32 = 1;
 pub const TDX_MIRROR_FAULT_EVENT: u32 = 2;
 pub const TDX_MIRROR_FAULT_SLOT_GONE: u32 = 4;
 pub const TDX_MIRROR_FAULT_ROOT_GONE: u32 = 8;
 pub const TDX_MIRROR_FAULT_VM_DEAD: u32 = 16;
 pub const TDX_MIRROR_FAULT_PREFAULT: u32 = 32;
+pub const TDX_MIRROR_AGAIN: u32 = 0;
+pub const TDX_MIRROR_ENTER: u32 = 1;
+pub const TDX_MIRROR_EXIT: u32 = 2;
+pub const TDX_MIRROR_KILL: u32 = 3;
+pub const TDX_MIRROR_TEST_OPS_VERSION: u32 = 1;
 pub type u32_ = ffi::c_uint;
 pub type u64_ = ffi::c_ulonglong;
 unsafe extern "C" {
@@ -227,10 +245,6 @@ const _: () = {
     ["Offset of field: tdx_mirror_backend::yield_"]
         [::core::mem::offset_of!(tdx_mirror_backend, yield_) - 240usize];
 };
-pub const TDX_MIRROR_MAP_RETRY: tdx_mirror_map_result = 0;
-pub const TDX_MIRROR_MAP_FIXED: tdx_mirror_map_result = 1;
-pub const TDX_MIRROR_MAP_SPURIOUS: tdx_mirror_map_result = 2;
-pub type tdx_mirror_map_result = ffi::c_uint;
 #[repr(C)]
 #[derive(Copy, Clone)]
 pub struct tdx_mirror_vcpu {
@@ -252,11 +266,84 @@ const _: () = {
     ["Offset of field: tdx_mirror_vcpu::held"]
         [::core::mem::offset_of!(tdx_mirror_vcpu, held) - 16usize];
 };
-pub const TDX_MIRROR_AGAIN: tdx_mirror_action = 0;
-pub const TDX_MIRROR_ENTER: tdx_mirror_action = 1;
-pub const TDX_MIRROR_EXIT: tdx_mirror_action = 2;
-pub const TDX_MIRROR_KILL: tdx_mirror_action = 3;
-pub type tdx_mirror_action = ffi::c_uint;
+#[repr(C)]
+#[derive(Copy, Clone)]
+pub struct tdx_mirror_ops {
+    pub size: u32_,
+    pub abi_version: u32_,
+    pub create: ::core::option::Option<
+        unsafe extern "C" fn(
+            backend: *const tdx_mirror_backend,
+            err: *mut ffi::c_int,
+        ) -> *mut tdx_mirror,
+    >,
+    pub map: ::core::option::Option<
+        unsafe extern "C" fn(
+            mirror: *mut tdx_mirror,
+            vcpu: *mut ffi::c_void,
+            gfn: u64_,
+            pfn: u64_,
+            level: ffi::c_int,
+        ) -> ffi::c_int,
+    >,
+    pub zap_range: ::core::option::Option<
+        unsafe extern "C" fn(
+            mirror: *mut tdx_mirror,
+            start: u64_,
+            end: u64_,
+            can_yield: bool,
+        ) -> u64_,
+    >,
+    pub teardown: ::core::option::Option<unsafe extern "C" fn(mirror: *mut tdx_mirror)>,
+    pub destroy: ::core::option::Option<unsafe extern "C" fn(mirror: *mut tdx_mirror)>,
+    pub fault_retry: ::core::option::Option<
+        unsafe extern "C" fn(
+            mirror: *mut tdx_mirror,
+            vcpu: *mut tdx_mirror_vcpu,
+            gfn: u64_,
+            conditions: u32_,
+            reason: u32_,
+        ) -> u32_,
+    >,
+    pub fault_done: ::core::option::Option<
+        unsafe extern "C" fn(mirror: *mut tdx_mirror, vcpu: *mut tdx_mirror_vcpu, gfn: u64_),
+    >,
+    pub vp_enter_busy: ::core::option::Option<
+        unsafe extern "C" fn(
+            mirror: *mut tdx_mirror,
+            vcpu: *mut tdx_mirror_vcpu,
+            status: u64_,
+        ) -> u32_,
+    >,
+}
+#[allow(clippy::unnecessary_operation, clippy::identity_op)]
+const _: () = {
+    ["Size of tdx_mirror_ops"][::core::mem::size_of::<tdx_mirror_ops>() - 72usize];
+    ["Alignment of tdx_mirror_ops"][::core::mem::align_of::<tdx_mirror_ops>() - 8usize];
+    ["Offset of field: tdx_mirror_ops::size"]
+        [::core::mem::offset_of!(tdx_mirror_ops, size) - 0usize];
+    ["Offset of field: tdx_mirror_ops::abi_version"]
+        [::core::mem::offset_of!(tdx_mirror_ops, abi_version) - 4usize];
+    ["Offset of field: tdx_mirror_ops::create"]
+        [::core::mem::offset_of!(tdx_mirror_ops, create) - 8usize];
+    ["Offset of field: tdx_mirror_ops::map"]
+        [::core::mem::offset_of!(tdx_mirror_ops, map) - 16usize];
+    ["Offset of field: tdx_mirror_ops::zap_range"]
+        [::core::mem::offset_of!(tdx_mirror_ops, zap_range) - 24usize];
+    ["Offset of field: tdx_mirror_ops::teardown"]
+        [::core::mem::offset_of!(tdx_mirror_ops, teardown) - 32usize];
+    ["Offset of field: tdx_mirror_ops::destroy"]
+        [::core::mem::offset_of!(tdx_mirror_ops, destroy) - 40usize];
+    ["Offset of field: tdx_mirror_ops::fault_retry"]
+        [::core::mem::offset_of!(tdx_mirror_ops, fault_retry) - 48usize];
+    ["Offset of field: tdx_mirror_ops::fault_done"]
+        [::core::mem::offset_of!(tdx_mirror_ops, fault_done) - 56usize];
+    ["Offset of field: tdx_mirror_ops::vp_enter_busy"]
+        [::core::mem::offset_of!(tdx_mirror_ops, vp_enter_busy) - 64usize];
+};
+unsafe extern "C" {
+    pub fn tdx_mirror_get_ops() -> *const tdx_mirror_ops;
+}
 #[repr(C)]
 #[derive(Copy, Clone)]
 pub struct tdx_mirror_stats {
@@ -364,52 +451,9 @@ const _: () = {
 };
 #[repr(C)]
 #[derive(Copy, Clone)]
-pub struct tdx_mirror_ops {
+pub struct tdx_mirror_test_ops {
     pub size: u32_,
-    pub abi_version: u32_,
-    pub create: ::core::option::Option<
-        unsafe extern "C" fn(
-            backend: *const tdx_mirror_backend,
-            err: *mut ffi::c_int,
-        ) -> *mut tdx_mirror,
-    >,
-    pub map: ::core::option::Option<
-        unsafe extern "C" fn(
-            mirror: *mut tdx_mirror,
-            vcpu: *mut ffi::c_void,
-            gfn: u64_,
-            pfn: u64_,
-            level: ffi::c_int,
-        ) -> ffi::c_int,
-    >,
-    pub zap_range: ::core::option::Option<
-        unsafe extern "C" fn(
-            mirror: *mut tdx_mirror,
-            start: u64_,
-            end: u64_,
-            can_yield: bool,
-        ) -> u64_,
-    >,
-    pub teardown: ::core::option::Option<unsafe extern "C" fn(mirror: *mut tdx_mirror)>,
-    pub destroy: ::core::option::Option<unsafe extern "C" fn(mirror: *mut tdx_mirror)>,
-    pub fault_retry: ::core::option::Option<
-        unsafe extern "C" fn(
-            mirror: *mut tdx_mirror,
-            vcpu: *mut tdx_mirror_vcpu,
-            gfn: u64_,
-            conditions: u32_,
-        ) -> tdx_mirror_action,
-    >,
-    pub fault_done: ::core::option::Option<
-        unsafe extern "C" fn(mirror: *mut tdx_mirror, vcpu: *mut tdx_mirror_vcpu, gfn: u64_),
-    >,
-    pub vp_enter_busy: ::core::option::Option<
-        unsafe extern "C" fn(
-            mirror: *mut tdx_mirror,
-            vcpu: *mut tdx_mirror_vcpu,
-            status: u64_,
-        ) -> tdx_mirror_action,
-    >,
+    pub version: u32_,
     pub walk: ::core::option::Option<
         unsafe extern "C" fn(mirror: *mut tdx_mirror, gfn: u64_, level: *mut ffi::c_int) -> u64_,
     >,
@@ -419,35 +463,19 @@ pub struct tdx_mirror_ops {
 }
 #[allow(clippy::unnecessary_operation, clippy::identity_op)]
 const _: () = {
-    ["Size of tdx_mirror_ops"][::core::mem::size_of::<tdx_mirror_ops>() - 88usize];
-    ["Alignment of tdx_mirror_ops"][::core::mem::align_of::<tdx_mirror_ops>() - 8usize];
-    ["Offset of field: tdx_mirror_ops::size"]
-        [::core::mem::offset_of!(tdx_mirror_ops, size) - 0usize];
-    ["Offset of field: tdx_mirror_ops::abi_version"]
-        [::core::mem::offset_of!(tdx_mirror_ops, abi_version) - 4usize];
-    ["Offset of field: tdx_mirror_ops::create"]
-        [::core::mem::offset_of!(tdx_mirror_ops, create) - 8usize];
-    ["Offset of field: tdx_mirror_ops::map"]
-        [::core::mem::offset_of!(tdx_mirror_ops, map) - 16usize];
-    ["Offset of field: tdx_mirror_ops::zap_range"]
-        [::core::mem::offset_of!(tdx_mirror_ops, zap_range) - 24usize];
-    ["Offset of field: tdx_mirror_ops::teardown"]
-        [::core::mem::offset_of!(tdx_mirror_ops, teardown) - 32usize];
-    ["Offset of field: tdx_mirror_ops::destroy"]
-        [::core::mem::offset_of!(tdx_mirror_ops, destroy) - 40usize];
-    ["Offset of field: tdx_mirror_ops::fault_retry"]
-        [::core::mem::offset_of!(tdx_mirror_ops, fault_retry) - 48usize];
-    ["Offset of field: tdx_mirror_ops::fault_done"]
-        [::core::mem::offset_of!(tdx_mirror_ops, fault_done) - 56usize];
-    ["Offset of field: tdx_mirror_ops::vp_enter_busy"]
-        [::core::mem::offset_of!(tdx_mirror_ops, vp_enter_busy) - 64usize];
-    ["Offset of field: tdx_mirror_ops::walk"]
-        [::core::mem::offset_of!(tdx_mirror_ops, walk) - 72usize];
-    ["Offset of field: tdx_mirror_ops::stats"]
-        [::core::mem::offset_of!(tdx_mirror_ops, stats) - 80usize];
+    ["Size of tdx_mirror_test_ops"][::core::mem::size_of::<tdx_mirror_test_ops>() - 24usize];
+    ["Alignment of tdx_mirror_test_ops"][::core::mem::align_of::<tdx_mirror_test_ops>() - 8usize];
+    ["Offset of field: tdx_mirror_test_ops::size"]
+        [::core::mem::offset_of!(tdx_mirror_test_ops, size) - 0usize];
+    ["Offset of field: tdx_mirror_test_ops::version"]
+        [::core::mem::offset_of!(tdx_mirror_test_ops, version) - 4usize];
+    ["Offset of field: tdx_mirror_test_ops::walk"]
+        [::core::mem::offset_of!(tdx_mirror_test_ops, walk) - 8usize];
+    ["Offset of field: tdx_mirror_test_ops::stats"]
+        [::core::mem::offset_of!(tdx_mirror_test_ops, stats) - 16usize];
 };
 unsafe extern "C" {
-    pub fn tdx_mirror_get_ops() -> *const tdx_mirror_ops;
+    pub fn tdx_mirror_get_test_ops() -> *const tdx_mirror_test_ops;
 }
 unsafe extern "C" {
     pub fn tdx_mirror_assert_held_read(mmu_lock: *mut ffi::c_void);

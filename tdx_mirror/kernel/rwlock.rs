@@ -18,7 +18,8 @@ use crate::mirror::lock::{Exclusive, Shared};
 /// It points to an initialised `rwlock_t` that lives longer than this value.
 pub(crate) struct MmuLock(NonNull<c_void>);
 
-// SAFETY: Only lockdep looks at the lock, which any thread may ask about any lock.
+// SAFETY: Any thread may ask lockdep about the lock, and any may take it: a guard does not move
+// between threads, since `write()` takes and releases it in one call.
 unsafe impl Send for MmuLock {}
 // SAFETY: As above.
 unsafe impl Sync for MmuLock {}

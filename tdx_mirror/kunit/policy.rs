@@ -6,7 +6,7 @@ use super::td::{self, Call, Td, BUSY_ENTRY, BUSY_EPOCH, BUSY_TDR, BUSY_TREE};
 use super::Outcome;
 use crate::mirror::error::{MapError, MapOutcome, RetryReason};
 use crate::mirror::external::Operand;
-use crate::sept::progress::{Action, Conditions, Notes, Policy, Progress};
+use crate::sept::progress::{Action, Conditions, Notes, Policy, Progress, Why};
 use crate::sept::{
     FAULT_TRIES, HOLD_ROUNDS, LOCAL_ROUNDS, MAX_ENTERS, PAY_TRIES, ZAP_TRIES, ZERO_STEP_THRESHOLD,
 };
@@ -69,7 +69,7 @@ pub fn a_mark_is_cleared_or_owed(td: &Td) -> Outcome {
 fn rounds(progress: &Progress, notes: &mut Notes, now: Conditions) -> (u32, Action) {
     let mut granted = 0u32;
     loop {
-        match progress.fault_retry(notes, 7, now, false) {
+        match progress.fault_retry(notes, 7, now, Why::Invalidation, || false) {
             Action::Again if granted < 10_000 => granted = granted.saturating_add(1),
             last => return (granted, last),
         }

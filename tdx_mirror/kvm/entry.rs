@@ -23,12 +23,12 @@ use kernel::{
 use super::hooks::Hooks;
 use super::params;
 use super::seamcalls::{Caches, HookSeamcalls, KernelVm};
+use super::vcpu;
 use crate::base::addr::{Gfn, GfnRange, Pfn, FRAME_BITS};
 use crate::base::level::Level;
 use crate::base::stats::Count;
 use crate::bindings::{
-    self, tdx_mirror, tdx_mirror_action, tdx_mirror_backend, tdx_mirror_ops, tdx_mirror_stats,
-    tdx_mirror_vcpu,
+    self, tdx_mirror, tdx_mirror_backend, tdx_mirror_ops, tdx_mirror_stats, tdx_mirror_vcpu,
 };
 use crate::kernel::percpu::{self, Block};
 use crate::kernel::rwlock::MmuLock;
@@ -266,7 +266,9 @@ impl Mirror {
         let outcome = match self.inner.map(&shared, &mut pages, gfn, pfn, level) {
             Ok(MapOutcome::Fixed) => bindings::TDX_MIRROR_MAP_FIXED as c_int,
             Ok(MapOutcome::Spurious) => bindings::TDX_MIRROR_MAP_SPURIOUS as c_int,
-            Ok(MapOutcome::Retry(_)) => bindings::TDX_MIRROR_MAP_RETRY as c_int,
+            Ok(MapOutcome::Retry(reason)) => {
+                (bindings::TDX_MIRROR_MAP_RETRY | vcpu::reason_bits(reason)) as c_int
+            }
             Err(MapError::Invalid) => code::EINVAL.to_errno(),
             Err(MapError::Busy(_)) => code::EBUSY.to_errno(),
             Err(MapError::Bugged) => code::EIO.to_errno(),
@@ -313,7 +315,8 @@ impl Mirror {
         }
     }
 
-    fn walk(&self, gfn: u64) -> (Spte, c_int) {
+    /// The SPTE that maps a GFN, and its level.
+    pub(super) fn walk(&self, gfn: u64) -> (Spte, c_int) {
         Gfn::new(gfn)
             .and_then(|gfn| rcu::read(|rcu| self.inner.walk(rcu, gfn)))
             .map_or((Spte::NON_PRESENT, 0), |(at, spte)| {
@@ -358,7 +361,7 @@ fn bad_parameter() -> c_int {
 /// # Safety
 ///
 /// `mirror` is NULL or came from `create()`, and KVM does not destroy it during `'a`.
-unsafe fn mirror_of<'a>(mirror: *mut tdx_mirror) -> Option<&'a Mirror> {
+pub(super) unsafe fn mirror_of<'a>(mirror: *mut tdx_mirror) -> Option<&'a Mirror> {
     // SAFETY: By the safety requirements.
     unsafe { mirror.cast::<Mirror>().as_ref() }
 }
@@ -465,7 +468,7 @@ unsafe fn notes_of<'a>(vcpu: *mut tdx_mirror_vcpu) -> Option<&'a mut tdx_mirror_
     unsafe { vcpu.as_mut() }
 }
 
-/// Judges a map that found contention, see `struct tdx_mirror_ops`.
+/// Judges a fault that is to be retried, see `struct tdx_mirror_ops`.
 ///
 /// # Safety
 ///
@@ -475,15 +478,17 @@ unsafe extern "C" fn fault_retry(
     vcpu: *mut tdx_mirror_vcpu,
     gfn: u64,
     conditions: u32,
-) -> tdx_mirror_action {
+    reason: u32,
+) -> u32 {
     // SAFETY: The contract says that the mirror lives and that the notes are the caller's.
-    match unsafe { (mirror_of(mirror), notes_of(vcpu)) } {
-        (Some(mirror), Some(vcpu)) => mirror.fault_retry(vcpu, gfn, conditions),
-        _ => {
-            bad_parameter();
-            bindings::TDX_MIRROR_EXIT
-        }
-    }
+    let action = match unsafe { (mirror_of(mirror), notes_of(vcpu)) } {
+        (Some(mirror), Some(vcpu)) => mirror.fault_retry(vcpu, gfn, conditions, reason),
+        _ => None,
+    };
+    action.unwrap_or_else(|| {
+        bad_parameter();
+        bindings::TDX_MIRROR_EXIT
+    })
 }
 
 /// Ends a fault, see `struct tdx_mirror_ops`.
@@ -507,7 +512,7 @@ unsafe extern "C" fn vp_enter_busy(
     mirror: *mut tdx_mirror,
     vcpu: *mut tdx_mirror_vcpu,
     status: u64,
-) -> tdx_mirror_action {
+) -> u32 {
     // SAFETY: The contract says that the mirror lives and that the notes are the caller's.
     match unsafe { (mirror_of(mirror), notes_of(vcpu)) } {
         (Some(mirror), Some(vcpu)) => mirror.vp_enter_busy(vcpu, status),
@@ -515,37 +520,6 @@ unsafe extern "C" fn vp_enter_busy(
             bad_parameter();
             bindings::TDX_MIRROR_ENTER
         }
-    }
-}
-
-/// Looks a GFN up, see `struct tdx_mirror_ops`.
-///
-/// # Safety
-///
-/// As of [`mirror_of`]; `level` is NULL or valid for a write.
-unsafe extern "C" fn walk(mirror: *mut tdx_mirror, gfn: u64, level: *mut c_int) -> u64 {
-    // SAFETY: The contract says that the mirror lives.
-    let (spte, at) = match unsafe { mirror_of(mirror) } {
-        Some(mirror) => mirror.walk(gfn),
-        None => (Spte::NON_PRESENT, 0),
-    };
-    if let Some(level) = NonNull::new(level) {
-        // SAFETY: KVM gave a place for it.
-        unsafe { level.write(at) };
-    }
-    spte.raw()
-}
-
-/// Figures of one TD, see `struct tdx_mirror_ops`.
-///
-/// # Safety
-///
-/// As of [`mirror_of`]; `out` is NULL or valid for a write.
-unsafe extern "C" fn stats(mirror: *mut tdx_mirror, out: *mut tdx_mirror_stats) {
-    // SAFETY: The contract says that the mirror lives.
-    if let (Some(mirror), Some(out)) = (unsafe { mirror_of(mirror) }, NonNull::new(out)) {
-        // SAFETY: KVM gave a place for it.
-        unsafe { out.write(mirror.stats()) };
     }
 }
 
@@ -560,8 +534,6 @@ static OPS: tdx_mirror_ops = tdx_mirror_ops {
     fault_retry: Some(fault_retry),
     fault_done: Some(fault_done),
     vp_enter_busy: Some(vp_enter_busy),
-    walk: Some(walk),
-    stats: Some(stats),
 };
 
 /// The entry points; exported by `tdx_mirror/kvm/exports.c`.

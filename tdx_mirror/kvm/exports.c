@@ -6,4 +6,7 @@
 #include <linux/export.h>
 #include <linux/tdx_mirror.h>
 
+#include "test_ops.h"
+
 EXPORT_SYMBOL_GPL(tdx_mirror_get_ops);
+EXPORT_SYMBOL_GPL(tdx_mirror_get_test_ops);

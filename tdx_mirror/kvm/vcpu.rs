@@ -7,8 +7,10 @@ use kernel::prelude::*;
 
 use super::entry::Mirror;
 use crate::base::addr::Gfn;
-use crate::bindings::{self, tdx_mirror_action, tdx_mirror_vcpu};
-use crate::sept::progress::{Action, Conditions, Notes};
+use crate::bindings::{self, tdx_mirror_vcpu};
+use crate::mirror::error::RetryReason;
+use crate::mirror::external::Operand;
+use crate::sept::progress::{Action, Conditions, Notes, Why};
 use crate::tdx::status::TdxStatus;
 
 const _: () = {
@@ -20,7 +22,55 @@ const _: () = {
     assert!(Conditions::PREFAULT.bits() == bindings::TDX_MIRROR_FAULT_PREFAULT);
 };
 
-fn as_kvm(action: Action) -> tdx_mirror_action {
+/// The bits of `map()` that say why it asks for a retry.
+pub(super) const fn reason_bits(reason: RetryReason) -> u32 {
+    match reason {
+        RetryReason::Frozen => bindings::TDX_MIRROR_RETRY_FROZEN,
+        RetryReason::NoPage => bindings::TDX_MIRROR_RETRY_NO_PAGE,
+        RetryReason::Contended(Operand::SeptTree) => bindings::TDX_MIRROR_RETRY_SEPT_TREE,
+        RetryReason::Contended(Operand::SeptEntry) => bindings::TDX_MIRROR_RETRY_SEPT_ENTRY,
+        RetryReason::Contended(Operand::TdEpoch) => bindings::TDX_MIRROR_RETRY_TD_EPOCH,
+        RetryReason::Contended(Operand::PreviousEpoch) => bindings::TDX_MIRROR_RETRY_PREVIOUS_EPOCH,
+        RetryReason::Contended(Operand::Tdr) => bindings::TDX_MIRROR_RETRY_TDR,
+    }
+}
+
+/// The reason that KVM hands back, or `None` if there is none with these bits.
+const fn why(bits: u32) -> Option<Why> {
+    Some(Why::Mirror(match bits {
+        bindings::TDX_MIRROR_RETRY_INVALIDATION => return Some(Why::Invalidation),
+        bindings::TDX_MIRROR_RETRY_FROZEN => RetryReason::Frozen,
+        bindings::TDX_MIRROR_RETRY_NO_PAGE => RetryReason::NoPage,
+        bindings::TDX_MIRROR_RETRY_SEPT_TREE => RetryReason::Contended(Operand::SeptTree),
+        bindings::TDX_MIRROR_RETRY_SEPT_ENTRY => RetryReason::Contended(Operand::SeptEntry),
+        bindings::TDX_MIRROR_RETRY_TD_EPOCH => RetryReason::Contended(Operand::TdEpoch),
+        bindings::TDX_MIRROR_RETRY_PREVIOUS_EPOCH => RetryReason::Contended(Operand::PreviousEpoch),
+        bindings::TDX_MIRROR_RETRY_TDR => RetryReason::Contended(Operand::Tdr),
+        _ => return None,
+    }))
+}
+
+/// Whether the bits for `reason` are where `map()` has them, and lead back to it.
+const fn survives(reason: RetryReason) -> bool {
+    let bits = reason_bits(reason);
+    bits & !bindings::TDX_MIRROR_MAP_REASON == 0
+        && match why(bits) {
+            Some(Why::Mirror(back)) => reason_bits(back) == bits,
+            _ => false,
+        }
+}
+
+const _: () = {
+    assert!(survives(RetryReason::Frozen));
+    assert!(survives(RetryReason::NoPage));
+    assert!(survives(RetryReason::Contended(Operand::SeptTree)));
+    assert!(survives(RetryReason::Contended(Operand::SeptEntry)));
+    assert!(survives(RetryReason::Contended(Operand::TdEpoch)));
+    assert!(survives(RetryReason::Contended(Operand::PreviousEpoch)));
+    assert!(survives(RetryReason::Contended(Operand::Tdr)));
+};
+
+fn as_kvm(action: Action) -> u32 {
     match action {
         Action::Again => bindings::TDX_MIRROR_AGAIN,
         Action::Enter => bindings::TDX_MIRROR_ENTER,
@@ -45,23 +95,25 @@ fn with_notes<R>(vcpu: &mut tdx_mirror_vcpu, f: impl FnOnce(&mut Notes) -> R) ->
 }
 
 impl Mirror {
-    /// Judges a fault that was not served.
+    /// Judges a fault that was not served. `None` if KVM gave a reason that is none.
     pub(crate) fn fault_retry(
         &self,
         vcpu: &mut tdx_mirror_vcpu,
         gfn: u64,
         conditions: u32,
-    ) -> tdx_mirror_action {
+        reason: u32,
+    ) -> Option<u32> {
+        let why = why(reason)?;
         let now = Conditions::from_bits(conditions);
-        let owes = Gfn::new(gfn).is_some_and(|gfn| self.sept().owes(gfn));
+        let owes = || Gfn::new(gfn).is_some_and(|gfn| self.sept().owes(gfn));
         let action = with_notes(vcpu, |notes| {
-            self.progress().fault_retry(notes, gfn, now, owes)
+            self.progress().fault_retry(notes, gfn, now, why, owes)
         });
         if action == Action::Kill && conditions & bindings::TDX_MIRROR_FAULT_VM_DEAD == 0 {
             pr_err!("the VM ends, as vp_enter_policy=kill says: gfn {gfn:#x} cannot be mapped\n");
             self.hooks().bug_vm();
         }
-        as_kvm(action)
+        Some(as_kvm(action))
     }
 
     /// A fault was served or ended in an error.
@@ -70,11 +122,7 @@ impl Mirror {
     }
 
     /// Judges a VP.ENTER that found something busy.
-    pub(crate) fn vp_enter_busy(
-        &self,
-        vcpu: &mut tdx_mirror_vcpu,
-        status: u64,
-    ) -> tdx_mirror_action {
+    pub(crate) fn vp_enter_busy(&self, vcpu: &mut tdx_mirror_vcpu, status: u64) -> u32 {
         let busy = self.progress().vp_enter_busy(TdxStatus::new(status));
         if busy.action == Action::Kill {
             if busy.report {

@@ -11,6 +11,7 @@
 use super::budget::{HOLD_ROUNDS, LOCAL_ROUNDS, MAX_ENTERS, ZERO_STEP_THRESHOLD};
 use crate::base::stats::{counters, Count, Counter};
 use crate::base::sys::{AtomicBool, Ordering};
+use crate::mirror::error::RetryReason;
 use crate::tdx::status::{OperandId, TdxStatus};
 
 /// The notes on one vCPU, used by its own thread alone.
@@ -81,6 +82,16 @@ impl Conditions {
     }
 }
 
+/// Why a fault is to be tried again.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Why {
+    /// KVM began anew without asking the mirror: an invalidation that covers the GFN is under way,
+    /// or the memslot or the root changed.
+    Invalidation,
+    /// The mirror did not map.
+    Mirror(RetryReason),
+}
+
 /// What a vCPU does next.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 #[must_use]
@@ -145,6 +156,14 @@ counters! {
         local_retries,
         /// Faults that ended without the page mapped.
         local_giveups,
+        /// Retries that KVM itself asked for.
+        why_invalidation,
+        /// Retries because somebody else held an entry.
+        why_frozen,
+        /// Retries because the TDX module was busy.
+        why_contended,
+        /// Retries because there was no page for a table.
+        why_no_page,
         /// Faults whose vCPU was kept from VP.ENTER near the zero-step threshold.
         held,
         /// VP.ENTERs that found the S-EPT tree busy, which is a bug.
@@ -193,20 +212,30 @@ impl<C: Count> Progress<C> {
         &self.stats
     }
 
-    /// A fault on `gfn` is not served and may be tried again; `owes` is whether a host-priority
-    /// mark is owed on an entry that covers `gfn`.
+    /// A fault on `gfn` is not served and may be tried again, for the reason `why`. `owes` returns
+    /// whether a host-priority mark is owed on an entry that covers `gfn`; it is called only if the
+    /// vCPU has something else to do, which is what such a mark has precedence over.
     ///
     /// [`Action::Again`] is answered at most [`HOLD_ROUNDS`] times in a row, at most
     /// [`LOCAL_ROUNDS`] times for a prefault or a vCPU far from the threshold, and not at all for
     /// one whose memslot or root is gone.  [`Action::Enter`] is answered for no prefault and for no
     /// vCPU near the threshold.
-    pub fn fault_retry(&self, notes: &mut Notes, gfn: u64, now: Conditions, owes: bool) -> Action {
+    pub fn fault_retry(
+        &self,
+        notes: &mut Notes,
+        gfn: u64,
+        now: Conditions,
+        why: Why,
+        owes: impl FnOnce() -> bool,
+    ) -> Action {
+        self.count(why);
         if notes.gfn != gfn {
             notes.gfn = gfn;
             notes.rounds = 0;
             notes.held = false;
         }
         notes.rounds = notes.rounds.saturating_add(1);
+        let owes = now.has(Conditions::SIGNAL.with(Conditions::EVENT)) && owes();
         let prefault = now.has(Conditions::PREFAULT);
         let patient = Self::is_patient(notes, now, owes);
         let action = if now.has(Conditions::VM_DEAD) {
@@ -258,6 +287,16 @@ impl<C: Count> Progress<C> {
             Action::Enter
         };
         EnterBusy { action, report }
+    }
+
+    fn count(&self, why: Why) {
+        match why {
+            Why::Invalidation => &self.stats.why_invalidation,
+            Why::Mirror(RetryReason::Frozen) => &self.stats.why_frozen,
+            Why::Mirror(RetryReason::Contended(_)) => &self.stats.why_contended,
+            Why::Mirror(RetryReason::NoPage) => &self.stats.why_no_page,
+        }
+        .inc();
     }
 
     /// Whether a fault may be tried again that need not be served before the next VP.ENTER.

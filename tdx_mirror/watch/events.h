@@ -16,9 +16,18 @@
 #include <linux/tracepoint.h>
 #include <asm/tsc.h>
 
-/* How a fault ended: tdx_mirror_map_result, errors as they are. */
+/*
+ * How a fault ended: TDX_MIRROR_MAP_*, a retry with TDX_MIRROR_RETRY_*, errors
+ * as they are.
+ */
 #define TDX_MIRROR_TRACE_OUTCOMES			\
-	{ 0, "retry" },					\
+	{ 0x0100, "retry_frozen" },			\
+	{ 0x0200, "retry_no_page" },			\
+	{ 0x1000, "retry_sept_tree" },			\
+	{ 0x1100, "retry_sept_entry" },		\
+	{ 0x1200, "retry_td_epoch" },			\
+	{ 0x1300, "retry_previous_epoch" },		\
+	{ 0x1400, "retry_tdr" },			\
 	{ 1, "fixed" },					\
 	{ 2, "spurious" },				\
 	{ -5, "bugged" },				\

@@ -23,10 +23,17 @@ const FAULTS: [&str; 8] = [
     "busy",
     "bugged",
 ];
+/// Why faults were to be tried again, once for each time that KVM asks what to do.
+const RETRIES: [&str; 4] = ["invalidation", "frozen", "contended", "no_page"];
 const CLASSES: [&str; 4] = ["success", "busy", "failed", "noted"];
 const BY_OPERAND: usize = LEAVES * OPERANDS.len();
-const NUMBER: usize =
-    FAULTS.len() + CLASSES.len() * LEAVES + 1 + 2 * BY_OPERAND + BATCH_SIZES + FREEZES;
+const NUMBER: usize = FAULTS.len()
+    + RETRIES.len()
+    + CLASSES.len() * LEAVES
+    + 1
+    + 2 * BY_OPERAND
+    + BATCH_SIZES
+    + FREEZES;
 
 /// The figures, in the order in which they are written.
 pub(crate) struct Figures([u64; NUMBER]);
@@ -59,6 +66,11 @@ impl Figures {
         put(mirror.maps_invalid.get());
         put(mirror.maps_busy.get());
         put(mirror.maps_bugged.get());
+        let vcpus = td.progress().stats();
+        put(vcpus.why_invalidation.get());
+        put(vcpus.why_frozen.get());
+        put(vcpus.why_contended.get());
+        put(vcpus.why_no_page.get());
         let (stats, given) = (td.sept().stats(), td.sept().given());
         let calls = [
             stats.link_calls.get(),
@@ -99,6 +111,9 @@ impl Figures {
         let mut next = || values.next().unwrap_or(0);
         for name in FAULTS {
             writeln!(f, "faults_{name} {}", next())?;
+        }
+        for name in RETRIES {
+            writeln!(f, "fault_retries_{name} {}", next())?;
         }
         for op in OPS {
             for class in CLASSES {

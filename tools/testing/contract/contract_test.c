@@ -30,6 +30,7 @@ module_param(zap_batch, uint, 0444);
 MODULE_PARM_DESC(zap_batch, "what tdx_mirror was loaded with");
 
 const struct tdx_mirror_ops *ops;
+const struct tdx_mirror_test_ops *test_ops;
 
 static unsigned int test_nr, failures;
 
@@ -81,7 +82,7 @@ static void test_create_refuses_what_is_unfit(void)
 	f->backend.abi_version = 1;
 	log_mark();
 	test_refused(f, "backend of version 1");
-	check(log_lines("ABI version 1, this module has 2", NULL, NULL) == 1,
+	check(log_lines("ABI version 1, this module has 3", NULL, NULL) == 1,
 	      "the log names both versions");
 	f->backend = good;
 	f->backend.root_level = PG_LEVEL_1G;
@@ -140,16 +141,16 @@ static void test_map_sets_each_leaf_once(void)
 	check(fake_map(f, 5, FAKE_PFN(5), PG_LEVEL_4K) == TDX_MIRROR_MAP_SPURIOUS,
 	      "map again");
 	check(atomic_read(&f->calls[CALL_SET]) == 1, "mapped once");
-	spte = ops->walk(f->mirror, 5, &level);
+	spte = test_ops->walk(f->mirror, 5, &level);
 	check(level == PG_LEVEL_4K && (spte & TDX_MIRROR_SPTE_PRESENT) &&
 	      ((spte & GENMASK_ULL(51, 12)) >> 12) == FAKE_PFN(5), "walk finds the leaf");
-	spte = ops->walk(f->mirror, 6, &level);
+	spte = test_ops->walk(f->mirror, 6, &level);
 	check(level == PG_LEVEL_4K && spte == TDX_MIRROR_SPTE_NONPRESENT,
 	      "walk finds nothing beside it");
 
 	check(fake_zap(f, 5, 5, false) == 0 && fake_zap(f, 6, 5, false) == 0,
 	      "empty and reversed ranges");
-	ops->stats(f->mirror, &stats);
+	test_ops->stats(f->mirror, &stats);
 	check(stats.mapped == 1 && stats.zapped == 0 && stats.tables == 4,
 	      "they change nothing");
 
@@ -194,7 +195,7 @@ static int walk_thread(void *data)
 
 	while (!kthread_should_stop()) {
 		u64 gfn = get_random_u32_below(FAKE_GFNS);
-		u64 spte = ops->walk(f->mirror, gfn, &level);
+		u64 spte = test_ops->walk(f->mirror, gfn, &level);
 
 		if (spte & TDX_MIRROR_SPTE_PRESENT && level == PG_LEVEL_4K)
 			RULE(f, ((spte & GENMASK_ULL(51, 12)) >> 12) == FAKE_PFN(gfn));
@@ -217,7 +218,7 @@ static int map_thread(void *data)
 		do {
 			ret = fake_map(f, gfn, FAKE_PFN(gfn), PG_LEVEL_4K);
 			cond_resched();
-		} while (ret == TDX_MIRROR_MAP_RETRY);
+		} while (is_retry(ret));
 		RULE(f, ret == TDX_MIRROR_MAP_FIXED || ret == TDX_MIRROR_MAP_SPURIOUS);
 	}
 	while (!kthread_should_stop())
@@ -271,13 +272,13 @@ static void test_maps_and_zaps_in_parallel(void)
 	fake_no_fail(f);
 
 	for (i = 0; i < FAKE_GFNS; i++) {
-		u64 spte = ops->walk(f->mirror, i, &level);
+		u64 spte = test_ops->walk(f->mirror, i, &level);
 		u64 leaf = atomic64_read(&f->leaf[i]);
 
 		RULE(f, spte != TDX_MIRROR_SPTE_FROZEN);
 		RULE(f, !!(spte & TDX_MIRROR_SPTE_PRESENT && level == PG_LEVEL_4K) == !!leaf);
 	}
-	ops->stats(f->mirror, &stats);
+	test_ops->stats(f->mirror, &stats);
 	check(stats.mapped > FAKE_GFNS / 2, "pages were mapped");
 	check(stats.mapped - stats.zapped == atomic_long_read(&f->mapped_pages),
 	      "mapped minus zapped is what is mapped");
@@ -289,14 +290,25 @@ static void test_maps_and_zaps_in_parallel(void)
 static int __init contract_test_init(void)
 {
 	typeof(tdx_mirror_get_ops) *getter = symbol_get(TDX_MIRROR_GETTER);
+	typeof(tdx_mirror_get_test_ops) *test_getter;
 
 	if (!getter) {
 		pr_err("tdx_mirror is not loaded\n");
 		return -ENOENT;
 	}
+	test_getter = symbol_get(tdx_mirror_get_test_ops);
+	if (!test_getter) {
+		pr_err("tdx_mirror has no entry points for tests\n");
+		symbol_put(TDX_MIRROR_GETTER);
+		return -ENOENT;
+	}
 	ops = getter();
+	test_ops = test_getter();
 
 	pr_info("TAP version 13\n");
+	check(test_ops->size == sizeof(*test_ops) &&
+	      test_ops->version == TDX_MIRROR_TEST_OPS_VERSION,
+	      "size and version of the entry points for tests");
 	test_warn();
 	test_create_refuses_what_is_unfit();
 	test_map_sets_each_leaf_once();
@@ -307,6 +319,7 @@ static int __init contract_test_init(void)
 	pr_info("1..%u\n", test_nr);
 	pr_info("%u passed, %u failed\n", test_nr - failures, failures);
 
+	symbol_put(tdx_mirror_get_test_ops);
 	symbol_put(TDX_MIRROR_GETTER);
 	return failures ? -EINVAL : 0;
 }

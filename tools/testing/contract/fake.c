@@ -84,7 +84,9 @@ static void fake_set(void *ctx, u64 gfn, int level, u64 pfn,
 
 	lockdep_assert_held_read(&f->mmu_lock);
 	/* Nobody but this thread changes the entry now. */
-	RULE(f, ops->walk(f->mirror, gfn, &at) == TDX_MIRROR_SPTE_FROZEN);
+	RULE(f, test_ops->walk(f->mirror, gfn, &at) == TDX_MIRROR_SPTE_FROZEN);
+	if (f->meet)
+		f->met = ops->map(f->mirror, f, gfn, pfn, level);
 	if (!fake_begin(f, CALL_SET, gfn, err))
 		return;
 	/* Only leaf, non-present to present. */
@@ -230,9 +232,10 @@ static void *fake_alloc_root(void *ctx)
 static void *fake_take_spt(void *ctx, void *vcpu)
 {
 	struct fake *f = ctx;
-	u64 *page = (u64 *)__get_free_page(GFP_ATOMIC);
+	u64 *page;
 
 	RULE(f, vcpu == f);
+	page = f->no_page ? NULL : (u64 *)__get_free_page(GFP_ATOMIC);
 	if (!page)
 		return NULL;
 	memset64(page, TDX_MIRROR_SPTE_NONPRESENT, PAGE_SIZE / sizeof(*page));
@@ -438,7 +441,7 @@ bool fake_account_ok(struct fake *f)
 {
 	struct tdx_mirror_stats stats;
 
-	ops->stats(f->mirror, &stats);
+	test_ops->stats(f->mirror, &stats);
 	return stats.tables == atomic_read(&f->spt) &&
 	       atomic_read(&f->accounted) == atomic_read(&f->spt) &&
 	       stats.external_tables == atomic_read(&f->ext_spt) &&
@@ -467,7 +470,7 @@ void fake_end(struct fake *f, const char *what, int leaked_tables)
 	struct tdx_mirror_stats stats;
 
 	fake_teardown(f);
-	ops->stats(f->mirror, &stats);
+	test_ops->stats(f->mirror, &stats);
 	ops->destroy(f->mirror);
 
 	check(!atomic_read(&f->errors), what);

@@ -13,6 +13,8 @@
 #include <linux/spinlock.h>
 #include <linux/tdx_mirror.h>
 
+#include "../../../tdx_mirror/kvm/test_ops.h"
+
 #define FAKE_GFNS	4096UL
 #define FAKE_GFN_BITS	36
 /* No struct page stands behind these, so that a dereference would be seen. */
@@ -74,11 +76,16 @@ enum fake_call {
  * @ext_spt: S-EPT pages taken and not put back
  * @accounted: mirror tables by the mirror's own account
  * @ext_accounted: S-EPT tables by the mirror's own account
+ * @no_page: the vCPU's cache has no page
+ * @meet: map an entry a second time while the first map has it
+ * @met: what that returned
  * @errors: calls that break a rule of the contract
  */
 struct fake {
 	rwlock_t mmu_lock;
 	bool finalized, hkid_released, torn_down, held, kicked, resched, fail_if_held;
+	bool no_page, meet;
+	int met;
 	atomic_t bugged, kicks, yields, errors;
 	atomic_t spt, ext_spt, linked, accounted, ext_accounted;
 	atomic_long_t mapped_pages;
@@ -96,6 +103,13 @@ struct fake {
 
 /* Entry points of the module under test. */
 extern const struct tdx_mirror_ops *ops;
+extern const struct tdx_mirror_test_ops *test_ops;
+
+/* Whether a map asks for a retry, for whatever reason. */
+static inline bool is_retry(int ret)
+{
+	return ret >= 0 && (ret & TDX_MIRROR_MAP_OUTCOME) == TDX_MIRROR_MAP_RETRY;
+}
 
 /* Counts a violation and says which rule it was, once per place. */
 #define RULE(fake, cond) do {						\

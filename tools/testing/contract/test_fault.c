@@ -20,20 +20,21 @@ static bool policy_is(const char *name)
  * A fault at @gfn that KVM repeats for as long as it is told to.  Counts the
  * answers TDX_MIRROR_AGAIN in *@rounds.
  */
-static enum tdx_mirror_action fault(struct fake *f, struct tdx_mirror_vcpu *vcpu, u64 gfn,
-				    u32 conditions, int *rounds)
+static u32 fault(struct fake *f, struct tdx_mirror_vcpu *vcpu, u64 gfn,
+		 u32 conditions, int *rounds)
 {
-	enum tdx_mirror_action action;
+	u32 action;
 
 	for (*rounds = 0; *rounds < ROUNDS_MAX; (*rounds)++) {
 		int ret = fake_map(f, gfn, FAKE_PFN(gfn), PG_LEVEL_4K);
 
-		if (ret != TDX_MIRROR_MAP_RETRY) {
+		if (!is_retry(ret)) {
 			RULE(f, ret == TDX_MIRROR_MAP_FIXED || ret == TDX_MIRROR_MAP_SPURIOUS);
 			ops->fault_done(f->mirror, vcpu, gfn);
 			return TDX_MIRROR_ENTER;
 		}
-		action = ops->fault_retry(f->mirror, vcpu, gfn, conditions);
+		action = ops->fault_retry(f->mirror, vcpu, gfn, conditions,
+					  ret & TDX_MIRROR_MAP_REASON);
 		if (action != TDX_MIRROR_AGAIN)
 			return action;
 	}
@@ -50,17 +51,17 @@ static void test_tries_of_a_fault_are_bounded(void)
 		return check(false, __func__);
 
 	fake_fail(f, CALL_LINK, INT_MAX, STATUS_BUSY);
-	check(fake_map(f, 1, FAKE_PFN(1), PG_LEVEL_4K) == TDX_MIRROR_MAP_RETRY,
+	check(fake_map(f, 1, FAKE_PFN(1), PG_LEVEL_4K) == TDX_MIRROR_RETRY_SEPT_TREE,
 	      "SEPT.ADD busy for ever");
 	check(!atomic_read(&f->ext_spt) && fake_account_ok(f),
 	      "the pages for the table went back");
 	fake_no_fail(f);
 	fake_fail(f, CALL_SET, INT_MAX, STATUS_BUSY);
 	fake_mark(f);
-	check(fake_map(f, 1, FAKE_PFN(1), PG_LEVEL_4K) == TDX_MIRROR_MAP_RETRY,
+	check(fake_map(f, 1, FAKE_PFN(1), PG_LEVEL_4K) == TDX_MIRROR_RETRY_SEPT_TREE,
 	      "PAGE.AUG busy for ever");
 	check(fake_calls(f, CALL_SET) == FAULT_TRIES, "exactly the budget of tries");
-	check(ops->walk(f->mirror, 1, &level) == TDX_MIRROR_SPTE_NONPRESENT,
+	check(test_ops->walk(f->mirror, 1, &level) == TDX_MIRROR_SPTE_NONPRESENT,
 	      "nothing stays frozen");
 	for (k = 0; k < FAULT_TRIES; k++) {
 		fake_fail(f, CALL_SET, k, STATUS_BUSY);
@@ -117,11 +118,46 @@ static void test_local_retry_is_bounded(void)
 	fake_fail(f, CALL_SET, 3 * FAULT_TRIES, STATUS_BUSY);
 	check(fault(f, &vcpu, 1, 0, &rounds) == TDX_MIRROR_ENTER && rounds == 3 && !vcpu.rounds,
 	      "a fault whose contention ends is served");
-	ops->stats(f->mirror, &stats);
+	test_ops->stats(f->mirror, &stats);
 	check(stats.local_retries == 2 * LOCAL_ROUNDS + 3 && stats.local_giveups == 10 &&
 	      !stats.held, "rounds and giveups are counted");
 	check(!atomic_read(&f->bugged), "VM alive");
 	fake_end(f, "local retry", 0);
+}
+
+/* A retry says why, and what KVM hands back changes no answer. */
+/* Shows: R4. */
+static void test_retry_says_why(void)
+{
+	static const u32 reasons[] = {
+		TDX_MIRROR_RETRY_INVALIDATION, TDX_MIRROR_RETRY_FROZEN,
+		TDX_MIRROR_RETRY_NO_PAGE, TDX_MIRROR_RETRY_SEPT_TREE,
+		TDX_MIRROR_RETRY_SEPT_ENTRY, TDX_MIRROR_RETRY_TD_EPOCH,
+		TDX_MIRROR_RETRY_PREVIOUS_EPOCH, TDX_MIRROR_RETRY_TDR,
+	};
+	struct fake *f = fake_new();
+	bool all = true;
+	int i;
+
+	if (!f)
+		return check(false, __func__);
+	f->no_page = true;
+	check(fake_map(f, 1, FAKE_PFN(1), PG_LEVEL_4K) == TDX_MIRROR_RETRY_NO_PAGE,
+	      "a map without a page for its tables");
+	f->no_page = false;
+	f->meet = true;
+	check(fake_map(f, 1, FAKE_PFN(1), PG_LEVEL_4K) == TDX_MIRROR_MAP_FIXED &&
+	      f->met == TDX_MIRROR_RETRY_FROZEN, "a map that meets another one");
+
+	for (i = 0; i < ARRAY_SIZE(reasons); i++) {
+		struct tdx_mirror_vcpu vcpu = {};
+
+		all &= ops->fault_retry(f->mirror, &vcpu, 2, 0, reasons[i]) == TDX_MIRROR_AGAIN &&
+		       vcpu.rounds == 1;
+	}
+	check(all, "each reason that there is");
+	check(!atomic_read(&f->bugged), "VM alive");
+	fake_end(f, "reasons", 0);
 }
 
 /* Near the zero-step threshold a vCPU does not enter before it is served. */
@@ -167,7 +203,7 @@ static void test_a_vcpu_near_the_threshold_is_held(void)
 		      "its fault is served, it may enter");
 	}
 	fake_no_fail(f);
-	ops->stats(f->mirror, &stats);
+	test_ops->stats(f->mirror, &stats);
 	check(stats.held == 1 && stats.killed == policy_is("kill"), "one hold is counted");
 	fake_end(f, "hold", 0);
 }
@@ -188,18 +224,19 @@ static void test_a_mark_is_owed_until_it_is_cleared(void)
 
 	/* The mark can be cleared at once. */
 	fake_fail(f, CALL_SET, FAULT_TRIES, STATUS_BUSY);
-	check(fake_map(f, 1, FAKE_PFN(1), PG_LEVEL_4K) == TDX_MIRROR_MAP_RETRY,
+	check(fake_map(f, 1, FAKE_PFN(1), PG_LEVEL_4K) == TDX_MIRROR_RETRY_SEPT_ENTRY,
 	      "an entry that stays locked");
 	check(atomic_read(&f->calls[CALL_READ]) && !test_bit(1, f->mark), "its mark is cleared");
 
 	/* Not at once, but by the next try. */
 	fake_fail(f, CALL_SET, FAULT_TRIES, STATUS_BUSY);
 	fake_fail(f, CALL_READ, INT_MAX, STATUS_BUSY);
-	check(fake_map(f, 2, FAKE_PFN(2), PG_LEVEL_4K) == TDX_MIRROR_MAP_RETRY &&
+	check(fake_map(f, 2, FAKE_PFN(2), PG_LEVEL_4K) == TDX_MIRROR_RETRY_SEPT_ENTRY &&
 	      test_bit(2, f->mark), "a mark that cannot be cleared yet");
-	ops->stats(f->mirror, &stats);
+	test_ops->stats(f->mirror, &stats);
 	check(stats.debts == stats.debts_paid + stats.debts_lost + 1, "is a debt");
-	check(ops->fault_retry(f->mirror, &vcpu, 2, TDX_MIRROR_FAULT_SIGNAL) == TDX_MIRROR_AGAIN,
+	check(ops->fault_retry(f->mirror, &vcpu, 2, TDX_MIRROR_FAULT_SIGNAL,
+			       TDX_MIRROR_RETRY_SEPT_ENTRY) == TDX_MIRROR_AGAIN,
 	      "and a reason to try again even with a signal pending");
 	fake_no_fail(f);
 	check(fault(f, &vcpu, 2, TDX_MIRROR_FAULT_SIGNAL, &rounds) == TDX_MIRROR_ENTER &&
@@ -212,7 +249,7 @@ static void test_a_mark_is_owed_until_it_is_cleared(void)
 	fake_no_fail(f);
 	fake_zap(f, 0, 1, false);
 	check(!test_bit(3, f->mark), "a zap pays what is owed");
-	ops->stats(f->mirror, &stats);
+	test_ops->stats(f->mirror, &stats);
 	check(stats.debts == stats.debts_paid && !stats.debts_lost, "all debts are paid");
 
 	/* Never: bounded all the same. */
@@ -232,20 +269,20 @@ static void test_busy_of_vp_enter_is_a_bug(void)
 	struct tdx_mirror_vcpu vcpu = {};
 	struct tdx_mirror_stats stats;
 	struct fake *f = fake_new();
-	enum tdx_mirror_action first, second;
+	u32 first, second;
 
 	if (!f)
 		return check(false, __func__);
 	log_mark();
 	check(ops->vp_enter_busy(f->mirror, &vcpu, STATUS_BUSY | OPERAND_TD_EPOCH) ==
 	      TDX_MIRROR_ENTER, "the epoch may be busy for a VP.ENTER");
-	ops->stats(f->mirror, &stats);
+	test_ops->stats(f->mirror, &stats);
 	check(!stats.vp_enter_busy && stats.vp_enter_busy_other == 1, "counted apart");
 	check(!log_warnings("tdx_mirror_warn_vp_enter"), "no warning");
 
 	first = ops->vp_enter_busy(f->mirror, &vcpu, STATUS_BUSY | OPERAND_SEPT_TREE);
 	second = ops->vp_enter_busy(f->mirror, &vcpu, STATUS_BUSY | OPERAND_SEPT_TREE);
-	ops->stats(f->mirror, &stats);
+	test_ops->stats(f->mirror, &stats);
 	check(stats.vp_enter_busy == 2, "a busy S-EPT is counted each time");
 	if (policy_is("kill")) {
 		check(first == TDX_MIRROR_KILL && second == TDX_MIRROR_KILL, "the VM ends");
@@ -273,7 +310,7 @@ static void test_busy_by_the_guest_is_no_bug(void)
 		return check(false, __func__);
 	log_mark();
 	ops->vp_enter_busy(f->mirror, &vcpu, STATUS_BUSY | OPERAND_SEPT_TREE);
-	ops->stats(f->mirror, &stats);
+	test_ops->stats(f->mirror, &stats);
 	check(stats.vp_enter_busy == 1, "counted");
 	check(log_lines("TDH.VP.ENTER found the S-EPT busy", NULL, NULL) == policy_is("warn"),
 	      "a line, if the policy asks for it");
@@ -286,6 +323,7 @@ void test_fault(void)
 {
 	test_tries_of_a_fault_are_bounded();
 	test_local_retry_is_bounded();
+	test_retry_says_why();
 	test_a_vcpu_near_the_threshold_is_held();
 	test_a_mark_is_owed_until_it_is_cleared();
 	/* First, while the one warning since load is still to come. */

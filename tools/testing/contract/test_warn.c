@@ -25,8 +25,10 @@ static void test_bad_parameter_warns_once(void)
 	check(fake_map(f, 7, FAKE_PFN(7), PG_LEVEL_2M) == -EINVAL, "a level that is not mapped");
 	check(fake_map(f, 7, FAKE_PFN(7), 6) == -EINVAL, "a level that there is not");
 	check(ops->map(NULL, f, 7, FAKE_PFN(7), PG_LEVEL_4K) == -EINVAL, "no mirror");
-	check(ops->fault_retry(f->mirror, NULL, 7, 0) == TDX_MIRROR_EXIT, "no notes");
-	check(ops->fault_retry(NULL, &vcpu, 7, 0) == TDX_MIRROR_EXIT, "no mirror to retry with");
+	check(ops->fault_retry(f->mirror, NULL, 7, 0, 0) == TDX_MIRROR_EXIT, "no notes");
+	check(ops->fault_retry(NULL, &vcpu, 7, 0, 0) == TDX_MIRROR_EXIT, "no mirror to retry with");
+	check(ops->fault_retry(f->mirror, &vcpu, 7, 0, TDX_MIRROR_MAP_REASON) == TDX_MIRROR_EXIT &&
+	      !vcpu.rounds, "a reason that there is not");
 	check(log_warnings("tdx_mirror_warn_parameter") == 1, "only the first time");
 	check(!atomic_read(&f->bugged) && !fake_seamcalls(f), "nothing else happened");
 	fake_end(f, "bad parameters", 0);
@@ -74,7 +76,7 @@ static void leak_table(u64 status)
 	f->fail_err.ext1 = 6;
 	f->fail_err.ext2 = 0x54321000;
 	fake_teardown(f);
-	ops->stats(f->mirror, &stats);
+	test_ops->stats(f->mirror, &stats);
 	check(stats.leaked == 1 && stats.reclaim_calls == 3,
 	      "a failed reclaim leaks one page and is not repeated");
 	check(log_lines("page leaked", "page type 0x6", "owner 0x54321000") == 1,

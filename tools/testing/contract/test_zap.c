@@ -27,7 +27,7 @@ static u64 differing_leaves(struct fake *f)
 	u64 differ = 0;
 
 	for (gfn = 0; gfn < FAKE_GFNS; gfn++) {
-		u64 spte = ops->walk(f->mirror, gfn, &level);
+		u64 spte = test_ops->walk(f->mirror, gfn, &level);
 		u64 leaf = atomic64_read(&f->leaf[gfn]);
 
 		RULE(f, spte != TDX_MIRROR_SPTE_FROZEN);
@@ -54,7 +54,7 @@ static void test_zap_goes_in_batches(void)
 	      "one TRACK and one kick in each batch");
 	check(fake_seamcalls(f) == 3 * NR_PAGES + batches,
 	      "BLOCK, REMOVE and WBINVD once for each page");
-	ops->stats(f->mirror, &stats);
+	test_ops->stats(f->mirror, &stats);
 	check(stats.zap_batches == batches && stats.zapped == NR_PAGES,
 	      "batches and leaves are counted");
 	check(fake_account_ok(f), "the accounts agree after the zap");
@@ -143,7 +143,7 @@ static bool zap_error(enum fake_call call, int place, u64 status)
 	fake_fail_at(f, call, place, 2, status);
 	zapped = fake_zap(f, 0, NR_PAGES, false);
 	fake_no_fail(f);
-	ops->stats(f->mirror, &stats);
+	test_ops->stats(f->mirror, &stats);
 	ok = zapped < NR_PAGES && zapped + stats.quarantined == NR_PAGES &&
 	     zapped == stats.zapped;
 	ok &= atomic_read(&f->bugged) && !f->held;
@@ -153,7 +153,7 @@ static bool zap_error(enum fake_call call, int place, u64 status)
 
 	fake_mark(f);
 	fake_teardown(f);
-	ops->stats(f->mirror, &stats);
+	test_ops->stats(f->mirror, &stats);
 	ok &= stats.resolved + stats.leaked == stats.quarantined;
 	ok &= call == CALL_WBINVD || !stats.leaked;
 	ok &= !differing_leaves(f);
@@ -211,7 +211,7 @@ static void quarantine(bool resolvable)
 	}
 	log_mark();
 	fake_teardown(f);
-	ops->stats(f->mirror, &stats);
+	test_ops->stats(f->mirror, &stats);
 	check(atomic_read(&f->calls[CALL_RECLAIM_PAGE]) == 1, "one RECLAIM of the page");
 	check(stats.quarantined == 1 && stats.resolved == resolvable &&
 	      stats.leaked == !resolvable, "quarantined pages are resolved or leaked");

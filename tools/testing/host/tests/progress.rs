@@ -6,9 +6,12 @@ use std::sync::{Arc, Mutex, OnceLock};
 use tdx_mirror_host::base::addr::{Gfn, Pfn};
 use tdx_mirror_host::base::level::Level;
 use tdx_mirror_host::mirror::error::{MapOutcome, RetryReason};
+use tdx_mirror_host::mirror::external::Operand;
 use tdx_mirror_host::mirror::lock::Shared;
 use tdx_mirror_host::mock::{status, Call, Mock};
-use tdx_mirror_host::sept::progress::{Action, Conditions, EnterBusy, Notes, Policy, Progress};
+use tdx_mirror_host::sept::progress::{
+    Action, Conditions, EnterBusy, Notes, Policy, Progress, Why,
+};
 use tdx_mirror_host::sept::{
     FAULT_TRIES, HOLD_ROUNDS, LOCAL_ROUNDS, MAX_ENTERS, PAY_TRIES, ZERO_STEP_THRESHOLD,
 };
@@ -22,6 +25,8 @@ const SLOT_GONE: Conditions = Conditions::SLOT_GONE;
 const ROOT_GONE: Conditions = Conditions::ROOT_GONE;
 const VM_DEAD: Conditions = Conditions::VM_DEAD;
 const PREFAULT: Conditions = Conditions::PREFAULT;
+/// Why a fault is retried where that makes no difference.
+const WHY: Why = Why::Mirror(RetryReason::Frozen);
 
 const POLICIES: [Policy; 3] = [Policy::Count, Policy::Warn, Policy::Kill];
 
@@ -35,7 +40,7 @@ fn faulted(faults: u32) -> Notes {
 /// Asks until the answer is another one than to map again: how often it was that, and the answer.
 fn ask(p: &Progress, notes: &mut Notes, gfn: u64, now: Conditions, owes: bool) -> (u32, Action) {
     for rounds in 0..=HOLD_ROUNDS {
-        match p.fault_retry(notes, gfn, now, owes) {
+        match p.fault_retry(notes, gfn, now, WHY, || owes) {
             Action::Again => (),
             other => return (rounds, other),
         }
@@ -147,10 +152,16 @@ fn a_held_vcpu_leaves_for_a_signal() {
                 let p = Progress::new(policy);
                 let mut notes = faulted(MAX_ENTERS);
                 for _ in 0..after {
-                    assert_eq!(p.fault_retry(&mut notes, 7, NONE, false), Action::Again);
+                    assert_eq!(
+                        p.fault_retry(&mut notes, 7, NONE, WHY, || false),
+                        Action::Again
+                    );
                 }
                 assert_eq!(notes.held, after > LOCAL_ROUNDS);
-                assert_eq!(p.fault_retry(&mut notes, 7, now, false), Action::Exit);
+                assert_eq!(
+                    p.fault_retry(&mut notes, 7, now, WHY, || false),
+                    Action::Exit
+                );
                 assert!(notes.held);
                 assert_eq!(p.stats().held.get(), 1);
                 assert_eq!(p.stats().killed.get(), 0, "the fault is not at its end");
@@ -167,11 +178,17 @@ fn near_the_threshold_a_vcpu_is_held() {
             let p = Progress::new(policy);
             let mut notes = faulted(faults);
             for round in 1..=HOLD_ROUNDS {
-                assert_eq!(p.fault_retry(&mut notes, 7, NONE, false), Action::Again);
+                assert_eq!(
+                    p.fault_retry(&mut notes, 7, NONE, WHY, || false),
+                    Action::Again
+                );
                 assert_eq!(notes.held, round > LOCAL_ROUNDS, "round {round}");
                 assert_eq!(notes.rounds, round);
             }
-            assert_eq!(p.fault_retry(&mut notes, 7, NONE, false), Action::Exit);
+            assert_eq!(
+                p.fault_retry(&mut notes, 7, NONE, WHY, || false),
+                Action::Exit
+            );
             assert_eq!((notes.held, notes.rounds), (true, 0));
             // Userspace comes back, and the vCPU has not entered.
             let more = ask(&p, &mut notes, 7, NONE, false);
@@ -276,9 +293,64 @@ fn a_fault_that_owes_does_not_leave_for_a_signal_at_once() {
     // It leaves as soon as the mark is cleared.
     let mut notes = faulted(0);
     for _ in 0..10 {
-        assert_eq!(p.fault_retry(&mut notes, 7, SIGNAL, true), Action::Again);
+        assert_eq!(
+            p.fault_retry(&mut notes, 7, SIGNAL, WHY, || true),
+            Action::Again
+        );
     }
-    assert_eq!(p.fault_retry(&mut notes, 7, SIGNAL, false), Action::Enter);
+    assert_eq!(
+        p.fault_retry(&mut notes, 7, SIGNAL, WHY, || false),
+        Action::Enter
+    );
+}
+
+// Shows: R4.
+#[test]
+fn each_retry_is_counted_by_its_reason() {
+    let p = Progress::new(Policy::Warn);
+    let reasons = [
+        (Why::Invalidation, 1),
+        (Why::Mirror(RetryReason::Frozen), 2),
+        (Why::Mirror(RetryReason::Contended(Operand::SeptTree)), 3),
+        (Why::Mirror(RetryReason::Contended(Operand::SeptEntry)), 4),
+        (Why::Mirror(RetryReason::NoPage), 5),
+    ];
+    for (why, times) in reasons {
+        for _ in 0..times {
+            // None of them changes what is answered.
+            let mut notes = faulted(0);
+            assert_eq!(
+                p.fault_retry(&mut notes, 7, NONE, why, || false),
+                Action::Again
+            );
+        }
+    }
+    let stats = p.stats();
+    assert_eq!(stats.why_invalidation.get(), 1);
+    assert_eq!(stats.why_frozen.get(), 2);
+    assert_eq!(stats.why_contended.get(), 7);
+    assert_eq!(stats.why_no_page.get(), 5);
+    assert_eq!(stats.local_retries.get(), 15);
+}
+
+// Shows: R15.
+#[test]
+fn the_marks_are_asked_only_for_a_vcpu_with_something_else_to_do() {
+    let p = Progress::new(Policy::Warn);
+    for now in [NONE, PREFAULT, SLOT_GONE, ROOT_GONE, VM_DEAD] {
+        for faults in [0, MAX_ENTERS] {
+            let mut notes = faulted(faults);
+            let _ = p.fault_retry(&mut notes, 7, now, WHY, || panic!("asked for {now:?}"));
+        }
+    }
+    for now in [SIGNAL, EVENT, SIGNAL.with(EVENT), SIGNAL.with(PREFAULT)] {
+        let mut asked = 0;
+        let _ = p.fault_retry(&mut faulted(0), 7, now, WHY, || {
+            asked += 1;
+            true
+        });
+        assert_eq!(asked, 1, "{now:?}");
+    }
 }
 
 // Shows: R16.
@@ -288,7 +360,10 @@ fn another_fault_begins_anew() {
     let mut notes = faulted(2);
     for gfn in [5, 6, 5] {
         for round in 1..=50 {
-            assert_eq!(p.fault_retry(&mut notes, gfn, NONE, false), Action::Again);
+            assert_eq!(
+                p.fault_retry(&mut notes, gfn, NONE, WHY, || false),
+                Action::Again
+            );
             assert_eq!((notes.gfn, notes.rounds), (gfn, round));
         }
     }
@@ -306,7 +381,10 @@ fn another_fault_begins_anew() {
     assert!(notes.held);
     p.fault_done(&mut notes, 6);
     assert!(notes.held);
-    assert_eq!(p.fault_retry(&mut notes, 6, NONE, false), Action::Again);
+    assert_eq!(
+        p.fault_retry(&mut notes, 6, NONE, WHY, || false),
+        Action::Again
+    );
     assert!(!notes.held);
 }
 
@@ -434,7 +512,7 @@ fn run_vcpu(p: &Progress, notes: &mut Notes, mut map: impl FnMut() -> MapOutcome
                 p.fault_done(notes, 5);
                 return run;
             }
-            match p.fault_retry(notes, 5, NONE, false) {
+            match p.fault_retry(notes, 5, NONE, WHY, || false) {
                 Action::Again => (),
                 Action::Enter => break,
                 end => {

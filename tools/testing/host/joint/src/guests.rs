@@ -11,7 +11,7 @@ use std::thread;
 use tdx_emu_host::vmm::Vmm;
 use tdx_mirror_host::base::addr::Gfn;
 use tdx_mirror_host::mirror::error::MapOutcome;
-use tdx_mirror_host::sept::progress::{Action, Conditions, Notes, Progress};
+use tdx_mirror_host::sept::progress::{Action, Conditions, Notes, Progress, Why};
 
 use crate::backend::Guest;
 use crate::td::Td;
@@ -169,11 +169,15 @@ impl Memory {
         self.in_progress.load(SeqCst) > 0 && inside || self.seq.load(SeqCst) != seq
     }
 
-    /// A private fault, once.  `None`: to be tried again.
-    fn try_fault(&self, td: &Td, i: usize) -> Option<Served> {
+    /// A private fault, once.
+    ///
+    /// # Errors
+    ///
+    /// Why it is to be tried again.
+    fn try_fault(&self, td: &Td, i: usize) -> Result<Served, Why> {
         let seq = self.seq.load(SeqCst);
         if !self.is_private(i) {
-            return Some(Served::Exit);
+            return Ok(Served::Exit);
         }
         let pfn = self.page(i);
         let outcome = td.shared(|l| {
@@ -181,9 +185,10 @@ impl Memory {
             (!self.is_stale(i, seq)).then(|| td.map_with(l, self.gfns[i], pfn))
         });
         match outcome {
-            Some(Ok(MapOutcome::Fixed)) => Some(Served::Mapped(false)),
-            Some(Ok(MapOutcome::Spurious)) => Some(Served::Mapped(true)),
-            Some(Ok(MapOutcome::Retry(_))) | None => None,
+            Some(Ok(MapOutcome::Fixed)) => Ok(Served::Mapped(false)),
+            Some(Ok(MapOutcome::Spurious)) => Ok(Served::Mapped(true)),
+            Some(Ok(MapOutcome::Retry(reason))) => Err(Why::Mirror(reason)),
+            None => Err(Why::Invalidation),
             Some(Err(e)) => panic!("gfn {:#x}: {e:?}", self.gfns[i]),
         }
     }
@@ -199,12 +204,15 @@ impl Memory {
     ) -> Served {
         let gfn = self.gfns[i];
         loop {
-            if let Some(served) = self.try_fault(td, i) {
-                progress.fault_done(notes, gfn);
-                return served;
-            }
-            let owes = td.mirror.external().owes(Gfn::new(gfn).expect("a GFN"));
-            match progress.fault_retry(notes, gfn, now, owes) {
+            let why = match self.try_fault(td, i) {
+                Ok(served) => {
+                    progress.fault_done(notes, gfn);
+                    return served;
+                }
+                Err(why) => why,
+            };
+            let owes = || td.mirror.external().owes(Gfn::new(gfn).expect("a GFN"));
+            match progress.fault_retry(notes, gfn, now, why, owes) {
                 Action::Again => thread::yield_now(),
                 Action::Enter => return Served::Enter,
                 Action::Exit => return Served::Exit,

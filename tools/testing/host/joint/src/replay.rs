@@ -52,7 +52,8 @@ pub const TEARDOWN: u8 = 4;
 pub const CREATE: u8 = 5;
 pub const DESTROY: u8 = 6;
 
-/// Results of a map, `enum tdx_mirror_map_result`.
+/// Results of a map, `TDX_MIRROR_MAP_*`; why a retry was asked for is above these bits.
+const OUTCOME: i32 = 0xff;
 const RETRY: i32 = 0;
 const FIXED: i32 = 1;
 const SPURIOUS: i32 = 2;
@@ -150,7 +151,9 @@ impl Replay {
     }
 
     fn map(&mut self, event: &Record, report: &mut Report) -> Result<(), String> {
-        match event.result.get() {
+        let result = event.result.get();
+        let outcome = if result < 0 { result } else { result & OUTCOME };
+        match outcome {
             FIXED | SPURIOUS => (),
             RETRY | BUSY => {
                 report.skipped += 1;
