@@ -10,7 +10,8 @@ mod processor;
 use core::fmt::Write;
 use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
-use crate::module::{CheckLevel, Module, Regs};
+use crate::instruments::{CheckLevel, Instrumented};
+use crate::module::{Platform, Regs};
 use host::Host;
 use kernel::error::to_result;
 use kernel::prelude::*;
@@ -24,7 +25,7 @@ const MNG_CREATE: u64 = 9;
 /// as it does after VMXOFF (TDX_SEAMCALL_UD).
 const SEAMCALL_UD: u64 = 0x8000_ff00_0000_0006;
 
-static MODULE: Module<Host, Processor> = Module::new(Host::new(), Processor::new());
+static MODULE: Instrumented<Host, Processor> = Instrumented::new(Host::new(), Processor::new());
 
 /// TDRs by HKID, for a look at the TDs. One that is gone is told by its page.
 static TDRS: [AtomicU64; 64] = [const { AtomicU64::new(0) }; 64];
@@ -45,7 +46,7 @@ pub(crate) fn start() -> Result {
     });
     MODULE.platform().probe();
     let vmx = MODULE.guest().probe();
-    let config = crate::module::Platform::config(MODULE.platform());
+    let config = MODULE.platform().config();
 
     pr_info!(
         "software TDX module for tests: TDs are NOT protected; {} CPUs, KeyIDs {} to {}, TD code runs on {}\n",

@@ -7,17 +7,19 @@
 //! every lock is a single try as in the real module, so nothing ever waits.
 //! A leaf checks everything first and then commits, which cannot fail.
 
-pub(crate) mod abi;
-pub(crate) mod audit;
-pub(crate) mod check;
+// Two files may have some: see there.
+#![deny(unsafe_code)]
+
+pub(crate) mod accept;
 pub(crate) mod cpuid;
+pub(crate) mod entered;
 pub(crate) mod epoch;
 pub(crate) mod guestop;
-pub(crate) mod hold;
-pub(crate) mod inject;
 pub(crate) mod instruction;
 pub mod interp;
 pub(crate) mod lock;
+pub(crate) mod machine;
+pub(crate) mod measure;
 pub(crate) mod mem;
 pub(crate) mod mem_page;
 pub(crate) mod mem_sept;
@@ -26,62 +28,55 @@ pub(crate) mod metadata;
 pub(crate) mod mng;
 pub(crate) mod mr;
 pub(crate) mod msr;
+pub(crate) mod numbers;
+pub(crate) mod observer;
 pub(crate) mod pamt;
 pub(crate) mod phymem;
 pub(crate) mod platform;
 pub(crate) mod report;
-pub(crate) mod script;
 pub(crate) mod sha384;
-pub(crate) mod stats;
 pub(crate) mod sys;
 pub(crate) mod td;
+pub(crate) mod td_field;
+pub(crate) mod tdcall;
+pub(crate) mod tdmr;
+pub(crate) mod tracking;
 pub(crate) mod tree;
 pub(crate) mod vcpu;
-mod view;
+pub(crate) mod ve;
 pub(crate) mod vp;
 pub(crate) mod zerostep;
 
 use core::sync::atomic::Ordering;
 
-use abi::{leaf, op, st, Res};
-use sys::{sys_state, Machine, Sys};
-use vcpu::{Enter, Entered};
+use entered::Entered;
+use machine::{sys_state, Machine};
+use numbers::{leaf, op, st, Res};
+use vcpu::Enter;
 
-pub use abi::LEAF_NAMES;
-pub use check::{CheckLevel, Violation};
-pub use inject::{Injection, ScriptError, MAX_RULES};
+pub use machine::MAX_LPS;
+pub use numbers::LEAF_NAMES;
+pub use observer::{Event, Observer};
 pub use platform::*;
-pub use stats::{StatName, Stats};
-pub use sys::MAX_LPS;
-pub use view::TdView;
 
 /// The module. Entered from all CPUs at once through [`Module::seamcall`].
-pub struct Module<P, G> {
-    pub(crate) m: Machine<P>,
+pub struct Module<P, G, O> {
+    m: Machine<P, O>,
     guest: G,
 }
 
-impl<P: Platform, G: GuestRun<P>> Module<P, G> {
+impl<P: Platform, G: GuestRun<P>, O: Observer> Module<P, G, O> {
     /// A module before TDH.SYS.INIT. Large (about 40 KiB): meant for a static.
-    pub const fn new(platform: P, guest: G) -> Self {
-        let m = Machine {
-            p: platform,
-            sys: Sys::new(),
-            stats: Stats::new(),
-            inject: inject::Table::new(),
-            watch: check::Watch::new(),
-        };
-        Module { m, guest }
+    pub const fn new(platform: P, guest: G, observer: O) -> Self {
+        Module {
+            m: Machine::new(platform, observer),
+            guest,
+        }
     }
 
-    /// Counters.
-    pub fn stats(&self) -> &Stats {
-        &self.m.stats
-    }
-
-    /// Fault injection.
-    pub fn inject(&self) -> Injection<'_, P> {
-        Injection(&self.m)
+    /// The module without its guests.
+    pub(crate) fn machine(&self) -> &Machine<P, O> {
+        &self.m
     }
 
     /// The platform.
@@ -97,62 +92,22 @@ impl<P: Platform, G: GuestRun<P>> Module<P, G> {
     /// A SEAMCALL of logical processor `lp` (below [`MAX_LPS`]), which must stay on it:
     /// RAX in, RAX out, other registers in `r`.
     pub fn seamcall(&self, lp: u32, rax: u64, r: &mut Regs) -> u64 {
-        let number = rax as u16;
-        let watched = self.m.check_begin(number, r);
-        let status = if self.m.inject.in_use().is_empty() {
-            self.call(lp, rax, r, None)
-        } else {
-            self.disturbed_call(lp, rax, r)
-        };
-        self.m.stats.leaf_done(number, status);
-        if let Some(before) = watched {
-            self.m.check_end(before, status, r);
-        }
-        status
+        self.seamcall_unless(lp, rax, r, |_| None)
     }
 
-    /// How much is checked after each call; at first what calls touch if the program has
-    /// debug assertions, else nothing. To be called before the first SEAMCALL.
-    pub fn set_checks(&self, level: CheckLevel) {
-        self.m.watch.set_level(level);
-    }
-
-    /// The first invariant that did not hold; the counter `invariant_errors` has all.
-    pub fn first_violation(&self) -> Option<Violation> {
-        self.m.watch.first()
-    }
-
-    /// Checks all TDs now. `None`: a call came in between, so there is no answer.
-    pub fn audit(&self) -> Option<Result<(), Violation>> {
-        self.m.audit()
-    }
-
-    /// A call while the fault injection has rules.
-    #[inline(never)]
-    fn disturbed_call(&self, lp: u32, rax: u64, r: &mut Regs) -> u64 {
-        let number = rax as u16;
-        let tdr = self.m.td_of_call(number, r);
-        let hkid = match number {
-            leaf::MNG_CREATE => Some(r.rdx),
-            _ => tdr.and_then(|tdr| self.m.hkid_of(tdr)),
-        };
-        self.m.hold_locks(|| tdr);
-        let status = self.call(lp, rax, r, Some(hkid));
-        self.m
-            .count_held(tdr, status & st::CLASS == st::OPERAND_BUSY);
-        status
-    }
-
-    /// `disturb`: the rules of the fault injection apply, to a call about the TD with
-    /// that HKID, if any.
-    fn call(&self, lp: u32, rax: u64, r: &mut Regs, disturb: Option<Option<u64>>) -> u64 {
+    /// The same, but a call that the module admits is not executed if `refuse` answers for it.
+    pub fn seamcall_unless(
+        &self,
+        lp: u32,
+        rax: u64,
+        r: &mut Regs,
+        refuse: impl FnOnce(&mut Regs) -> Option<u64>,
+    ) -> u64 {
         let (number, version) = (rax as u16, (rax >> 16) as u8);
         if let Err(status) = self.admit(rax) {
             return status;
         }
-        if let Some(status) = disturb.and_then(|hkid| self.m.inject.fail(number, r.rcx, || hkid)) {
-            self.m.stats.add(stats::Count::Injected);
-            clear_outputs(number, status, r);
+        if let Some(status) = refuse(r) {
             return status;
         }
         let done = match number {
@@ -211,8 +166,8 @@ impl<P: Platform, G: GuestRun<P>> Module<P, G> {
             Enter::Emulated(rax) => return Ok(rax),
         };
         loop {
-            self.m.stats.add(stats::Count::GuestEntries);
-            let why = self.m.watch.outside(|| {
+            self.m.observer.happened(Event::GuestEntry);
+            let why = self.m.observer.outside(|| {
                 let Entered {
                     vcpu, entry, regs, ..
                 } = &mut e;
@@ -241,7 +196,7 @@ impl<P: Platform, G: GuestRun<P>> Module<P, G> {
     }
 }
 
-impl<P: Platform> Machine<P> {
+impl<P: Platform, O: Observer> Machine<P, O> {
     /// The leaves that involve no guest.
     fn dispatch(&self, lp: u32, number: u16, version: u8, r: &mut Regs) -> Res<()> {
         match number {
@@ -285,33 +240,5 @@ impl<P: Platform> Machine<P> {
             leaf::SYS_DISABLE | leaf::SYS_LP_SHUTDOWN => self.sys_shutdown(),
             _ => Err(st::OPERAND_INVALID | op::RAX),
         }
-    }
-}
-
-/// Registers after an injected failure: as the leaf leaves them when it fails and has
-/// nothing to report. A leaf that is to be started again keeps its operands.
-fn clear_outputs(number: u16, status: u64, r: &mut Regs) {
-    if status & st::CLASS == st::INTERRUPTED_RESTARTABLE {
-        return;
-    }
-    match number {
-        leaf::MEM_SEPT_ADD
-        | leaf::MEM_SEPT_REMOVE
-        | leaf::MEM_SEPT_RD
-        | leaf::MEM_PAGE_ADD
-        | leaf::MEM_PAGE_AUG
-        | leaf::MEM_PAGE_REMOVE
-        | leaf::MEM_PAGE_PROMOTE
-        | leaf::MEM_PAGE_DEMOTE
-        | leaf::MEM_PAGE_RELOCATE
-        | leaf::MEM_RANGE_BLOCK
-        | leaf::MEM_RANGE_UNBLOCK
-        | leaf::MR_EXTEND => (r.rcx, r.rdx) = (0, 0),
-        leaf::PHYMEM_PAGE_RECLAIM | leaf::PHYMEM_PAGE_RDMD => {
-            (r.rcx, r.rdx) = (0, 0);
-            (r.r8, r.r9, r.r10, r.r11) = (0, 0, 0, 0);
-        }
-        leaf::MNG_INIT => r.rcx = 0,
-        _ => {}
     }
 }

@@ -8,6 +8,7 @@
 
 use ::kernel::prelude::*;
 
+pub mod instruments;
 mod kernel;
 pub mod module;
 mod vmx;

@@ -6,8 +6,9 @@ mod ffi;
 
 use core::ptr::NonNull;
 
+use crate::instruments::{Instrumented, StatName};
 use crate::module::interp::Interpreter;
-use crate::module::{Config, Module, Platform, Regs, StatName};
+use crate::module::{Config, Platform, Regs};
 use kernel::error::to_result;
 use kernel::prelude::*;
 
@@ -57,7 +58,7 @@ unsafe impl Platform for Pool {
     }
 }
 
-static MODULE: Module<Pool, Interpreter> = Module::new(Pool, Interpreter);
+static MODULE: Instrumented<Pool, Interpreter> = Instrumented::new(Pool, Interpreter);
 
 /// Brings the software TDX module up and registers the device.
 pub(crate) fn start() -> Result {

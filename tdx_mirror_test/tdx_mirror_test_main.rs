@@ -13,9 +13,10 @@ mod device;
 // The software TDX module of tdx_emu.ko, built a second time.
 #[path = "../tdx_emu"]
 mod tdx_emu {
+    pub mod instruments;
     pub mod module;
 }
-pub use tdx_emu::module;
+pub use tdx_emu::{instruments, module};
 
 module! {
     type: TdxMirrorTest,

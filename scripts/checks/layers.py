@@ -31,7 +31,7 @@ CRATES = {
     "tdx_emu": {
         "module": [],
         "instruments": ["module"],
-        "vmx": ["module", "instruments", "::kernel"],
+        "vmx": ["module", "::kernel"],
         "kernel": ["module", "instruments", "vmx", "::kernel"],
         "main": ["kernel", "module", "vmx", "::kernel"],
     },

@@ -3,8 +3,9 @@
 //! CPUID as a TD sees it: the machine's, cut down to what the TD may use, with the
 //! host's configuration of TD_PARAMS on top. Leaves outside the table cause #VE.
 
+#![forbid(unsafe_code)]
+
 use super::metadata::{CPUID_CONFIG, NO_SUBLEAF};
-use super::msr::XSS_BITS;
 use super::platform::Platform;
 use super::td::{tdcs_word, Tdcs};
 
@@ -111,6 +112,8 @@ fn configured(tdcs: &Tdcs<'_>, leaf: u32, sub: u32, mut v: [u32; 4]) -> [u32; 4]
     v
 }
 
+/// State components that IA32_XSS can turn on.
+pub(crate) const XSS_BITS: u64 = 0x1_D900;
 /// State components that XCR0 can turn on.
 pub(crate) const XCR0_BITS: u64 = 0x602E7;
 

@@ -6,12 +6,15 @@
 //! a new epoch once nobody is left from the one before the current; so a page
 //! blocked in epoch e is safe when the TD is past e and nobody of e runs.
 
+#![forbid(unsafe_code)]
+
 use core::sync::atomic::{AtomicU64, Ordering};
 
-use super::abi::{leaf, op, op_state, st, Res};
 use super::lock::Mode;
+use super::machine::Machine;
+use super::numbers::{leaf, op, op_state, st, Res};
+use super::observer::Observer;
 use super::platform::{Platform, Regs};
-use super::sys::Machine;
 use super::td::{tdcs_word, Tdcs};
 
 impl<'m> Tdcs<'m> {
@@ -48,7 +51,7 @@ impl<'m> Tdcs<'m> {
     }
 }
 
-impl<P: Platform> Machine<P> {
+impl<P: Platform, O: Observer> Machine<P, O> {
     /// TDH.MEM.TRACK. RCX: TDR.
     #[inline(never)]
     pub(crate) fn mem_track(&self, r: &Regs) -> Res<()> {

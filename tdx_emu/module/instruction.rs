@@ -3,20 +3,27 @@
 //! Instructions that the CPU does not execute in a TD by itself: answered here, or
 //! an exception for the guest.
 
-use super::abi::{exit, st};
+#![forbid(unsafe_code)]
+
 use super::cpuid;
-use super::guestop::{Next, VeInfo, CPUID_VE_KERNEL, CPUID_VE_USER, GP, UD};
+use super::entered::{Entered, Next, GP, UD};
+use super::machine::Machine;
 use super::msr::Access;
+use super::numbers::{exit, st};
+use super::observer::Observer;
 use super::platform::Platform;
-use super::sys::Machine;
 use super::td::tdcs_word;
-use super::vcpu::Entered;
+use super::ve::VeInfo;
 use super::vp::word;
 
+/// Bits of TDG.VP.CPUIDVE.SET.
+pub(crate) const CPUID_VE_KERNEL: u64 = 1;
+pub(crate) const CPUID_VE_USER: u64 = 2;
+
 impl Entered<'_> {
-    pub(crate) fn instruction<P: Platform>(
+    pub(crate) fn instruction<P: Platform, O: Observer>(
         &mut self,
-        m: &Machine<P>,
+        m: &Machine<P, O>,
         reason: u32,
         qualification: u64,
         len: u32,
@@ -51,7 +58,7 @@ impl Entered<'_> {
         }
     }
 
-    fn cpuid<P: Platform>(&mut self, m: &Machine<P>) -> Access<()> {
+    fn cpuid<P: Platform, O: Observer>(&mut self, m: &Machine<P, O>) -> Access<()> {
         let asked = if self.regs.user {
             CPUID_VE_USER
         } else {
@@ -76,7 +83,7 @@ impl Entered<'_> {
         Access::Done(())
     }
 
-    fn rdmsr<P: Platform>(&mut self, m: &Machine<P>) -> Access<()> {
+    fn rdmsr<P: Platform, O: Observer>(&mut self, m: &Machine<P, O>) -> Access<()> {
         match self.read_msr(m, self.regs.gpr[1] as u32) {
             Access::Done(value) => {
                 self.regs.gpr[0] = value & 0xFFFF_FFFF;
@@ -88,7 +95,7 @@ impl Entered<'_> {
         }
     }
 
-    fn wrmsr<P: Platform>(&mut self, m: &Machine<P>) -> Access<()> {
+    fn wrmsr<P: Platform, O: Observer>(&mut self, m: &Machine<P, O>) -> Access<()> {
         self.write_msr(m, self.regs.gpr[1] as u32, self.edx_eax())
     }
 

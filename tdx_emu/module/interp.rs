@@ -8,6 +8,8 @@
 //! guest physical; instructions are aligned to four bytes, data to eight. Registers
 //! have their architectural numbers; 4 (RSP) does not exist.
 
+#![forbid(unsafe_code)]
+
 use super::mem::Page;
 use super::platform::{
     Entry, GuestExit, GuestRegs, GuestRun, Inject, Platform, Unavailable, Vcpu, VcpuInit,

@@ -8,6 +8,8 @@
 //! 15:2 readers; guards PAMT entries and OP_STATE, in the low 16 bits of a word whose
 //! other bits may hold what it guards.
 
+#![forbid(unsafe_code)]
+
 use core::sync::atomic::{AtomicU64, Ordering};
 
 const MASK: u64 = 0xFFFF;

@@ -6,6 +6,8 @@
 //! Words are accessed with relaxed ordering; what orders them are the locks of
 //! `lock.rs` and the S-EPT entry locks, which acquire and release.
 
+#![expect(unsafe_code, reason = "a page by its address")]
+
 use core::sync::atomic::{AtomicU64, Ordering};
 
 use super::platform::{Platform, PAGE_SIZE};

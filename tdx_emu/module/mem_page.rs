@@ -2,13 +2,16 @@
 
 //! TDH.MEM.PAGE.{ADD, AUG, REMOVE, RELOCATE}.
 
-use super::abi::{leaf, op, op_state, st, Res};
+#![forbid(unsafe_code)]
+
 use super::lock::{Mode, ShareX};
+use super::machine::Machine;
+use super::measure::Block;
 use super::mem::Page;
-use super::mr::Block;
+use super::numbers::{leaf, op, op_state, st, Res};
+use super::observer::Observer;
 use super::pamt::pt;
 use super::platform::{Platform, Regs};
-use super::sys::Machine;
 use super::td::{state_error, GpaLevel, Td};
 use super::tree::{self, details, mapped_leaf, pending_leaf, EntryRef, State, FREE, HPA};
 
@@ -24,7 +27,7 @@ pub(crate) struct Target<'m> {
     pub(crate) _tree: ShareX<'m>,
 }
 
-impl<P: Platform> Machine<P> {
+impl<P: Platform, O: Observer> Machine<P, O> {
     /// GPA operand, S-EPT tree lock and walk to the entry.
     pub(crate) fn target<'m>(
         &'m self,

@@ -2,13 +2,16 @@
 
 //! TDH.MEM.SEPT.{ADD, REMOVE, RD} and TDH.MEM.RANGE.{BLOCK, UNBLOCK}.
 
-use super::abi::{leaf, op, op_state, st, Res};
+#![forbid(unsafe_code)]
+
 use super::lock::Mode;
+use super::machine::Machine;
 use super::mem::{Page, WORDS};
 use super::mem_page::{leaf_page, take_operands};
+use super::numbers::{leaf, op, op_state, st, Res};
+use super::observer::Observer;
 use super::pamt::{pt, PamtEntry};
 use super::platform::{Platform, Regs};
-use super::sys::Machine;
 use super::td::{state_error, Td};
 use super::tree::{blocked, details, table, unblocked, State, FREE, HPA};
 
@@ -33,7 +36,7 @@ pub(crate) fn check_version(version: u8) -> Res<()> {
     Ok(())
 }
 
-impl<P: Platform> Machine<P> {
+impl<P: Platform, O: Observer> Machine<P, O> {
     /// TDH.MEM.SEPT.ADD. RCX: GPA and level, RDX: TDR and allow-existing flag, R8:
     /// page; version 1 also R9..R11: pages of L2 VMs, of which there are none.
     ///

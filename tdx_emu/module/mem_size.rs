@@ -2,14 +2,17 @@
 
 //! TDH.MEM.PAGE.{PROMOTE, DEMOTE}: between a table of 512 mappings and one large one.
 
-use super::abi::{leaf, op, op_state, st, Res};
+#![forbid(unsafe_code)]
+
 use super::lock::{Busy, Mode, ShareXHp};
+use super::machine::Machine;
 use super::mem::{Page, WORDS};
 use super::mem_page::{leaf_page, take_operands};
 use super::mem_sept::{check_version, no_l2_pages, tdr_and_flag};
+use super::numbers::{leaf, op, op_state, st, Res};
+use super::observer::Observer;
 use super::pamt::{pt, PamtEntry, PamtParts};
 use super::platform::{Platform, Regs};
-use super::sys::Machine;
 use super::td::state_error;
 use super::tree::{shift, table, unblocked, without_counter, EntryRef, State, HPA};
 
@@ -63,7 +66,7 @@ impl Merge<'_> {
     }
 }
 
-impl<P: Platform> Machine<P> {
+impl<P: Platform, O: Observer> Machine<P, O> {
     /// TDH.MEM.PAGE.PROMOTE. RCX: GPA and level, RDX: TDR; out RCX: the freed S-EPT
     /// page.
     #[inline(never)]

@@ -2,9 +2,12 @@
 
 //! Metadata fields: what TDH.SYS.RD answers, and how field identifiers decode.
 
+#![forbid(unsafe_code)]
+
+use super::machine::MAX_TDMRS;
 use super::platform::{PAGE_SIZE, TDVPS_PAGES};
-use super::sys::{MAX_RESERVED, MAX_TDMRS, PAMT_ENTRY_SIZE};
 use super::td::MIN_TDCX;
+use super::tdmr::{MAX_RESERVED, PAMT_ENTRY_SIZE};
 
 /// ATTRIBUTES that may be 1: SEPT_VE_DISABLE. Debug TDs are not modelled.
 pub(crate) const ATTRIBUTES_FIXED0: u64 = 1 << 28;

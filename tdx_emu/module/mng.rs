@@ -2,20 +2,20 @@
 
 //! TDH.MNG.*: keys, TDCS pages and configuration of a TD.
 
+#![forbid(unsafe_code)]
+
 use core::sync::atomic::Ordering;
 
-use super::abi::{lc, leaf, op, op_state, st, Res};
-use super::cpuid;
 use super::lock::{Mode, ShareX};
+use super::machine::{kot, Machine};
 use super::mem::Page;
 use super::metadata as md;
+use super::numbers::{lc, leaf, op, op_state, st, Res};
+use super::observer::Observer;
 use super::pamt::pt;
 use super::platform::{Platform, Regs};
-use super::sys::{kot, Machine};
-use super::td::{
-    tdcs_word, Tdcs, Tdr, ENUM_TOPOLOGY, MAX_TDCX, MIN_TDCX, PENDING_VE_DISABLE, TDCX_MSR_BITMAP,
-    TDCX_SEPT_ROOT,
-};
+use super::td::{tdcs_word, Tdcs, Tdr, MAX_TDCX, MIN_TDCX, TDCX_MSR_BITMAP, TDCX_SEPT_ROOT};
+use super::td_field::{HP_LOCK_TIMEOUT, HP_LOCK_TIMEOUTS_US, HP_LOCK_TIMEOUT_US};
 use super::tree::FREE;
 
 /// TD_PARAMS as far as it counts.
@@ -38,24 +38,7 @@ struct TdParams {
 
 /// CONFIG_FLAGS that exist: GPAW, FLEXIBLE_PENDING_VE, NO_RBP_MOD.
 const CONFIG_FLAGS: u64 = 7;
-pub(crate) const CONFIG_NO_RBP_MOD: u64 = 4;
-const CONFIG_FLEXIBLE_PENDING_VE: u64 = 2;
 const GPAW: u64 = 1;
-
-/// Field HP_LOCK_TIMEOUT: for how long a guest's TDCALLs may yield to the host's priority,
-/// in microseconds; its first value and what it can be set to.
-const HP_LOCK_TIMEOUT: u64 = 0x9100_0000_0000_0011;
-const HP_LOCK_TIMEOUT_US: u64 = 1_000_000;
-/// Field TOPOLOGY_ENUM_CONFIGURED: the guest may set TD_CTLS.ENUM_TOPOLOGY.
-const TOPOLOGY_ENUM_CONFIGURED: u64 = 0x9100_0000_0000_0019;
-const HP_LOCK_TIMEOUTS_US: core::ops::RangeInclusive<u64> = 10_000..=100_000_000;
-
-impl Tdcs<'_> {
-    /// HP_LOCK_TIMEOUT in ticks of the TSC; `second`: ticks of its first value.
-    pub(crate) fn hp_lock_timeout(&self, second: u64) -> u64 {
-        second.saturating_mul(self.get(tdcs_word::HP_LOCK_TIMEOUT)) / HP_LOCK_TIMEOUT_US
-    }
-}
 
 impl TdParams {
     fn read(page: &Page<'_>, first: usize) -> TdParams {
@@ -146,7 +129,7 @@ impl TdParams {
     }
 }
 
-impl<P: Platform> Machine<P> {
+impl<P: Platform, O: Observer> Machine<P, O> {
     pub(crate) fn lock_kot(&self, mode: Mode) -> Res<ShareX<'_>> {
         ShareX::try_lock(&self.sys.kot_lock, mode).map_err(|_| st::OPERAND_BUSY | op::KOT)
     }
@@ -278,30 +261,6 @@ impl<P: Platform> Machine<P> {
         Ok(())
     }
 
-    /// Value of a field of a TD, as MNG.RD and TDG.VM.RD read it.
-    pub(crate) fn td_field(&self, tdcs: &Tdcs<'_>, id: u64) -> Option<u64> {
-        use tdcs_word as w;
-        Some(match md::field(id) {
-            0x1100_0000_0000_0000 => tdcs.get(w::ATTRIBUTES),
-            0x1100_0000_0000_0001 => tdcs.get(w::XFAM),
-            0x1100_0000_0000_0002 => tdcs.get(w::MAX_VCPUS),
-            0x1100_0000_0000_0003 => u64::from(tdcs.shared_bit() == 51),
-            0x1100_0000_0000_0004 => (tdcs.get(w::ROOT_LEVEL) << 3) | 6,
-            0x1100_0000_0000_000A => tdcs.get(w::TSC_OFFSET),
-            0x1100_0000_0000_000B => 1 << 48, // TSC multiplier
-            0x1100_0000_0000_000C => tdcs.get(w::TSC_FREQUENCY),
-            0x1100_0000_0000_0016 => tdcs.get(w::CONFIG_FLAGS),
-            0x1100_0000_0000_0017 => tdcs.get(w::TD_CTLS),
-            0x9100_0000_0000_0010 => tdcs.get(w::NOTIFY_ENABLES),
-            HP_LOCK_TIMEOUT => tdcs.get(w::HP_LOCK_TIMEOUT),
-            TOPOLOGY_ENUM_CONFIGURED => u64::from(tdcs.topology_configured()),
-            f @ 0x9400_0000_0000_0000..=0x9400_0000_0001_FFFF => {
-                return cpuid::field(&self.p, tdcs, f & 0x1FFFF)
-            }
-            _ => return None,
-        })
-    }
-
     /// TDH.MNG.WR. RCX: TDR, RDX: field, R8: value, R9: mask; out R8: old value. Of a TD that
     /// is no debug TD the host may write the time that a guest yields to it at most.
     #[inline(never)]
@@ -321,27 +280,6 @@ impl<P: Platform> Machine<P> {
         tdcs.set(tdcs_word::HP_LOCK_TIMEOUT, new);
         r.r8 = old;
         Ok(())
-    }
-
-    /// TDG.VM.WR of the fields that a guest may write. Returns the old value.
-    pub(crate) fn set_td_field(&self, tdcs: &Tdcs<'_>, id: u64, v: u64, mask: u64) -> Res<u64> {
-        let flexible = tdcs.get(tdcs_word::CONFIG_FLAGS) & CONFIG_FLEXIBLE_PENDING_VE != 0;
-        let topology = u64::from(tdcs.topology_configured()) * ENUM_TOPOLOGY;
-        let (word, writable) = match md::field(id) {
-            0x1100_0000_0000_0017 => {
-                let pending_ve = u64::from(flexible) * PENDING_VE_DISABLE;
-                (tdcs_word::TD_CTLS, pending_ve | topology)
-            }
-            0x9100_0000_0000_0010 => (tdcs_word::NOTIFY_ENABLES, 1),
-            _ => return Err(st::METADATA_FIELD_NOT_WRITABLE | op::RDX),
-        };
-        let old = tdcs.get(word);
-        let new = old & !mask | v & mask;
-        if (old ^ new) & !writable != 0 {
-            return Err(st::METADATA_FIELD_VALUE_NOT_VALID | op::RDX);
-        }
-        tdcs.set(word, new);
-        Ok(old)
     }
 
     /// TDH.MNG.VPFLUSHDONE. RCX: TDR.

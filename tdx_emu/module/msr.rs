@@ -6,15 +6,15 @@
 //!
 //! What no exit is needed for is opened in the MSR bitmap by the `GuestRun`.
 
-use super::cpuid;
-use super::platform::Platform;
-use super::sys::Machine;
-use super::td::tdcs_word;
-use super::vcpu::Entered;
-use super::vp::word;
+#![forbid(unsafe_code)]
 
-/// State components that IA32_XSS can turn on.
-pub(crate) const XSS_BITS: u64 = 0x1_D900;
+use super::cpuid::{self, XSS_BITS};
+use super::entered::Entered;
+use super::machine::Machine;
+use super::observer::Observer;
+use super::platform::Platform;
+use super::td::tdcs_word;
+use super::vp::word;
 
 const APIC_BASE: u32 = 0x1B;
 const FEATURE_CONTROL: u32 = 0x3A;
@@ -92,18 +92,22 @@ fn absent<T>(msr: u32) -> Access<T> {
 
 impl Entered<'_> {
     /// EDX of leaf 7 as the TD sees it.
-    fn speculation_features<P: Platform>(&self, m: &Machine<P>) -> u32 {
+    fn speculation_features<P: Platform, O: Observer>(&self, m: &Machine<P, O>) -> u32 {
         cpuid::virtualise(&m.p, &self.tdcs, 7, 0, cpuid::View::default()).map_or(0, |v| v[3])
     }
 
     /// Leaf Dh, subleaf 1: XSAVES and with it IA32_XSS.
-    fn has_xss<P: Platform>(&self, m: &Machine<P>) -> bool {
+    fn has_xss<P: Platform, O: Observer>(&self, m: &Machine<P, O>) -> bool {
         cpuid::virtualise(&m.p, &self.tdcs, 0xD, 1, cpuid::View::default())
             .is_some_and(|v| v[0] & (1 << 3) != 0)
     }
 
     /// RDMSR.
-    pub(crate) fn read_msr<P: Platform>(&self, m: &Machine<P>, msr: u32) -> Access<u64> {
+    pub(crate) fn read_msr<P: Platform, O: Observer>(
+        &self,
+        m: &Machine<P, O>,
+        msr: u32,
+    ) -> Access<u64> {
         match msr {
             // x2APIC mode, boot processor.
             APIC_BASE => Done(0xFEE0_0C00 | (u64::from(self.vcpu.index == 0) << 8)),
@@ -127,7 +131,12 @@ impl Entered<'_> {
     }
 
     /// WRMSR.
-    pub(crate) fn write_msr<P: Platform>(&self, m: &Machine<P>, msr: u32, v: u64) -> Access<()> {
+    pub(crate) fn write_msr<P: Platform, O: Observer>(
+        &self,
+        m: &Machine<P, O>,
+        msr: u32,
+        v: u64,
+    ) -> Access<()> {
         let features = || self.speculation_features(m);
         let (allowed, kept) = match msr {
             SPEC_CTRL if features() & SPEC_CTRL_FEATURES != 0 => {

@@ -6,13 +6,16 @@
 //! PFN (63:24); word 1 is the epoch of the last RANGE.BLOCK. A page is owned at
 //! one size only; of a large owned page the smaller entries are NDA.
 
+#![forbid(unsafe_code)]
+
 use core::sync::atomic::Ordering;
 
-use super::abi::{st, Res};
 use super::lock::{Busy, Mode, ShareXHp};
+use super::machine::Machine;
 use super::mem::{Page, WORDS};
+use super::numbers::{st, Res};
+use super::observer::Observer;
 use super::platform::{Platform, PAGE_SIZE};
-use super::sys::Machine;
 
 /// Page types.
 pub(crate) mod pt {
@@ -136,7 +139,7 @@ impl From<Busy> for WalkError {
     }
 }
 
-impl<P: Platform> Machine<P> {
+impl<P: Platform, O: Observer> Machine<P, O> {
     /// The entry of `pa` (no HKID) at `size`, without any lock.
     pub(crate) fn pamt_entry(&self, pa: u64, size: u8) -> Option<PamtEntry<'_>> {
         let at = self.sys.tdmr_of(pa)?.entry_address(pa, size);

@@ -4,20 +4,21 @@
 
 use core::sync::atomic::Ordering;
 
-use super::abi::{lc, leaf, op, st, Res};
 use super::lock::{Mode, ShareX};
+use super::machine::{kot, Machine};
 use super::mem::Page;
 use super::mem_page::pages;
+use super::numbers::{lc, leaf, op, st, Res};
+use super::observer::Observer;
 use super::pamt::{pt, PamtLock, WalkError};
 use super::platform::{Platform, Regs};
-use super::sys::{kot, Machine};
 use super::td::Tdr;
 
 /// Parts in which CACHE.WB writes the caches of a package back: between two of them it looks
 /// for interrupts.
 const CACHE_PARTS: u64 = 8;
 
-impl<P: Platform> Machine<P> {
+impl<P: Platform, O: Observer> Machine<P, O> {
     /// TDH.PHYMEM.CACHE.WB on each package. RCX: 0 to start, 1 to go on after an interrupt.
     #[inline(never)]
     pub(crate) fn phymem_cache_wb(&self, lp: u32, r: &Regs) -> Res<()> {

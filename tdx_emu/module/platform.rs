@@ -8,6 +8,8 @@
 //! All decisions are taken by the core (`vcpu.rs`, `guestop.rs`); a `GuestRun`
 //! only executes, so that the same rules hold for every implementation.
 
+#![expect(unsafe_code, reason = "an unsafe trait")]
+
 use core::ptr::NonNull;
 
 /// Size in bytes of the page that all control structures are made of.
@@ -97,8 +99,8 @@ pub unsafe trait Platform: Sync {
         false
     }
 
-    /// Keeps the CPU busy for `us` microseconds (at most 1,000,000), for the fault
-    /// injection. A platform with a clock is more exact than this loop.
+    /// Keeps the CPU busy for `us` microseconds (at most 1,000,000), for an observer
+    /// that delays. A platform with a clock is more exact than this loop.
     fn pause(&self, us: u64) {
         for _ in 0..us.saturating_mul(50) {
             core::hint::spin_loop();

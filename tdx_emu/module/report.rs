@@ -3,15 +3,18 @@
 //! TDG.MR.{REPORT, RTMR.EXTEND}: the measurements of a TD, as the TD can show them. The MAC is
 //! zero: no key exists that could vouch for an emulated TD.
 
-use super::abi::{op, st, Res};
+#![forbid(unsafe_code)]
+
+use super::entered::Entered;
 use super::lock::{Mode, ShareX};
+use super::machine::Machine;
 use super::mem::Page;
+use super::numbers::{op, st, Res};
+use super::observer::Observer;
 use super::platform::Platform;
 use super::sha384;
-use super::sys::Machine;
 use super::td::tdcs_word;
 use super::tree::HPA;
-use super::vcpu::Entered;
 
 /// Word of REPORTDATA in the report.
 const REPORT_DATA: usize = 16;
@@ -24,7 +27,7 @@ const RTMR_WORDS: usize = 6;
 impl Entered<'_> {
     /// RCX: GPA of the report (1024 bytes), RDX: GPA of 64 bytes that it shall
     /// contain, R8: 0. Returns the status.
-    pub(crate) fn mr_report<P: Platform>(&mut self, m: &Machine<P>) -> Res<u64> {
+    pub(crate) fn mr_report<P: Platform, O: Observer>(&mut self, m: &Machine<P, O>) -> Res<u64> {
         let (to, data, kind) = (self.regs.gpr[1], self.regs.gpr[2], self.regs.gpr[8]);
         if kind != 0 {
             return Err(st::OPERAND_INVALID | op::R8);
@@ -67,7 +70,7 @@ impl Entered<'_> {
 
     /// TDG.MR.RTMR.EXTEND. RCX: GPA of 48 bytes, aligned to 64; RDX: number of the
     /// register, which becomes the SHA-384 of its old value and those bytes.
-    pub(crate) fn rtmr_extend<P: Platform>(&mut self, m: &Machine<P>) -> Res<u64> {
+    pub(crate) fn rtmr_extend<P: Platform, O: Observer>(&mut self, m: &Machine<P, O>) -> Res<u64> {
         let (data, index) = (self.regs.gpr[1], self.regs.gpr[2] as usize);
         if index >= RTMRS {
             return Err(st::OPERAND_INVALID | op::RDX);
@@ -94,9 +97,9 @@ impl Entered<'_> {
     }
 
     /// The page and the first word of an aligned private buffer that is mapped.
-    fn guest_words<'m, P: Platform>(
+    fn guest_words<'m, P: Platform, O: Observer>(
         &self,
-        m: &'m Machine<P>,
+        m: &'m Machine<P, O>,
         gpa: u64,
         mask: u64,
         operand: u64,

@@ -3,6 +3,8 @@
 //! SHA-384 (FIPS 180-4) over whole 128-byte blocks, with the running state kept by the
 //! caller. Everything that a TD's measurement hashes is a multiple of a block.
 
+#![forbid(unsafe_code)]
+
 /// Chaining value.
 pub(crate) type State = [u64; 8];
 

@@ -2,14 +2,17 @@
 
 //! TDR and TDCS: state of a TD, and the checks that its leaves begin with.
 
+#![forbid(unsafe_code)]
+
 use core::sync::atomic::{AtomicU64, Ordering};
 
-use super::abi::{lc, op, op_state, st, Res};
 use super::lock::{Mode, ShareX, ShareXHp};
+use super::machine::Machine;
 use super::mem::Page;
+use super::numbers::{lc, op, op_state, st, Res};
+use super::observer::Observer;
 use super::pamt::{pt, PamtEntry, PamtLock};
 use super::platform::{Platform, Regs};
-use super::sys::Machine;
 use super::tree::{details, EntryLock, EntryRef, Root, State, Walk};
 
 /// Pages of a TDCS: the least that make a TD, and the most.
@@ -249,7 +252,7 @@ impl<'m> Tdcs<'m> {
     }
 }
 
-impl<P: Platform> Machine<P> {
+impl<P: Platform, O: Observer> Machine<P, O> {
     /// Locks a TDR that the host names.
     pub(crate) fn lock_tdr(&self, pa: u64, op: u64, mode: Mode) -> Res<Tdr<'_>> {
         let lock = self.lock_explicit(pa, 0, pt::TDR, mode, op)?;
@@ -352,30 +355,6 @@ impl<P: Platform> Machine<P> {
         };
         let state = State::of(lock.raw()).ok_or_else(|| self.fatal())?;
         Ok((lock, state))
-    }
-
-    /// A page that is to lose its place must be blocked and shot down first, while
-    /// the TD can run. `page` is the PAMT entry that carries the epoch of the block, `seen` the
-    /// value of the entry that an error reports.
-    pub(crate) fn check_tracked(
-        &self,
-        td: &Td<'_>,
-        entry: &EntryLock<'_>,
-        (state, seen): (State, u64),
-        page: &PamtEntry<'_>,
-        r: &mut Regs,
-    ) -> Res<()> {
-        if !state.needs_tracking() || !td.tdcs.tracking_required() {
-            return Ok(());
-        }
-        if !state.is_blocked() {
-            details(r, seen, entry.place().level);
-            return Err(st::GPA_RANGE_NOT_BLOCKED | op::RCX);
-        }
-        if !td.tdcs.is_tracked(page.block_epoch()) {
-            return Err(st::TLB_TRACKING_NOT_DONE | op::RCX);
-        }
-        Ok(())
     }
 }
 

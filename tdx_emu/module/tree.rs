@@ -5,11 +5,13 @@
 //! Entries are valid EPT entries in the host's pages, in the format of the real
 //! module, so that a CPU with VMX can walk them.
 
+#![forbid(unsafe_code)]
+
 use core::sync::atomic::Ordering;
 
-use super::abi::st;
 use super::lock::Busy;
 use super::mem::{Page, WORDS};
+use super::numbers::st;
 use super::platform::{Platform, Regs};
 
 pub(crate) const RWX: u64 = 7;

@@ -1,16 +1,18 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! TDH.VP.ENTER: the way into a guest, and out of it again.
+//! TDH.VP.ENTER: the way into a guest.
+
+#![forbid(unsafe_code)]
 
 use core::sync::atomic::Ordering;
 
-use super::abi::{exit, leaf, op, op_state, st, Res};
-use super::guestop::Next;
+use super::entered::{host_reg, masked, Entered};
 use super::lock::Mode;
-use super::pamt::PamtLock;
-use super::platform::{Entry, GuestExit, GuestRegs, Inject, Platform, Regs, Vcpu};
-use super::sys::Machine;
-use super::td::{tdcs_word, Tdcs, Tdr};
+use super::machine::Machine;
+use super::numbers::{exit, leaf, op, op_state, st, Res};
+use super::observer::Observer;
+use super::platform::{Entry, Inject, Platform, Regs};
+use super::td::{tdcs_word, Tdcs};
 use super::vp::{vcpu_state, word, LockedVcpu, Tdvps};
 use super::zerostep::Verdict;
 
@@ -23,50 +25,6 @@ pub(crate) const ENTER_FLAGS: u64 = RECOVERABLE | RESUME_L1;
 /// In a completion status: the host thinks that trying again helps.
 const RECOVERABLE_HINT: u64 = 1 << 60;
 
-/// Registers that TDG.VP.VMCALL can pass, in the order of their numbers.
-pub(crate) fn host_reg(r: &mut Regs, number: usize) -> Option<&mut u64> {
-    Some(match number {
-        1 => &mut r.rcx,
-        2 => &mut r.rdx,
-        3 => &mut r.rbx,
-        6 => &mut r.rsi,
-        7 => &mut r.rdi,
-        8 => &mut r.r8,
-        9 => &mut r.r9,
-        10 => &mut r.r10,
-        11 => &mut r.r11,
-        12 => &mut r.r12,
-        13 => &mut r.r13,
-        14 => &mut r.r14,
-        15 => &mut r.r15,
-        _ => return None,
-    })
-}
-
-/// Numbers of the registers that a VMCALL may name.
-pub(crate) fn masked(mask: u64) -> impl Iterator<Item = usize> {
-    (0..16usize).filter(move |&i| (mask >> i) & 1 != 0)
-}
-
-/// A vCPU inside the guest. TDR and TDVPR stay locked shared and the vCPU counts in
-/// its epoch until this is dropped.
-pub(crate) struct Entered<'m> {
-    pub(crate) vcpu: Vcpu,
-    pub(crate) entry: Entry,
-    pub(crate) regs: GuestRegs,
-    pub(crate) tdvps: Tdvps<'m>,
-    pub(crate) tdcs: Tdcs<'m>,
-    _tdr: Tdr<'m>,
-    _tdvpr: PamtLock<'m>,
-}
-
-impl Drop for Entered<'_> {
-    fn drop(&mut self) {
-        self.tdvps.store_regs(&self.regs);
-        self.tdcs.leave_epoch(self.tdvps.get(word::EPOCH));
-    }
-}
-
 /// Result of an attempt to enter that the module answers by itself.
 #[expect(clippy::large_enum_variant, reason = "there is no heap to box it on")]
 pub(crate) enum Enter<'m> {
@@ -75,7 +33,7 @@ pub(crate) enum Enter<'m> {
     Emulated(u64),
 }
 
-impl<P: Platform> Machine<P> {
+impl<P: Platform, O: Observer> Machine<P, O> {
     /// Everything of TDH.VP.ENTER that precedes the guest. RCX: TDVPR and flags.
     #[inline(never)]
     pub(crate) fn vp_enter_begin(&self, lp: u32, r: &mut Regs) -> Res<Enter<'_>> {
@@ -172,16 +130,6 @@ fn associate(v: &Tdvps<'_>, tdcs: &Tdcs<'_>, lp: u32) -> Res<bool> {
 }
 
 impl Entered<'_> {
-    /// Injects an NMI that the host asked for. It waits behind another event, and until
-    /// the guest has read the information of a #VE: the NMI handler might cause the next.
-    fn take_nmi<P: Platform>(&mut self, m: &Machine<P>) {
-        let free = self.entry.inject == Inject::None && !self.ve_outstanding(m);
-        let nmi = self.tdvps.word(word::PEND_NMI);
-        if free && nmi.swap(0, Ordering::Relaxed) != 0 {
-            self.entry.inject = Inject::Nmi;
-        }
-    }
-
     /// If the last exit was a TDG.VP.VMCALL: the host's registers are its results.
     fn take_answer(&mut self, r: &mut Regs) {
         let mask = self.tdvps.get(word::VMCALL);
@@ -195,45 +143,5 @@ impl Entered<'_> {
             }
         }
         self.regs.gpr[0] = st::SUCCESS;
-    }
-
-    /// The guest stopped: decides what happens. `Some(rax)`: the host gets the CPU, its
-    /// registers are set, and this must be dropped. `None`: run the guest again.
-    #[inline(never)]
-    pub(crate) fn event<P: Platform>(
-        &mut self,
-        m: &Machine<P>,
-        why: GuestExit,
-        r: &mut Regs,
-    ) -> Option<u64> {
-        self.tdvps.note_progress(self.regs.rip);
-        self.tdvps.set(word::FAULTED, 0);
-        self.entry = Entry {
-            inject: Inject::None,
-            flush: false,
-            first: false,
-            xcr0: self.tdvps.get(word::XCR0),
-        };
-        match self.decide(m, why) {
-            Next::Resume => {
-                self.take_nmi(m);
-                None
-            }
-            Next::Inject(event) => {
-                self.entry.inject = event;
-                None
-            }
-            Next::Exit(rax, out) => {
-                let trap = rax == st::HOST_PRIORITY_BUSY_TIMEOUT;
-                self.tdvps.set(word::TRAPPED, u64::from(trap));
-                *r = out;
-                Some(rax)
-            }
-            Next::Dead(rax) => {
-                self.tdvps.set(word::STATE, vcpu_state::DISABLED);
-                *r = Regs::default();
-                Some(rax)
-            }
-        }
     }
 }

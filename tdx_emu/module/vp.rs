@@ -2,17 +2,20 @@
 
 //! TDH.VP.{CREATE, ADDCX, INIT, FLUSH, RD, WR}, and the TDVPS.
 
+#![forbid(unsafe_code)]
+
 use core::sync::atomic::{AtomicU64, Ordering};
 
-use super::abi::{lc, leaf, op, op_state, st, Res};
 use super::lock::{Mode, ShareXHp};
+use super::machine::Machine;
 use super::mem::Page;
 use super::metadata::field;
+use super::numbers::{lc, leaf, op, op_state, st, Res};
+use super::observer::Observer;
 use super::pamt::{pt, PamtLock};
 use super::platform::{
     GuestRegs, Platform, Regs, Vcpu, VcpuInit, TDVPS_PAGES, TDVPS_VAPIC, TDVPS_VE_INFO,
 };
-use super::sys::Machine;
 use super::td::{tdcs_word, Tdcs, Tdr};
 
 /// Words of the TDVPR page.
@@ -156,7 +159,7 @@ pub(crate) struct LockedVcpu<'m> {
     pub(crate) lock: PamtLock<'m>,
 }
 
-impl<P: Platform> Machine<P> {
+impl<P: Platform, O: Observer> Machine<P, O> {
     /// TDVPR, its TD and the TD's OP_STATE, in this order. `allowed`: operation states,
     /// `None` for any.
     pub(crate) fn lock_vcpu(

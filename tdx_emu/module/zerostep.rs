@@ -4,10 +4,13 @@
 //! secrets, so from the seventh fault on VP.ENTER first makes sure, with the S-EPT
 //! held, that every page in question is there.
 
-use super::abi::Res;
+#![forbid(unsafe_code)]
+
 use super::lock::{Mode, ShareX};
+use super::machine::Machine;
+use super::numbers::Res;
+use super::observer::Observer;
 use super::platform::Platform;
-use super::sys::Machine;
 use super::td::Tdcs;
 use super::tree::{self, PS, RWX};
 use super::vp::{word, Tdvps};
@@ -59,7 +62,7 @@ impl Tdvps<'_> {
     }
 }
 
-impl<P: Platform> Machine<P> {
+impl<P: Platform, O: Observer> Machine<P, O> {
     /// At VP.ENTER, before the guest runs.
     pub(crate) fn filter_steps<'m>(&self, v: &Tdvps<'_>, tdcs: &Tdcs<'m>) -> Res<Verdict<'m>> {
         v.set(word::ZS_RIP, v.get(word::RIP));

@@ -6,7 +6,7 @@
 use std::path::Path;
 
 /// Locks, S-EPT entries, TD epochs, and the numbers that they name.
-const SOURCES: [&str; 4] = ["lock", "tree", "epoch", "abi"];
+const SOURCES: [&str; 4] = ["lock", "tree", "epoch", "numbers"];
 
 fn main() {
     println!("cargo:rerun-if-changed=build.rs");
@@ -15,10 +15,10 @@ fn main() {
         let path = format!("../../../../tdx_emu/module/{name}.rs");
         println!("cargo:rerun-if-changed={path}");
         let source = std::fs::read_to_string(&path).expect("a source of tdx_emu/module");
-        assert!(name == "abi" || source.contains("core::sync::atomic"));
+        assert!(name == "numbers" || source.contains("core::sync::atomic"));
         let on_loom: String = source
             .lines()
-            .filter(|l| !l.starts_with("//!"))
+            .filter(|l| !l.starts_with("//!") && !l.starts_with("#!["))
             .map(|l| l.replace("core::sync::atomic", "loom::sync::atomic") + "\n")
             .collect();
         let file = Path::new(&out).join(format!("{name}_on_loom.rs"));

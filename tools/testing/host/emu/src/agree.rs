@@ -3,7 +3,7 @@
 //! The two tables of the TDX interface, the product's and the emulator's, were written
 //! separately; here they are compared.
 
-use crate::module::abi::{op, st, LEAF_NAMES};
+use crate::module::numbers::{op, st, LEAF_NAMES};
 use crate::module::tree::{details, State};
 use crate::module::Regs;
 use crate::tdx::leaf::Leaf;

@@ -6,12 +6,13 @@
 use std::collections::BTreeSet;
 
 use crate::host::Host;
+use crate::instruments::kit::Watched;
+use crate::instruments::Instrumented;
 use crate::module::mem::Page;
 use crate::module::pamt::pt;
-use crate::module::sys::Machine;
 use crate::module::td::{tdcs_word, tdr_word};
 use crate::module::tree::{shift, State, FREE, HOST_PRIORITY, HPA, LOCK};
-use crate::module::{GuestRun, Module};
+use crate::module::GuestRun;
 
 /// Low 16 bits of a word with a lock, without host priority.
 const HELD: u64 = 0xFFFD;
@@ -27,7 +28,7 @@ pub struct Census {
 }
 
 struct Checker<'a> {
-    m: &'a Machine<Host>,
+    m: &'a Watched<Host>,
     tdr: u64,
     seen: BTreeSet<u64>,
     census: Census,
@@ -36,11 +37,11 @@ struct Checker<'a> {
 /// Checks a TD that nobody is using. `control` is the number of its TDCS and TDVPS
 /// pages.
 pub fn check_td<G: GuestRun<Host>>(
-    module: &Module<Host, G>,
+    module: &Instrumented<Host, G>,
     tdr: u64,
     control: u64,
 ) -> Result<Census, String> {
-    let m = &module.m;
+    let m = &module.machine();
     let page = |pa| Page::at(&m.p, pa).ok_or(format!("no memory at {pa:#x}"));
     let t = page(tdr)?;
     let mut c = Checker {
@@ -81,11 +82,11 @@ pub fn check_td<G: GuestRun<Host>>(
 
 /// Checks that no PAMT entry of `[from, to)` is locked.
 pub fn check_unlocked<G: GuestRun<Host>>(
-    module: &Module<Host, G>,
+    module: &Instrumented<Host, G>,
     from: u64,
     to: u64,
 ) -> Result<(), String> {
-    let m = &module.m;
+    let m = &module.machine();
     for size in 0..3u8 {
         for pa in (from..to).step_by(1 << shift(size)) {
             let e = m

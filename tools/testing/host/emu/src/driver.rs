@@ -6,13 +6,15 @@
 use std::sync::atomic::Ordering;
 
 use crate::host::Host;
+use crate::instruments::Instrumented;
+use crate::module::entered::Entered;
 use crate::module::interp::Interpreter;
 use crate::module::lock::{Mode, ShareX, ShareXHp};
 use crate::module::mem::Page;
 use crate::module::td::{tdcs_word, tdr_word};
 use crate::module::tree::{shift, EntryLock, Root, FREE, HPA, PS, RWX};
-use crate::module::vcpu::{Enter, Entered};
-use crate::module::{GuestExit, GuestRegs, Inject, Module, Regs};
+use crate::module::vcpu::Enter;
+use crate::module::{GuestExit, GuestRegs, Inject, Regs};
 
 /// Logical processors that a vCPU can be on.
 const LPS: usize = 4;
@@ -79,13 +81,13 @@ pub type PageState = (u8, u64, u64);
 
 /// One TD on a machine.
 pub struct Driver<'m> {
-    module: &'m Module<Host, Interpreter>,
+    module: &'m Instrumented<Host, Interpreter>,
     entered: [Option<Entered<'m>>; LPS],
     tdr: u64,
 }
 
 impl<'m> Driver<'m> {
-    pub fn new(module: &'m Module<Host, Interpreter>, tdr: u64) -> Self {
+    pub fn new(module: &'m Instrumented<Host, Interpreter>, tdr: u64) -> Self {
         Driver {
             module,
             entered: [None, None, None, None],
@@ -114,7 +116,7 @@ impl<'m> Driver<'m> {
             let rax = self.module.seamcall(lp, rax, &mut r);
             return End::Host(rax, r);
         }
-        match self.module.m.vp_enter_begin(lp, &mut r) {
+        match self.module.machine().vp_enter_begin(lp, &mut r) {
             Err(status) | Ok(Enter::Emulated(status)) => End::Host(status, r),
             Ok(Enter::Guest(e)) => {
                 self.entered[lp as usize] = Some(e);
@@ -160,10 +162,10 @@ impl<'m> Driver<'m> {
             }
         };
         let mut r = Regs::default();
-        if let Some(rax) = e.event(&self.module.m, why, &mut r) {
+        if let Some(rax) = e.event(&self.module.machine(), why, &mut r) {
             return End::Host(rax, r);
         }
-        let page = self.module.m.ve_info_page(&e.tdvps);
+        let page = self.module.machine().ve_info_page(&e.tdvps);
         let waits = page.is_some_and(|p| p.get(0) >> 32 != 0);
         let end = End::Guest(e.regs.gpr[0], waits);
         self.entered[lp as usize] = Some(e);
@@ -182,7 +184,7 @@ impl<'m> Driver<'m> {
             .as_mut()
             .expect("a guest on this processor");
         set(&mut e.regs);
-        let out = e.event(&self.module.m, why, &mut Regs::default());
+        let out = e.event(&self.module.machine(), why, &mut Regs::default());
         assert_eq!(out, None, "{why:x?} went to the host");
         (e.entry.inject, e.regs)
     }
@@ -215,7 +217,7 @@ impl<'m> Driver<'m> {
                 ShareXHp::try_lock(word, mode).ok().map(Kind::Hp)
             }
             Lock::Pamt(pa, size) => {
-                let entry = self.module.m.pamt_entry(pa, size)?;
+                let entry = self.module.machine().pamt_entry(pa, size)?;
                 entry.lock(mode).ok().map(Kind::Hp)
             }
             Lock::Entry(gpa, level) => {
@@ -283,7 +285,11 @@ impl<'m> Driver<'m> {
 
     /// What the PAMT says about a page, and the lock of the entry without host priority.
     pub fn page_state(&self, pa: u64, size: u8) -> (PageState, u64) {
-        let e = self.module.m.pamt_entry(pa, size).expect("PAMT entry");
+        let e = self
+            .module
+            .machine()
+            .pamt_entry(pa, size)
+            .expect("PAMT entry");
         ((e.kind(), e.owner(), e.block_epoch()), e.head() & 0xFFFD)
     }
 }

@@ -5,7 +5,8 @@
 use std::ptr::NonNull;
 use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
 
-use crate::module::{Config, GuestRun, Module, Platform, Regs};
+use crate::instruments::Instrumented;
+use crate::module::{Config, GuestRun, Platform, Regs};
 
 /// Physical memory of a [`Host`], from address 0.
 pub const MEMORY: u64 = 4 << 30;
@@ -178,7 +179,7 @@ pub struct TdmrSpec {
 }
 
 /// TDH.SYS.INIT to TDH.SYS.TDMR.INIT as Linux does it. Panics if a leaf fails.
-pub fn bring_up<G: GuestRun<Host>>(m: &Module<Host, G>, tdmr: &TdmrSpec, hkid: u64) {
+pub fn bring_up<G: GuestRun<Host>>(m: &Instrumented<Host, G>, tdmr: &TdmrSpec, hkid: u64) {
     let call = |lp: u32, leaf: u64, mut r: Regs| {
         let rax = m.seamcall(lp, leaf, &mut r);
         assert_eq!(rax, 0, "bring-up leaf {leaf}: {rax:#x}");

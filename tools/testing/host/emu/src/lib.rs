@@ -13,10 +13,11 @@ pub mod vmm;
 mod agree;
 #[path = "../../../../../tdx_emu"]
 mod tdx_emu {
+    pub mod instruments;
     pub mod module;
 }
 
-pub use tdx_emu::module;
+pub use tdx_emu::{instruments, module};
 #[cfg(test)]
 #[path = "../../../../../tdx_mirror"]
 mod tdx_mirror {

@@ -198,3 +198,29 @@ fn gpa_and_level_are_checked() {
     assert_eq!(parse(1 << 52, 0..=4), bad);
     assert_eq!(parse(0x4000_0002, 0..=2), Ok((0x4000_0000, 2)));
 }
+
+#[test]
+fn the_module_needs_no_instruments() {
+    use crate::host::Host;
+    use crate::module::interp::Interpreter;
+    use crate::module::{Module, Regs};
+    let module = Module::new(Host::new(Host::default_config()), Interpreter, ());
+    let call = |leaf, rcx| {
+        let mut r = Regs {
+            rcx,
+            ..Regs::default()
+        };
+        module.seamcall(0, leaf, &mut r)
+    };
+    assert_eq!(call(33, 1), 0xC000_0100_0000_0001);
+    assert_eq!(call(33, 0), 0);
+    assert_eq!(call(33, 0), 0xC000_0500_0000_0000);
+    // A call that somebody outside refuses is not executed.
+    let mut r = Regs::default();
+    let refused = module.seamcall_unless(0, 35, &mut r, |_| Some(7));
+    assert_eq!((refused, call(35, 0)), (7, 0));
+    assert_eq!(call(35, 0), 0xC000_0503_0000_0000);
+    // One that the module does not admit nobody is asked about.
+    let status = module.seamcall_unless(0, 1 << 24 | 35, &mut r, |_| panic!("asked"));
+    assert_eq!(status, 0xC000_0100_0000_0000);
+}

@@ -5,7 +5,8 @@
 use std::sync::Mutex;
 
 use crate::host::{bring_up, layout, td_params, Host, TdmrSpec};
-use crate::module::{CheckLevel, GuestRun, Module, Regs};
+use crate::instruments::{CheckLevel, Instrumented};
+use crate::module::{GuestRun, Regs};
 
 pub const TDMR: u64 = 0x4000_0000;
 pub const TDMR_SIZE: u64 = 1 << 30;
@@ -15,7 +16,7 @@ const TDVPX_PAGES: usize = 5;
 
 /// The module and the memory that it may be given.
 pub struct Vmm<G> {
-    pub module: Module<Host, G>,
+    pub module: Instrumented<Host, G>,
     free: Mutex<Vec<u64>>,
 }
 
@@ -49,7 +50,7 @@ impl<G: GuestRun<Host>> Vmm<G> {
 
     /// The same with invariants checked as `level` says, `None`: as the module does by itself.
     pub fn checked(guest: G, level: Option<CheckLevel>) -> Vmm<G> {
-        let module = Module::new(Host::new(Host::default_config()), guest);
+        let module = Instrumented::new(Host::new(Host::default_config()), guest);
         if let Some(level) = level {
             module.set_checks(level);
         }

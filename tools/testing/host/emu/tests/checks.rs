@@ -4,8 +4,8 @@
 //! each kind of damage is found.
 
 use tdx_emu_host::host::layout;
+use tdx_emu_host::instruments::{CheckLevel, StatName};
 use tdx_emu_host::module::interp::Interpreter;
-use tdx_emu_host::module::{CheckLevel, StatName};
 use tdx_emu_host::vmm::{regs, Td, Vmm, TDMR};
 
 const GPA: u64 = 0x4000_0000;

@@ -4,8 +4,8 @@
 //! tools/testing/vectors do not contain.
 
 use tdx_emu_host::host::{bring_up, layout, td_params, Host, TdmrSpec};
+use tdx_emu_host::instruments::Instrumented;
 use tdx_emu_host::module::interp::Interpreter;
-use tdx_emu_host::module::Module;
 use tdx_emu_host::vmm::{regs, Vmm, TDMR};
 
 const BUSY: u64 = 0x8000_0200_0000_0000;
@@ -178,7 +178,7 @@ fn vcpus_have_their_own_refusals() {
 fn keys_are_made_on_each_package() {
     let mut config = Host::default_config();
     config.packages = 2;
-    let m = Module::new(Host::new(config), Interpreter);
+    let m = Instrumented::new(Host::new(config), Interpreter);
     let tdmr = TdmrSpec {
         base: TDMR,
         size: 1 << 30,

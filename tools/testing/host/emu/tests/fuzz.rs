@@ -7,8 +7,9 @@
 use std::time::{Duration, Instant};
 
 use tdx_emu_host::host::{layout, td_params};
+use tdx_emu_host::instruments::StatName;
 use tdx_emu_host::module::interp::Interpreter;
-use tdx_emu_host::module::{Regs, StatName};
+use tdx_emu_host::module::Regs;
 use tdx_emu_host::vmm::{regs, Td, Vmm, TDMR};
 
 const CALLS_OF_A_MACHINE: u64 = 20_000;

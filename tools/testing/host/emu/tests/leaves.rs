@@ -3,13 +3,14 @@
 //! Refusals: of the dispatcher, of the bring-up, of bad operands; and injection.
 
 use tdx_emu_host::host::{layout, td_params, Host};
+use tdx_emu_host::instruments::{Instrumented, MAX_RULES};
 use tdx_emu_host::module::interp::Interpreter;
-use tdx_emu_host::module::{Module, Regs, MAX_RULES};
+use tdx_emu_host::module::Regs;
 use tdx_emu_host::vmm::{regs, Vmm, TDMR, TDMR_SIZE};
 
 const INVALID: u64 = 0xC000_0100_0000_0000;
 
-fn call(m: &Module<Host, Interpreter>, lp: u32, leaf: u64, mut r: Regs) -> u64 {
+fn call(m: &Instrumented<Host, Interpreter>, lp: u32, leaf: u64, mut r: Regs) -> u64 {
     m.seamcall(lp, leaf, &mut r)
 }
 
@@ -44,7 +45,7 @@ fn the_dispatcher_refuses() {
 
 #[test]
 fn bring_up_has_an_order() {
-    let m = Module::new(Host::new(Host::default_config()), Interpreter);
+    let m = Instrumented::new(Host::new(Host::default_config()), Interpreter);
     let none = Regs::default();
     assert_eq!(call(&m, 0, 6, none), 0xC000_0505_0000_0000);
     assert_eq!(call(&m, 0, 35, none), 0xC000_0505_0000_0000);

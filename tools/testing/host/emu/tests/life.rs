@@ -5,8 +5,9 @@
 use sha2::{Digest, Sha384};
 use tdx_emu_host::asm::*;
 use tdx_emu_host::check::{check_td, check_unlocked};
+use tdx_emu_host::instruments::StatName;
 use tdx_emu_host::module::interp::Interpreter;
-use tdx_emu_host::module::{Regs, StatName};
+use tdx_emu_host::module::Regs;
 use tdx_emu_host::vmm::{regs, Td, Vmm, TDMR};
 
 const SEPT_VE_DISABLE: u64 = 1 << 28;

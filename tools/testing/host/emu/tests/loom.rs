@@ -13,8 +13,8 @@ use loom::thread;
 mod emu {
     //! The shipped sources, and as much of their surroundings as they need.
 
-    pub mod abi {
-        include!(concat!(env!("OUT_DIR"), "/abi_on_loom.rs"));
+    pub mod numbers {
+        include!(concat!(env!("OUT_DIR"), "/numbers_on_loom.rs"));
     }
 
     pub mod lock {
@@ -51,6 +51,11 @@ mod emu {
         }
     }
 
+    pub mod observer {
+        pub trait Observer {}
+        impl Observer for () {}
+    }
+
     pub mod platform {
         pub trait Platform {}
         #[derive(Default)]
@@ -63,8 +68,8 @@ mod emu {
     pub mod td {
         use loom::sync::atomic::AtomicU64;
 
-        use super::abi::{op, st, Res};
         use super::lock::{Mode, ShareX};
+        use super::numbers::{op, st, Res};
 
         pub mod tdcs_word {
             pub const EPOCH_LOCK: usize = 0;
@@ -95,19 +100,20 @@ mod emu {
         }
     }
 
-    pub mod sys {
+    pub mod machine {
         use loom::sync::atomic::AtomicU64;
 
-        use super::abi::Res;
+        use super::numbers::Res;
         use super::td::{Td, Tdcs, Tdr};
 
         /// A machine with one TD, of which there are the words of the TDCS.
-        pub struct Machine<P> {
+        pub struct Machine<P, O> {
             pub p: P,
+            pub observer: O,
             pub tdcs: Vec<AtomicU64>,
         }
 
-        impl<P> Machine<P> {
+        impl<P, O> Machine<P, O> {
             pub fn begin(&self, _tdr: u64, _op: u64, _allowed: u64) -> Res<Td<'_>> {
                 let tdcs = Tdcs(&self.tdcs);
                 Ok(Td {
@@ -365,7 +371,7 @@ fn entry_lock_of_two_hosts() {
 
 /// A TD of one page, which a vCPU uses and the host takes away.
 struct OnePage {
-    machine: emu::sys::Machine<Nothing>,
+    machine: emu::machine::Machine<Nothing, ()>,
     entry: [AtomicU64; 1],
     page: UnsafeCell<u64>,
 }
@@ -382,7 +388,8 @@ unsafe impl Send for OnePage {}
 impl OnePage {
     fn new() -> OnePage {
         OnePage {
-            machine: emu::sys::Machine {
+            machine: emu::machine::Machine {
+                observer: (),
                 p: Nothing,
                 // Lock, epoch 1, no vCPU in the even and in the odd epoch.
                 tdcs: [0, 1, 0, 0].map(AtomicU64::new).into(),

@@ -10,8 +10,9 @@ use std::time::{Duration, Instant};
 
 use tdx_emu_host::asm::*;
 use tdx_emu_host::check::{check_td, check_unlocked};
+use tdx_emu_host::instruments::StatName;
 use tdx_emu_host::module::interp::Interpreter;
-use tdx_emu_host::module::{Regs, StatName};
+use tdx_emu_host::module::Regs;
 use tdx_emu_host::vmm::{regs, Td, Vmm, TDMR};
 
 const RESET: u64 = 0xFFFF_F000;

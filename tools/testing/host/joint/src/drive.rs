@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 
 use proptest::test_runner::{Config, RngAlgorithm, TestError, TestRng, TestRunner};
 
-use tdx_emu_host::module::CheckLevel;
+use tdx_emu_host::instruments::CheckLevel;
 
 use crate::model::Model;
 use crate::ops;

@@ -8,7 +8,8 @@ use std::thread::JoinHandle;
 
 use tdx_emu_host::asm::{Asm, R12, R13, RAX, RCX};
 use tdx_emu_host::host::layout;
-use tdx_emu_host::module::{CheckLevel, Regs, StatName};
+use tdx_emu_host::instruments::{CheckLevel, StatName};
+use tdx_emu_host::module::Regs;
 use tdx_emu_host::vmm::{regs, Vmm, GLOBAL_HKID, TDMR, TDMR_SIZE};
 use tdx_mirror_host::base::addr::{Gfn, GfnRange, Pfn};
 use tdx_mirror_host::base::level::{Level, Position};

@@ -4,8 +4,9 @@
 
 use super::fields::Fields;
 use crate::host::{bring_up, layout, td_params, Host, TdmrSpec};
+use crate::instruments::Instrumented;
 use crate::module::interp::Interpreter;
-use crate::module::{Config, Module};
+use crate::module::Config;
 
 /// Versions and values that the replayer stands for.
 const FORMAT: u64 = 1;
@@ -81,7 +82,7 @@ fn config(h: &mut Fields) -> Result<Config, String> {
 }
 
 /// Reads the header and makes its machine.
-pub fn machine(mut h: Fields) -> Result<(Header, Module<Host, Interpreter>), String> {
+pub fn machine(mut h: Fields) -> Result<(Header, Instrumented<Host, Interpreter>), String> {
     expect("type", h.text("type")?.as_str(), "header")?;
     expect("format", h.num("format")?, FORMAT)?;
     let module = h.text("module")?;
@@ -120,7 +121,7 @@ pub fn machine(mut h: Fields) -> Result<(Header, Module<Host, Interpreter>), Str
     let (attributes, root_level, gpaw) = (h.num("attributes")?, h.num("eptp_pwl")?, h.num("gpaw")?);
     h.end()?;
 
-    let module = Module::new(Host::new(config), Interpreter);
+    let module = Instrumented::new(Host::new(config), Interpreter);
     bring_up(&module, &tdmr, global_hkid);
     let host = module.platform();
     td_params(host, attributes, root_level, gpaw);

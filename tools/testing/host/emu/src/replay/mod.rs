@@ -9,13 +9,13 @@ use std::io::{BufRead, BufReader, Cursor, Read};
 use std::panic::{catch_unwind, AssertUnwindSafe};
 
 use crate::host::Host;
+use crate::instruments::kit::Watched;
+use crate::instruments::Instrumented;
+use crate::module::entered::Entered;
 use crate::module::interp::Interpreter;
 use crate::module::mem::Page;
-use crate::module::sys::Machine;
 use crate::module::td::{tdcs_word, tdr_word};
 use crate::module::tree::Root;
-use crate::module::vcpu::Entered;
-use crate::module::Module;
 
 mod dump;
 mod fields;
@@ -57,7 +57,7 @@ pub struct Outcome {
 }
 
 struct Replay<'m> {
-    module: &'m Module<Host, Interpreter>,
+    module: &'m Instrumented<Host, Interpreter>,
     header: Header,
     entered: [Option<Entered<'m>>; LPS],
     dumps: Dumps,
@@ -130,8 +130,8 @@ fn replay_lines(lines: impl BufRead, out: &mut Outcome) -> Result<(), String> {
 }
 
 impl<'m> Replay<'m> {
-    fn m(&self) -> &'m Machine<Host> {
-        &self.module.m
+    fn m(&self) -> &'m Watched<Host> {
+        &self.module.machine()
     }
 
     fn host(&self) -> &'m Host {

@@ -8,11 +8,12 @@ use super::fields::Fields;
 use super::machine::HP_LOCK_TIMEOUT;
 use super::Replay;
 use crate::host::Host;
-use crate::module::abi::{leaf, LEAF_NAMES};
+use crate::module::entered::Entered;
 use crate::module::lock::{Mode, ShareX, ShareXHp};
+use crate::module::numbers::{leaf, LEAF_NAMES};
 use crate::module::td::{tdcs_word, tdr_word};
 use crate::module::tree::{shift, EntryLock, Root, HPA, PS, RWX};
-use crate::module::vcpu::{Enter, Entered};
+use crate::module::vcpu::Enter;
 use crate::module::vp::word;
 use crate::module::{GuestExit, Regs};
 

@@ -9,7 +9,8 @@ use std::ops::RangeInclusive;
 use tdx_emu_host::driver::{Does, Driver, End, Held, Lock};
 use tdx_emu_host::host::{bring_up, layout, td_params, Host, TdmrSpec};
 use tdx_emu_host::module::interp::Interpreter;
-use tdx_emu_host::module::{Config, Module, Regs};
+use tdx_emu_host::instruments::Instrumented;
+use tdx_emu_host::module::{Config, Regs};
 
 use super::model::{span, Entry, Gpr, Key, Model, Outcome, Vcpu, BUSY, NDA, TIMEOUT};
 use super::Seen;
@@ -183,13 +184,13 @@ fn outcome(end: End) -> Outcome {
     }
 }
 
-fn machine() -> Module<Host, Interpreter> {
+fn machine() -> Instrumented<Host, Interpreter> {
     let config = Config {
         seamrr_base: 0x2000_0000,
         seamrr_size: 0x400_0000,
         ..Host::default_config()
     };
-    let module = Module::new(Host::new(config), Interpreter);
+    let module = Instrumented::new(Host::new(config), Interpreter);
     let tdmr = TdmrSpec {
         base: TDMR,
         size: TDMR_SIZE,
@@ -200,7 +201,7 @@ fn machine() -> Module<Host, Interpreter> {
 }
 
 /// Makes a TD with two vCPUs, before TDH.MR.FINALIZE, on the machine and in the model.
-fn build(module: &Module<Host, Interpreter>, shape: u8) -> Model {
+fn build(module: &Instrumented<Host, Interpreter>, shape: u8) -> Model {
     let (root, gpaw) = [(3, 0), (4, 0), (4, 1)][usize::from(shape % 3)];
     let shared_bit = [47, 51][gpaw as usize];
     let ve_disabled = shape & 1 == 0;

@@ -6,6 +6,8 @@
 //! judges the mirror: a wrong number shared by both would never be seen. A host
 //! test compares the two tables.
 
+#![forbid(unsafe_code)]
+
 /// Outcome of a leaf: the error arm is the completion status for RAX.
 pub(crate) type Res<T> = Result<T, u64>;
 

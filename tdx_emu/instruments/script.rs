@@ -21,9 +21,11 @@
 //! `pamt` and `kot` may end in `hkid=<n>`: only the TD with that HKID. `hold` may end in
 //! `for=<n>`, `busy=<n>`: let go after n calls, n busy answers.
 
+#![forbid(unsafe_code)]
+
 use core::fmt;
 
-use super::abi::{GUEST, GUEST_LEAF_NAMES, LEAF_NAMES};
+use crate::module::numbers::{GUEST, GUEST_LEAF_NAMES, LEAF_NAMES};
 
 /// Rules that can be active at once.
 pub const MAX_RULES: usize = 32;

@@ -2,9 +2,11 @@
 
 //! Counters. Relaxed atomics: they order nothing.
 
+#![forbid(unsafe_code)]
+
 use core::sync::atomic::{AtomicU64, Ordering};
 
-use super::abi::{leaf, st, LEAF_NAMES};
+use crate::module::numbers::{leaf, st, LEAF_NAMES};
 
 /// Leaf numbers are below this.
 const LEAVES: usize = 72;

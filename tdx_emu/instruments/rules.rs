@@ -1,17 +1,14 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Fault injection: makes chosen calls fail, dawdle or meet interrupts. The scripts are
-//! described in `script.rs`, locks that rules hold in `hold.rs`.
+//! The rules of the fault injection that are in use, and when they apply.
+
+#![forbid(unsafe_code)]
 
 use core::fmt;
 use core::sync::atomic::{AtomicU64, Ordering};
 
 use super::hold::Held;
-use super::platform::Platform;
-pub(crate) use super::script::Lock;
-use super::script::{Rule, Script, What, When};
-pub use super::script::{ScriptError, MAX_RULES};
-use super::sys::Machine;
+use super::script::{Lock, Rule, Script, What, When, MAX_RULES};
 
 /// A rule in use. Word 0 is written last and read first, and is 0 while there is none.
 ///
@@ -37,6 +34,15 @@ impl Slot {
         }
         let word = |i: usize| self.words.get(i).map_or(0, |w| w.load(Ordering::Relaxed));
         Rule::unpack([head, word(1), word(2), word(3)])
+    }
+
+    /// The rule, if it holds a lock, and which.
+    pub(crate) fn holds(&self) -> Option<(Rule, Lock)> {
+        let rule = self.rule()?;
+        match rule.what {
+            What::Hold(lock) => Some((rule, lock)),
+            _ => None,
+        }
     }
 
     fn set(&self, rule: Option<&Rule>) {
@@ -215,52 +221,5 @@ impl fmt::Display for Table {
             }
         }
         Ok(())
-    }
-}
-
-impl<P: Platform> Machine<P> {
-    /// The checks of a leaf are over and its locks are held: from here on it cannot fail.
-    /// `tdr`: the TD that it changes.
-    #[inline]
-    pub(crate) fn before_commit(&self, leaf: u16, tdr: u64) {
-        let wait = |delay| match delay {
-            Delay::Microseconds(us) => self.p.pause(us),
-            Delay::Instructions(n) => {
-                for _ in 0..n {
-                    core::hint::spin_loop();
-                }
-            }
-        };
-        self.inject.delay(leaf, || self.hkid_of(tdr), wait);
-    }
-
-    /// Poll of a leaf of the host for interrupts.
-    #[inline]
-    pub(crate) fn host_interrupted(&self, leaf: u16, tdr: u64) -> bool {
-        self.inject.interrupt(leaf, || self.hkid_of(tdr)) || self.p.host_interrupt_pending()
-    }
-
-    /// Poll of a leaf of a guest.
-    #[inline]
-    pub(crate) fn guest_interrupted(&self, leaf: u16, tdr: u64) -> bool {
-        self.inject.interrupt(leaf, || self.hkid_of(tdr)) || self.p.interrupt_pending()
-    }
-}
-
-/// The fault injection of a module.
-pub struct Injection<'m, P>(pub(crate) &'m Machine<P>);
-
-impl<P: Platform> Injection<'_, P> {
-    /// Replaces the rules by those of a script, see `script.rs`; an empty one leaves none. On
-    /// error nothing changes. Not to be called from two places at once.
-    pub fn load(&self, text: &[u8]) -> Result<(), ScriptError> {
-        self.0.load_script(text)
-    }
-}
-
-impl<P> fmt::Display for Injection<'_, P> {
-    /// The rules in use as a script, each followed by a comment on what became of it.
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.0.inject.fmt(f)
     }
 }
