@@ -72,7 +72,7 @@ fn descend<'t, M: PageMap, L: TablesStay>(
         let at = Position::covering(gfn, level);
         let cell = table.cell(at)?;
         let slot = Slot::load(l, at, cell);
-        match (slot.kind(), level.child()) {
+        match (slot.spte.kind(level), level.child()) {
             (SpteKind::Table(_), Some(below)) => {
                 table = table::child(map, l, slot.spte, at)?;
                 level = below;

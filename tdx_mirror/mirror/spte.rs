@@ -184,15 +184,15 @@ impl Transition {
         use SpteKind::{Blocked, Frozen, Leaf, Malformed, NonPresent, Quarantined, Table};
 
         match (old.kind(at), new.kind(at)) {
+            (NonPresent, Leaf(_)) if !new.is_rwx() => Err(Bad::NotRwx),
+            (NonPresent, Leaf(pfn)) => Ok(Self::MapLeaf(pfn)),
+            (NonPresent, Table(pfn)) => Ok(Self::LinkTable(pfn)),
+
             (Malformed, _) | (_, Malformed) => Err(Bad::Malformed),
             (Frozen, _) => Err(Bad::FromFrozen),
             (Quarantined(_), _) => Err(Bad::FromQuarantined),
             (Blocked(_), _) => Err(Bad::FromBlocked),
             (_, NonPresent | Frozen | Blocked(_) | Quarantined(_)) => Err(Bad::NothingMapped),
-
-            (NonPresent, Leaf(_)) if !new.is_rwx() => Err(Bad::NotRwx),
-            (NonPresent, Leaf(pfn)) => Ok(Self::MapLeaf(pfn)),
-            (NonPresent, Table(pfn)) => Ok(Self::LinkTable(pfn)),
 
             (Leaf(was), Leaf(is)) if was != is => Err(Bad::PfnChanged),
             (Leaf(_) | Table(_), Leaf(_) | Table(_)) => Err(Bad::OverPresent),
