@@ -1,8 +1,10 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! What every layer stands on: frame numbers, levels, counters, and the atomics of the machine.
+//! What every layer stands on: frame numbers, levels, counters, the phase of a TD, and the
+//! atomics of the machine.
 
 pub mod addr;
 pub mod level;
 pub mod stats;
 pub mod sys;
+pub mod td;

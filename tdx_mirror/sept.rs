@@ -36,10 +36,11 @@ use crate::base::addr::{Gfn, Pfn};
 use crate::base::level::Position;
 use crate::base::stats::Count;
 use crate::base::sys::{AtomicBool, Ordering};
+use crate::base::td::{Operand, Phase};
 use crate::mirror::external::{
-    Assigned, ExtError, ExtFailure, External, ExternalPage, ExternalPt, Free, Leaked, Operand,
+    Assigned, ExtError, ExtFailure, External, ExternalPage, ExternalPt, Free, Leaked,
 };
-use crate::mirror::lock::{Exclusive, Shared};
+use crate::mirror::lock::{Exclusive, MmuLocked, Shared};
 use crate::tdx::leaf::Leaf;
 use crate::tdx::seamcall::{SeamOut, Seamcall};
 use crate::tdx::sept::{EntryInfo, SeptState};
@@ -58,7 +59,7 @@ pub trait SeptBackend: Seamcall {
     fn kick_vcpus(&self);
     /// With `true`, no vCPU enters the guest until the call with `false`.
     fn hold_vcpus(&self, hold: bool);
-    /// Whether TDH.MR.FINALIZE was done.
+    /// Whether TDH.MR.FINALIZE was done; asked once for each time that mmu_lock is taken.
     fn is_finalized(&self) -> bool;
     /// Whether the TD's HKID is still assigned.
     fn is_hkid_assigned(&self) -> bool;
@@ -157,6 +158,7 @@ impl<B: SeptBackend> Sept<B> {
     fn tries(
         &self,
         op: Op,
+        phase: Phase,
         at: Option<Position>,
         tries: u32,
         calls: &B::Count,
@@ -168,7 +170,7 @@ impl<B: SeptBackend> Sept<B> {
         if out.status.is_success() {
             return Ok(());
         }
-        self.more_tries(op, at, tries, calls, call, again, out)
+        self.more_tries(op, phase, at, tries, calls, call, again, out)
     }
 
     /// What follows a first try that was answered `out`.
@@ -181,6 +183,7 @@ impl<B: SeptBackend> Sept<B> {
     fn more_tries(
         &self,
         op: Op,
+        phase: Phase,
         at: Option<Position>,
         tries: u32,
         calls: &B::Count,
@@ -194,8 +197,7 @@ impl<B: SeptBackend> Sept<B> {
                 self.given.noted(op);
                 return Ok(());
             }
-            let built = self.backend.is_finalized();
-            match op.contention(out.status, built) {
+            match op.contention(out.status, phase) {
                 None => {
                     self.given.failed(op);
                     return Err(Stop::Failed(out));
@@ -203,7 +205,7 @@ impl<B: SeptBackend> Sept<B> {
                 Some(operand) => {
                     self.stats.busy.inc();
                     left = left.saturating_sub(1);
-                    self.backend.busy(op.leaf(built), at, operand, left);
+                    self.backend.busy(op.leaf(phase), at, operand, left);
                     if left == 0 {
                         self.stats.giveups.inc();
                         self.given.giveups.add(op, operand);
@@ -226,24 +228,25 @@ impl<B: SeptBackend> Sept<B> {
     fn shared_call(
         &self,
         op: Op,
+        phase: Phase,
         at: Position,
         calls: &B::Count,
         call: impl Fn(&B) -> SeamOut,
     ) -> Result<(), ExtError> {
-        let built = self.backend.is_finalized();
-        let tries = if built {
-            self.fault_tries
-        } else {
-            if op == Op::Map {
-                self.stats.add_calls.inc();
+        let tries = match phase {
+            Phase::Run => self.fault_tries,
+            Phase::Build => {
+                if op == Op::Map {
+                    self.stats.add_calls.inc();
+                }
+                BUILD_TRIES
             }
-            BUILD_TRIES
         };
         let owed = self.book.take(at);
         // A try that found the entry's lock held left a mark there, whatever a later one found.
         let mut marked = owed;
         let mark = |operand| marked |= operand == Operand::SeptEntry;
-        match self.tries(op, Some(at), tries, calls, call, mark) {
+        match self.tries(op, phase, Some(at), tries, calls, call, mark) {
             Ok(()) => {
                 self.paid(owed);
                 Ok(())
@@ -254,12 +257,11 @@ impl<B: SeptBackend> Sept<B> {
             }
             Err(Stop::Contended(operand, _)) => {
                 if marked || operand == Operand::SeptEntry {
-                    self.give_up(at, owed);
+                    self.give_up(phase, at, owed);
                 }
-                Err(if built {
-                    ExtError::Contended(operand)
-                } else {
-                    ExtError::BuildContended(operand)
+                Err(match phase {
+                    Phase::Run => ExtError::Contended(operand),
+                    Phase::Build => ExtError::BuildContended(operand),
                 })
             }
         }
@@ -275,11 +277,12 @@ impl<B: SeptBackend> Sept<B> {
     fn exclusive_call(
         &self,
         op: Op,
+        phase: Phase,
         at: Option<Position>,
         calls: &B::Count,
         call: impl Fn(&B) -> SeamOut,
     ) -> Result<(), Stop> {
-        self.tries(op, at, ZAP_TRIES, calls, call, |_| {
+        self.tries(op, phase, at, ZAP_TRIES, calls, call, |_| {
             // Held before the kick: a vCPU that is kicked must not enter again before the retry.
             if !self.holding.swap(true, Ordering::Relaxed) {
                 self.backend.hold_vcpus(true);
@@ -293,12 +296,13 @@ impl<B: SeptBackend> Sept<B> {
     fn exclusive_entry_call(
         &self,
         op: Op,
+        phase: Phase,
         at: Position,
         calls: &B::Count,
         call: impl Fn(&B) -> SeamOut,
     ) -> Result<(), ExtFailure> {
         let owed = self.book.take(at);
-        match self.exclusive_call(op, Some(at), calls, call) {
+        match self.exclusive_call(op, phase, Some(at), calls, call) {
             Ok(()) => {
                 self.paid(owed);
                 Ok(())
@@ -331,8 +335,17 @@ impl<B: SeptBackend> Sept<B> {
             let early = SeamOut::of(TdxStatus::LIFECYCLE_STATE_INCORRECT);
             return Err(Op::Reclaim.failure(early));
         }
-        self.tries(Op::Reclaim, None, TEARDOWN_TRIES, calls, call, |_| ())
-            .map_err(|stop| stop.failure(Op::Reclaim))
+        // Nothing may be contended here, whatever the phase was.
+        self.tries(
+            Op::Reclaim,
+            Phase::Run,
+            None,
+            TEARDOWN_TRIES,
+            calls,
+            call,
+            |_| (),
+        )
+        .map_err(|stop| stop.failure(Op::Reclaim))
     }
 }
 
@@ -353,20 +366,21 @@ impl<B: SeptBackend> Sept<B> {
 
     /// The lock of the frozen entry `at` was held at a try and not got at a later one, so the mark
     /// is there: clears it at once, or notes that it is owed.
-    fn give_up(&self, at: Position, owed_before: bool) {
+    fn give_up(&self, phase: Phase, at: Position, owed_before: bool) {
         if !owed_before {
             self.stats.debts.inc();
         }
-        match self.read(at, PAY_TRIES) {
+        match self.read(phase, at, PAY_TRIES) {
             Ok(()) => self.paid(true),
             Err(_) => self.owe_again(true, at),
         }
     }
 
-    fn read(&self, at: Position, tries: u32) -> Result<(), Stop> {
+    fn read(&self, phase: Phase, at: Position, tries: u32) -> Result<(), Stop> {
         let calls = &self.stats.read_calls;
         self.tries(
             Op::Read,
+            phase,
             Some(at),
             tries,
             calls,
@@ -375,21 +389,26 @@ impl<B: SeptBackend> Sept<B> {
         )
     }
 
-    fn read_exclusive(&self, at: Position) -> Result<(), Stop> {
+    fn read_exclusive(&self, phase: Phase, at: Position) -> Result<(), Stop> {
         let calls = &self.stats.read_calls;
-        self.exclusive_call(Op::Read, Some(at), calls, |b| b.mem_sept_rd(at))
+        self.exclusive_call(Op::Read, phase, Some(at), calls, |b| b.mem_sept_rd(at))
     }
 }
 
 impl<B: SeptBackend> ExternalPt for Sept<B> {
+    fn phase<L: MmuLocked>(&self, _l: &L) -> Phase {
+        Phase::of(self.backend.is_finalized())
+    }
+
     fn link_table(
         &self,
         _l: &Shared<'_>,
+        phase: Phase,
         at: Position,
         page: ExternalPage<Free>,
     ) -> Result<ExternalPage<Assigned>, (ExtError, ExternalPage<Free>)> {
         let operand = page.operand();
-        match self.shared_call(Op::Link, at, &self.stats.link_calls, |b| {
+        match self.shared_call(Op::Link, phase, at, &self.stats.link_calls, |b| {
             b.mem_sept_add(at, operand)
         }) {
             Ok(()) => Ok(page.assigned()),
@@ -397,17 +416,23 @@ impl<B: SeptBackend> ExternalPt for Sept<B> {
         }
     }
 
-    fn map_leaf(&self, _l: &Shared<'_>, at: Position, pfn: Pfn) -> Result<(), ExtError> {
-        self.shared_call(Op::Map, at, &self.stats.map_calls, |b| {
+    fn map_leaf(
+        &self,
+        _l: &Shared<'_>,
+        phase: Phase,
+        at: Position,
+        pfn: Pfn,
+    ) -> Result<(), ExtError> {
+        self.shared_call(Op::Map, phase, at, &self.stats.map_calls, |b| {
             b.mem_page_map(at, pfn)
         })
     }
 
-    fn pay_debt(&self, _l: &Shared<'_>) {
+    fn pay_debt(&self, _l: &Shared<'_>, phase: Phase) {
         let Some(at) = self.book.take_any() else {
             return;
         };
-        match self.read(at, BUILD_TRIES) {
+        match self.read(phase, at, BUILD_TRIES) {
             Ok(()) => self.paid(true),
             Err(Stop::Contended(..)) => self.owe_again(true, at),
             // The TD is dead: no guest is left that waits.
@@ -415,14 +440,14 @@ impl<B: SeptBackend> ExternalPt for Sept<B> {
         }
     }
 
-    fn pay_debts(&self, _x: &Exclusive<'_>) -> Result<(), (Position, ExtFailure)> {
+    fn pay_debts(&self, _x: &Exclusive<'_>, phase: Phase) -> Result<(), (Position, ExtFailure)> {
         let mut result = Ok(());
         // Nobody adds to the book now.
         for _ in 0..DEBT_SLOTS {
             let Some(at) = self.book.take_any() else {
                 break;
             };
-            match self.read_exclusive(at) {
+            match self.read_exclusive(phase, at) {
                 Ok(()) => self.paid(true),
                 Err(Stop::Failed(_)) => self.stats.debts_lost.inc(),
                 Err(stop) => {
@@ -440,9 +465,14 @@ impl<B: SeptBackend> ExternalPt for Sept<B> {
         }
     }
 
-    fn read_entry(&self, _x: &Exclusive<'_>, at: Position) -> Result<External, ExtFailure> {
+    fn read_entry(
+        &self,
+        _x: &Exclusive<'_>,
+        phase: Phase,
+        at: Position,
+    ) -> Result<External, ExtFailure> {
         let answer = Cell::new(SeamOut::of(TdxStatus::SUCCESS));
-        self.exclusive_entry_call(Op::Read, at, &self.stats.read_calls, |b| {
+        self.exclusive_entry_call(Op::Read, phase, at, &self.stats.read_calls, |b| {
             answer.set(b.mem_sept_rd(at));
             answer.get()
         })?;
@@ -450,20 +480,18 @@ impl<B: SeptBackend> ExternalPt for Sept<B> {
         Ok(external(EntryInfo::decode(out.ext1, out.ext2)))
     }
 
-    fn needs_tracking(&self, _x: &Exclusive<'_>) -> bool {
-        self.backend.is_finalized()
-    }
-
     #[inline]
     fn block_leaf(&self, _x: &Exclusive<'_>, at: Position) -> Result<(), ExtFailure> {
-        self.exclusive_entry_call(Op::Block, at, &self.stats.block_calls, |b| {
+        self.exclusive_entry_call(Op::Block, Phase::Run, at, &self.stats.block_calls, |b| {
             b.mem_range_block(at)
         })
     }
 
     fn track(&self, _x: &Exclusive<'_>) -> Result<(), ExtFailure> {
-        self.exclusive_call(Op::Track, None, &self.stats.track_calls, |b| b.mem_track())
-            .map_err(|stop| stop.failure(Op::Track))?;
+        self.exclusive_call(Op::Track, Phase::Run, None, &self.stats.track_calls, |b| {
+            b.mem_track()
+        })
+        .map_err(|stop| stop.failure(Op::Track))?;
         // Whoever is inside since before the TRACK holds up the removal, and the next TRACK.  The
         // kick is not left out if there was one for contention before: that none entered in
         // between rests on the hold alone, all removals of the batch rest on none being inside,
@@ -473,8 +501,14 @@ impl<B: SeptBackend> ExternalPt for Sept<B> {
     }
 
     #[inline]
-    fn zap_leaf(&self, _x: &Exclusive<'_>, at: Position, pfn: Pfn) -> Result<(), ExtFailure> {
-        self.exclusive_entry_call(Op::Remove, at, &self.stats.remove_calls, |b| {
+    fn zap_leaf(
+        &self,
+        _x: &Exclusive<'_>,
+        phase: Phase,
+        at: Position,
+        pfn: Pfn,
+    ) -> Result<(), ExtFailure> {
+        self.exclusive_entry_call(Op::Remove, phase, at, &self.stats.remove_calls, |b| {
             b.mem_page_remove(at)
         })?;
         // The page is the kernel's again, but until its lines are written back a late eviction

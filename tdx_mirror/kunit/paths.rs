@@ -5,8 +5,8 @@
 use super::td::{self, Call, Td, BUSY_TREE, INVALID};
 use super::Outcome;
 use crate::base::level::{Level, Position};
+use crate::base::td::Operand;
 use crate::mirror::error::{MapError, MapOutcome, RetryReason};
-use crate::mirror::external::Operand;
 use crate::mirror::frozen::FrozenSpte;
 use crate::mirror::spte::{Spte, SpteKind};
 use crate::sept::FAULT_TRIES;
@@ -106,15 +106,8 @@ pub fn a_frozen_entry_ends_a_map(td: &Td) -> Outcome {
 pub fn another_pfn_is_a_bug(td: &Td) -> Outcome {
     let mirror = need!(td.mirror(false, 512));
     ensure!(td::map(td, &mirror, 3) == Ok(MapOutcome::Fixed));
-    let (before, mut pages) = (td.seamcalls(), td);
-    let answer = mirror.map(
-        &td::shared(),
-        &mut pages,
-        td::gfn(3),
-        td::pfn(4),
-        Level::L4K,
-    );
-    ensure!(answer == Err(MapError::Bugged) && td.bugs.get() == 1);
+    let before = td.seamcalls();
+    ensure!(td::map_to(td, &mirror, 3, 4) == Err(MapError::Bugged) && td.bugs.get() == 1);
     ensure!(td.seamcalls() == before && mirror.is_bugged());
     Ok(())
 }

@@ -4,8 +4,8 @@
 
 use super::td::{self, Call, Td, BUSY_ENTRY, BUSY_EPOCH, BUSY_TDR, BUSY_TREE};
 use super::Outcome;
+use crate::base::td::Operand;
 use crate::mirror::error::{MapError, MapOutcome, RetryReason};
-use crate::mirror::external::Operand;
 use crate::sept::progress::{Action, Conditions, Notes, Policy, Progress, Why};
 use crate::sept::{
     FAULT_TRIES, HOLD_ROUNDS, LOCAL_ROUNDS, MAX_ENTERS, PAY_TRIES, ZAP_TRIES, ZERO_STEP_THRESHOLD,

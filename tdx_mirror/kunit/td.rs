@@ -469,11 +469,27 @@ pub fn reader() -> RcuRead<'static> {
 
 /// Maps the GFN `raw` to its page.
 pub fn map(td: &Td, mirror: &TdMirror<'_>, raw: u64) -> Result<MapOutcome, MapError> {
-    let mut pages = td;
-    mirror.map(&shared(), &mut pages, gfn(raw), pfn(raw), Level::L4K)
+    map_to(td, mirror, raw, raw)
+}
+
+/// Maps the GFN `raw` to the page of the GFN `other`.
+pub fn map_to(
+    td: &Td,
+    mirror: &TdMirror<'_>,
+    raw: u64,
+    other: u64,
+) -> Result<MapOutcome, MapError> {
+    let (mut pages, shared) = (td, shared());
+    let phase = mirror.phase(&shared);
+    let (gfn, pfn) = (gfn(raw), pfn(other));
+    mirror.map(&shared, phase, &mut pages, gfn, pfn, Level::L4K)
 }
 
 /// Zaps GFNs from `start` up to `end`.
 pub fn zap(mirror: &TdMirror<'_>, start: u64, end: u64) -> u64 {
-    GfnRange::new(start, end).map_or(0, |range| mirror.zap_range(&mut exclusive(), range, false))
+    let mut exclusive = exclusive();
+    let phase = mirror.phase(&exclusive);
+    GfnRange::new(start, end).map_or(0, |range| {
+        mirror.zap_range(&mut exclusive, phase, range, false)
+    })
 }

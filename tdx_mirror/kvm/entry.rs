@@ -263,7 +263,8 @@ impl Mirror {
         let shared = unsafe { self.lock.assume_read() };
         // SAFETY: The contract says that the suppliers serve the vCPU during the call.
         let mut pages = unsafe { Caches::new(&self.hooks, vcpu) };
-        let outcome = match self.inner.map(&shared, &mut pages, gfn, pfn, level) {
+        let phase = self.inner.phase(&shared);
+        let outcome = match self.inner.map(&shared, phase, &mut pages, gfn, pfn, level) {
             Ok(MapOutcome::Fixed) => bindings::TDX_MIRROR_MAP_FIXED as c_int,
             Ok(MapOutcome::Spurious) => bindings::TDX_MIRROR_MAP_SPURIOUS as c_int,
             Ok(MapOutcome::Retry(reason)) => {
@@ -279,10 +280,9 @@ impl Mirror {
         }
         if switches::recording() {
             let (gfn, pfn) = (gfn.as_u64(), pfn.as_u64());
-            let finalized = self.hooks.is_finalized();
             let level = level.as_kvm();
             self.recorder
-                .map(finalized, vcpu.addr(), gfn, pfn, level, outcome);
+                .map(phase, vcpu.addr(), gfn, pfn, level, outcome);
         }
         outcome
     }
@@ -294,14 +294,15 @@ impl Mirror {
         };
         // SAFETY: The contract says that KVM holds mmu_lock for write during the call.
         let mut exclusive = unsafe { self.lock.assume_write() };
-        let zapped = self.inner.zap_range(&mut exclusive, range, can_yield);
+        let phase = self.inner.phase(&exclusive);
+        let zapped = self
+            .inner
+            .zap_range(&mut exclusive, phase, range, can_yield);
         if trace::zap::is_on() {
             trace::zap::emit(self.td, range.start(), range.end(), zapped);
         }
         if switches::recording() {
-            let finalized = self.hooks.is_finalized();
-            self.recorder
-                .zap(finalized, range.start(), range.end(), zapped);
+            self.recorder.zap(phase, range.start(), range.end(), zapped);
         }
         zapped
     }

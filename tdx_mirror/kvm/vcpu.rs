@@ -7,9 +7,9 @@ use kernel::prelude::*;
 
 use super::entry::Mirror;
 use crate::base::addr::Gfn;
+use crate::base::td::Operand;
 use crate::bindings::{self, tdx_mirror_vcpu};
 use crate::mirror::error::RetryReason;
-use crate::mirror::external::Operand;
 use crate::sept::progress::{Action, Conditions, Notes, Why};
 use crate::tdx::status::TdxStatus;
 

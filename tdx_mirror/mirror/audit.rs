@@ -51,6 +51,7 @@ impl<E: ExternalPt, V: Vm> Mirror<E, V> {
         told: &mut dyn FnMut(&Compared),
     ) -> Option<u64> {
         let _batch = InBatch(&self.ext, x);
+        let phase = self.ext.phase(x);
         let mut next = from;
         for _ in 0..entries {
             let slot = self.slot(x, Gfn::new(next)?)?;
@@ -58,7 +59,7 @@ impl<E: ExternalPt, V: Vm> Mirror<E, V> {
                 told(&Compared {
                     at: slot.at,
                     kind: slot.kind(),
-                    external: self.ext.read_entry(x, slot.at),
+                    external: self.ext.read_entry(x, phase, slot.at),
                 });
             }
             next = slot.end();

@@ -21,6 +21,7 @@ use super::table::{self, PageMap, Table};
 use crate::base::addr::{PagePtr, Pfn};
 use crate::base::level::Position;
 use crate::base::stats::Count;
+use crate::base::td::Phase;
 use core::marker::PhantomData;
 
 /// The TD is not finalized: no vCPU has run, so that a leaf goes without BLOCK and TRACK.
@@ -45,12 +46,11 @@ pub enum ZapMode<'b> {
 }
 
 impl<'b> ZapMode<'b> {
-    /// The mode of the batch `batch`, which has to block and track if `track` is set.
-    pub(super) fn of<B>(_batch: &'b B, track: bool) -> Self {
-        if track {
-            Self::Batched(Untracked(PhantomData))
-        } else {
-            Self::Direct(Building(PhantomData))
+    /// The mode of the batch `batch` in this phase of the TD.
+    pub(super) fn of<B>(_batch: &'b B, phase: Phase) -> Self {
+        match phase {
+            Phase::Build => Self::Direct(Building(PhantomData)),
+            Phase::Run => Self::Batched(Untracked(PhantomData)),
         }
     }
 }
@@ -81,17 +81,21 @@ pub enum Blocked {}
 pub(super) use self::sealed::State;
 
 mod sealed {
-    use super::{Blocked, Building, Present, Tracked};
+    use super::{Blocked, Building, Phase, Present, Tracked};
 
     pub trait State {
         /// What has to hold before a leaf in this state is removed.
         type Removable<'b>;
+        /// The phase of a TD whose leaves are removed in this state.
+        const PHASE: Phase;
     }
     impl State for Present {
         type Removable<'b> = Building<'b>;
+        const PHASE: Phase = Phase::Build;
     }
     impl State for Blocked {
         type Removable<'b> = Tracked<'b>;
+        const PHASE: Phase = Phase::Run;
     }
 }
 
@@ -283,7 +287,7 @@ impl<E: ExternalPt, V: Vm> Mirror<E, V> {
         _removable: &S::Removable<'b>,
         leaf: Leaf<'_, S>,
     ) -> RemoveOutcome {
-        match self.ext.zap_leaf(x, leaf.place.at, leaf.pfn) {
+        match self.ext.zap_leaf(x, S::PHASE, leaf.place.at, leaf.pfn) {
             Ok(()) => {
                 leaf.place.follow(x, &self.vm, Spte::NON_PRESENT);
                 self.stats.zapped.inc();

@@ -2,10 +2,11 @@
 
 //! Outcomes, errors and what is reported when something is wrong.
 
-use super::external::{ExtFailure, Operand};
+use super::external::ExtFailure;
 use super::spte::{IllegalTransition, Spte};
 use crate::base::addr::Pfn;
 use crate::base::level::Position;
+use crate::base::td::Operand;
 use core::fmt;
 
 /// How a map ended that is no error.

@@ -2,26 +2,12 @@
 
 //! The external table as the mirror sees it: its operations, and the lock that each needs.
 
-use super::lock::{Exclusive, Shared};
+use super::lock::{Exclusive, MmuLocked, Shared};
 use crate::base::addr::{PagePtr, Pfn};
 use crate::base::level::Position;
 use crate::base::stats::Counter;
+use crate::base::td::{Operand, Phase};
 use core::{fmt, marker::PhantomData, mem::ManuallyDrop};
-
-/// What the TDX module was busy with, where that is one of the things that may be contended.
-#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
-pub enum Operand {
-    /// The lock of the whole S-EPT tree.
-    SeptTree,
-    /// The lock of one S-EPT entry, or of the page that it maps.
-    SeptEntry,
-    /// The epoch lock.
-    TdEpoch,
-    /// A vCPU that entered before the last TRACK is still inside.
-    PreviousEpoch,
-    /// The TD's root page, while the TD is built.
-    Tdr,
-}
 
 /// A completion status of the external table with its extended words, for the report.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Default)]
@@ -198,7 +184,12 @@ pub struct Leaked {
 }
 
 /// The external table.  Operations neither sleep nor allocate.
+///
+/// What depends on the [`Phase`] is given it, so that all of an entry point sees the same one.
 pub trait ExternalPt {
+    /// The phase of the TD, which does not change while the lock is held.
+    fn phase<L: MmuLocked>(&self, l: &L) -> Phase;
+
     /// Makes `page` the table below the free entry `at`, whose parents are all linked.
     ///
     /// # Errors
@@ -207,6 +198,7 @@ pub trait ExternalPt {
     fn link_table(
         &self,
         l: &Shared<'_>,
+        phase: Phase,
         at: Position,
         page: ExternalPage<Free>,
     ) -> Result<ExternalPage<Assigned>, (ExtError, ExternalPage<Free>)>;
@@ -216,18 +208,24 @@ pub trait ExternalPt {
     /// # Errors
     ///
     /// Why not; the external entry is free still.
-    fn map_leaf(&self, l: &Shared<'_>, at: Position, pfn: Pfn) -> Result<(), ExtError>;
+    fn map_leaf(
+        &self,
+        l: &Shared<'_>,
+        phase: Phase,
+        at: Position,
+        pfn: Pfn,
+    ) -> Result<(), ExtError>;
 
     /// Somebody gave up on an entry before, and the guest waits until the entry is locked once
     /// more: does that for one such entry, if it can be done at once.
-    fn pay_debt(&self, l: &Shared<'_>);
+    fn pay_debt(&self, l: &Shared<'_>, phase: Phase);
 
     /// As [`pay_debt()`](Self::pay_debt), for all such entries and with certainty.
     ///
     /// # Errors
     ///
     /// An entry whose lock is held though nobody is left who could hold it.
-    fn pay_debts(&self, x: &Exclusive<'_>) -> Result<(), (Position, ExtFailure)>;
+    fn pay_debts(&self, x: &Exclusive<'_>, phase: Phase) -> Result<(), (Position, ExtFailure)>;
 
     /// Ends a batch of operations under mmu_lock held for write, whatever became of them: vCPUs
     /// that one of these held out of the guest may enter again.
@@ -238,12 +236,15 @@ pub trait ExternalPt {
     /// # Errors
     ///
     /// Why not, above all because there is no table that has it.
-    fn read_entry(&self, x: &Exclusive<'_>, at: Position) -> Result<External, ExtFailure>;
+    fn read_entry(
+        &self,
+        x: &Exclusive<'_>,
+        phase: Phase,
+        at: Position,
+    ) -> Result<External, ExtFailure>;
 
-    /// Whether a leaf must be blocked and tracked before it is removed.
-    fn needs_tracking(&self, x: &Exclusive<'_>) -> bool;
-
-    /// Blocks the leaf `at` against new translations; one that is blocked stays so.
+    /// Blocks the leaf `at` of a TD that [runs](Phase::Run) against new translations; one that is
+    /// blocked stays so.
     ///
     /// # Errors
     ///
@@ -258,13 +259,19 @@ pub trait ExternalPt {
     /// Why not.
     fn track(&self, x: &Exclusive<'_>) -> Result<(), ExtFailure>;
 
-    /// Takes `pfn` away from the TD and writes its cache lines back.  Where
-    /// [`needs_tracking()`](Self::needs_tracking) says so, the leaf is blocked and tracked.
+    /// Takes `pfn` away from the TD and writes its cache lines back.  Of a TD that
+    /// [runs](Phase::Run), the leaf is blocked and tracked.
     ///
     /// # Errors
     ///
     /// Why not; the TDX module may still own the page.
-    fn zap_leaf(&self, x: &Exclusive<'_>, at: Position, pfn: Pfn) -> Result<(), ExtFailure>;
+    fn zap_leaf(
+        &self,
+        x: &Exclusive<'_>,
+        phase: Phase,
+        at: Position,
+        pfn: Pfn,
+    ) -> Result<(), ExtFailure>;
 
     /// Reclaims `pfn`, which may still be mapped at `at`, once the HKID is released.
     ///

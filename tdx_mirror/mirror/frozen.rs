@@ -9,6 +9,7 @@ use super::spte::{IllegalTransition, Spte, Transition};
 use super::table::{self, OwnedTable, PageMap};
 use crate::base::addr::Pfn;
 use crate::base::level::Position;
+use crate::base::td::Phase;
 
 /// The exclusive right to change one entry under mmu_lock held for read.
 ///
@@ -59,6 +60,7 @@ impl<'t> FrozenSpte<'t> {
         self,
         l: &Shared<'_>,
         ext: &E,
+        phase: Phase,
         pfn: Pfn,
     ) -> Result<(), FrozenError> {
         let new = Spte::leaf(pfn, self.at.level());
@@ -67,7 +69,7 @@ impl<'t> FrozenSpte<'t> {
             Ok(_) => return Err(FrozenError::Illegal(new, IllegalTransition::OverPresent)),
             Err(why) => return Err(FrozenError::Illegal(new, why)),
         }
-        ext.map_leaf(l, self.at, pfn)
+        ext.map_leaf(l, phase, self.at, pfn)
             .map_err(FrozenError::External)?;
         self.thaw(new);
         Ok(())
@@ -82,6 +84,7 @@ impl<'t> FrozenSpte<'t> {
         self,
         l: &Shared<'_>,
         ext: &E,
+        phase: Phase,
         map: &M,
         owned: OwnedTable,
     ) -> Result<Spte, (FrozenError, OwnedTable)> {
@@ -97,7 +100,7 @@ impl<'t> FrozenSpte<'t> {
             Err(why) => return Err(back(FrozenError::Illegal(new, why), external)),
         }
         let assigned = ext
-            .link_table(l, self.at, external)
+            .link_table(l, phase, self.at, external)
             .map_err(|(e, external)| back(FrozenError::External(e), external))?;
         table::pair(map, page, assigned);
         self.thaw(new);

@@ -71,3 +71,9 @@ pub trait TablesStay: sealed::Sealed {}
 impl TablesStay for Shared<'_> {}
 impl TablesStay for Exclusive<'_> {}
 impl TablesStay for RcuRead<'_> {}
+
+/// Evidence of mmu_lock, held for read or for write.
+pub trait MmuLocked: sealed::Sealed {}
+
+impl MmuLocked for Shared<'_> {}
+impl MmuLocked for Exclusive<'_> {}

@@ -13,6 +13,7 @@ use super::table::{self, OwnedTable, PageSupplier, Table};
 use crate::base::addr::{Gfn, Pfn};
 use crate::base::level::{Level, Position};
 use crate::base::stats::Count;
+use crate::base::td::Phase;
 
 /// Why a map stops: with an outcome or with an error.
 enum Stop {
@@ -23,6 +24,8 @@ enum Stop {
 impl<E: ExternalPt, V: Vm> Mirror<E, V> {
     /// Maps `gfn` to `pfn` at `level`, linking the tables that lack.  Only 4K pages are mapped.
     ///
+    /// `phase` is the TD's, read with this lock held.
+    ///
     /// Never loops, never sleeps, and takes pages from `pages` alone.  What it cannot do because
     /// of somebody else it leaves to the caller's retry, with nothing frozen.
     ///
@@ -32,6 +35,7 @@ impl<E: ExternalPt, V: Vm> Mirror<E, V> {
     pub fn map<P: PageSupplier>(
         &self,
         l: &Shared<'_>,
+        phase: Phase,
         pages: &mut P,
         gfn: Gfn,
         pfn: Pfn,
@@ -43,18 +47,18 @@ impl<E: ExternalPt, V: Vm> Mirror<E, V> {
         if self.is_bugged() {
             return self.stopped(Stop::Fail(MapError::Bugged));
         }
-        self.ext.pay_debt(l);
+        self.ext.pay_debt(l, phase);
         let mut table = self.root.table(l);
         let mut here = self.config.root_level();
         // At most four rounds, one for each level above the leaf's.
         while let (true, Some(below)) = (here > level, here.child()) {
-            match self.descend(l, pages, table, Position::covering(gfn, here)) {
+            match self.descend(l, phase, pages, table, Position::covering(gfn, here)) {
                 Ok(next) => table = next,
                 Err(stop) => return self.stopped(stop),
             }
             here = below;
         }
-        self.map_leaf(l, table, Position::covering(gfn, here), pfn)
+        self.map_leaf(l, phase, table, Position::covering(gfn, here), pfn)
             .or_else(|stop| self.stopped(stop))
     }
 
@@ -88,6 +92,7 @@ impl<E: ExternalPt, V: Vm> Mirror<E, V> {
     fn descend<'t, P: PageSupplier>(
         &self,
         l: &'t Shared<'_>,
+        phase: Phase,
         pages: &mut P,
         table: &'t Table,
         at: Position,
@@ -98,7 +103,7 @@ impl<E: ExternalPt, V: Vm> Mirror<E, V> {
             // A lost race leaves the winner's value, which cannot be non-present: what follows
             // goes on with that instead of with what was read before.
             match FrozenSpte::freeze(l, cell, at, seen) {
-                Ok(frozen) => seen = self.link(l, pages, frozen, at)?,
+                Ok(frozen) => seen = self.link(l, phase, pages, frozen, at)?,
                 Err(now) => seen = now,
             }
         }
@@ -114,6 +119,7 @@ impl<E: ExternalPt, V: Vm> Mirror<E, V> {
     fn link<P: PageSupplier>(
         &self,
         l: &Shared<'_>,
+        phase: Phase,
         pages: &mut P,
         frozen: FrozenSpte<'_>,
         at: Position,
@@ -124,7 +130,7 @@ impl<E: ExternalPt, V: Vm> Mirror<E, V> {
         };
         let (page, external) = (owned.page(), owned.external_page());
         let begun = self.vm.freeze_begins();
-        let linked = frozen.link_table(l, &self.ext, &self.vm, owned);
+        let linked = frozen.link_table(l, &self.ext, phase, &self.vm, owned);
         self.vm.freeze_ended(begun);
         match linked {
             Ok(linked) => {
@@ -145,6 +151,7 @@ impl<E: ExternalPt, V: Vm> Mirror<E, V> {
     fn map_leaf(
         &self,
         l: &Shared<'_>,
+        phase: Phase,
         table: &Table,
         at: Position,
         pfn: Pfn,
@@ -156,7 +163,7 @@ impl<E: ExternalPt, V: Vm> Mirror<E, V> {
                 Ok(frozen) => {
                     self.stats.frozen.inc();
                     let begun = self.vm.freeze_begins();
-                    let mapped = frozen.map_leaf(l, &self.ext, pfn);
+                    let mapped = frozen.map_leaf(l, &self.ext, phase, pfn);
                     self.vm.freeze_ended(begun);
                     mapped.map_err(|error| self.refused(at, seen, error))?;
                     let new = Spte::leaf(pfn, at.level());

@@ -5,7 +5,7 @@
 use super::cursor::{self, Slot};
 use super::error::{Bug, ConfigError, Leak};
 use super::external::ExternalPt;
-use super::lock::{Exclusive, TablesStay};
+use super::lock::{Exclusive, MmuLocked, TablesStay};
 use super::spte::{KvmEncoding, Spte, SpteKind};
 use super::stats::Stats;
 use super::table::{PageMap, Root};
@@ -13,6 +13,7 @@ use crate::base::addr::{Gfn, PagePtr, Pfn};
 use crate::base::level::{Level, Position};
 use crate::base::stats::{Count, Histogram};
 use crate::base::sys::{AtomicBool, Ordering};
+use crate::base::td::Phase;
 
 /// Leaves that a zap takes away with one TRACK, at most: what one 4K table maps.  It bounds the
 /// time for which a blocked leaf waits for its removal and for which mmu_lock is not yielded.
@@ -193,6 +194,12 @@ impl<E: ExternalPt, V: Vm> Mirror<E, V> {
     /// How many leaves the batches had that were zapped with one TRACK.
     pub fn batch_sizes(&self) -> &Histogram<V::Count, BATCH_SIZES> {
         &self.batch_sizes
+    }
+
+    /// The phase of the TD, which stays as it is while the lock is held: read it once and give it to
+    /// what is done under the lock.
+    pub fn phase<L: MmuLocked>(&self, l: &L) -> Phase {
+        self.ext.phase(l)
     }
 
     /// Whether an invariant was broken; every map fails from then on.

@@ -17,6 +17,7 @@ use super::spte::Spte;
 use crate::base::addr::GfnRange;
 use crate::base::level::Position;
 use crate::base::stats::Count;
+use crate::base::td::Phase;
 
 /// Entries without a leaf that end a batch, so that a zap of a large range with little in it asks
 /// as often whether to yield as one of a full range.
@@ -48,38 +49,52 @@ impl<E: ExternalPt, V: Vm> Mirror<E, V> {
     /// Unmaps the leaves in `range`.  Cannot fail: a page that the TDX module may still own is
     /// quarantined, and the VM ends.  Returns the number of leaves that were zapped.
     ///
-    /// Only with `may_yield` is mmu_lock let go of, between two batches and with none half done.
-    pub fn zap_range(&self, x: &mut Exclusive<'_>, range: GfnRange, may_yield: bool) -> u64 {
+    /// `phase` is the TD's, read with this lock held.  Only with `may_yield` is mmu_lock let go of,
+    /// between two batches and with none half done; the TD may be finalized meanwhile.
+    pub fn zap_range(
+        &self,
+        x: &mut Exclusive<'_>,
+        mut phase: Phase,
+        range: GfnRange,
+        may_yield: bool,
+    ) -> u64 {
         let Some(range) = range.below(self.config.limit()) else {
             return 0;
         };
-        self.pay_debts(x);
+        self.pay_debts(x, phase);
         let mut cursor = Cursor::new(range);
         let mut zapped = 0u64;
         loop {
-            let batch = self.zap_batch(x, &mut cursor, range);
+            let batch = self.zap_batch(x, phase, &mut cursor, range);
             zapped = zapped.saturating_add(batch.removed);
             if batch.last {
                 return zapped;
             }
             if may_yield && self.vm.need_resched() {
                 self.vm.yield_lock(x);
+                phase = self.ext.phase(x);
             }
         }
     }
 
     /// Pays all that is owed to the guest: nobody is left who could stand in the way.
-    fn pay_debts(&self, x: &Exclusive<'_>) {
+    fn pay_debts(&self, x: &Exclusive<'_>, phase: Phase) {
         let _batch = InBatch(&self.ext, x);
-        if let Err((at, failure)) = self.ext.pay_debts(x) {
+        if let Err((at, failure)) = self.ext.pay_debts(x, phase) {
             self.bugged(Bug::External { at, failure });
         }
     }
 
     /// Zaps one batch: both passes, with nothing half done afterwards.
-    fn zap_batch(&self, x: &Exclusive<'_>, cursor: &mut Cursor, range: GfnRange) -> Batch {
+    fn zap_batch(
+        &self,
+        x: &Exclusive<'_>,
+        phase: Phase,
+        cursor: &mut Cursor,
+        range: GfnRange,
+    ) -> Batch {
         let under_way = InBatch(&self.ext, x);
-        let mode = ZapMode::of(&under_way, self.ext.needs_tracking(x));
+        let mode = ZapMode::of(&under_way, phase);
         let start = cursor.position();
         let mut batch = self.first_pass(x, cursor, range, &mode);
         if let (ZapMode::Batched(untracked), Some(first)) = (mode, batch.blocked) {

@@ -2,7 +2,8 @@
 
 //! What the answer of a SEAMCALL means: done, contention that is legitimate there, or a bug.
 
-use crate::mirror::external::{ExtFailure, Operand};
+use crate::base::td::{Operand, Phase};
+use crate::mirror::external::ExtFailure;
 use crate::tdx::leaf::Leaf;
 use crate::tdx::seamcall::SeamOut;
 use crate::tdx::status::{OperandId, TdxStatus};
@@ -51,11 +52,11 @@ impl Op {
         }
     }
 
-    /// The leaf that the operation calls; `built` is whether the TD is finalized.
-    pub(super) const fn leaf(self, built: bool) -> Leaf {
+    /// The leaf that the operation calls.
+    pub(super) const fn leaf(self, phase: Phase) -> Leaf {
         match self {
             Self::Link => Leaf::MEM_SEPT_ADD,
-            Self::Map if built => Leaf::MEM_PAGE_AUG,
+            Self::Map if phase.is_run() => Leaf::MEM_PAGE_AUG,
             Self::Map => Leaf::MEM_PAGE_ADD,
             Self::Block => Leaf::MEM_RANGE_BLOCK,
             Self::Track => Leaf::MEM_TRACK,
@@ -76,7 +77,7 @@ impl Op {
 
     /// The operand that `status` says is busy, if it is one that this leaf may find busy; any
     /// other answer that is not [done](Self::is_done) is a bug.
-    pub(super) const fn contention(self, status: TdxStatus, built: bool) -> Option<Operand> {
+    pub(super) const fn contention(self, status: TdxStatus, phase: Phase) -> Option<Operand> {
         if matches!(self, Self::Track)
             && status.class().raw() == TdxStatus::PREVIOUS_TLB_EPOCH_BUSY.raw()
         {
@@ -89,7 +90,7 @@ impl Op {
             OperandId::SEPT_TREE if self.locks_entry() => Some(Operand::SeptTree),
             OperandId::RCX if self.locks_entry() => Some(Operand::SeptEntry),
             // BLOCK and TRACK are not called until the TD is built.
-            OperandId::RDX if self.locks_entry() && !built => Some(Operand::Tdr),
+            OperandId::RDX if self.locks_entry() && !phase.is_run() => Some(Operand::Tdr),
             OperandId::TD_EPOCH if matches!(self, Self::Track) => Some(Operand::TdEpoch),
             _ => None,
         }

@@ -4,7 +4,7 @@
 
 use super::op::{Op, LEAVES};
 use crate::base::stats::{counters, Count, CountRow};
-use crate::mirror::external::Operand;
+use crate::base::td::Operand;
 
 counters! {
     /// SEAMCALLs by operation, each try counted.

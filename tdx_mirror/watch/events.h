@@ -45,7 +45,7 @@
 	{ 38, "MEM.TRACK" },				\
 	{ 41, "PHYMEM.PAGE.WBINVD" }
 
-/* What may be contended, enum Operand of tdx_mirror/mirror/external.rs. */
+/* What may be contended, enum Operand of tdx_mirror/base/td.rs. */
 #define TDX_MIRROR_TRACE_OPERANDS			\
 	{ 0, "none" },					\
 	{ 1, "sept_tree" },				\

@@ -33,6 +33,7 @@ use kernel::{
     uaccess::{UserSliceReader, UserSliceWriter}, //
 };
 
+use crate::base::td::Phase;
 use crate::kernel::switches;
 
 /// Bytes of a record.
@@ -199,15 +200,15 @@ impl Recorder {
             let mut event = Event::of(Kind::Create);
             event.level = root_level as u8;
             event.gfn = u64::from(gfn_bits);
-            this.push(&event, false);
+            this.push(&event, Phase::Build);
         }
         this
     }
 
-    fn push(&self, event: &Event, finalized: bool) {
+    fn push(&self, event: &Event, phase: Phase) {
         let mut recording = RECORDING.lock();
         // Under the lock, so that no map of the finalized TD comes before it.
-        if finalized && !self.finalized.swap(true, Ordering::Relaxed) {
+        if phase.is_run() && !self.finalized.swap(true, Ordering::Relaxed) {
             recording.push(self.td, &Event::of(Kind::Finalize));
         }
         recording.push(self.td, event);
@@ -218,7 +219,7 @@ impl Recorder {
     #[inline(never)]
     pub(crate) fn map(
         &self,
-        finalized: bool,
+        phase: Phase,
         vcpu: usize,
         gfn: u64,
         pfn: u64,
@@ -231,32 +232,32 @@ impl Recorder {
         event.other = pfn;
         event.level = level as u8;
         event.result = result;
-        self.push(&event, finalized);
+        self.push(&event, phase);
     }
 
     /// A zap ended.
     #[cold]
     #[inline(never)]
-    pub(crate) fn zap(&self, finalized: bool, start: u64, end: u64, zapped: u64) {
+    pub(crate) fn zap(&self, phase: Phase, start: u64, end: u64, zapped: u64) {
         let mut event = Event::of(Kind::Zap);
         event.gfn = start;
         event.other = end;
         event.result = i32::try_from(zapped).unwrap_or(i32::MAX);
-        self.push(&event, finalized);
+        self.push(&event, phase);
     }
 
     /// The teardown ended.
     #[cold]
     #[inline(never)]
     pub(crate) fn teardown(&self) {
-        self.push(&Event::of(Kind::Teardown), false);
+        self.push(&Event::of(Kind::Teardown), Phase::Build);
     }
 
     /// The TD ends.
     #[cold]
     #[inline(never)]
     pub(crate) fn destroy(&self) {
-        self.push(&Event::of(Kind::Destroy), false);
+        self.push(&Event::of(Kind::Destroy), Phase::Build);
     }
 }
 

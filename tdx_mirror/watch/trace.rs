@@ -10,9 +10,9 @@ use kernel::ffi::c_int;
 
 use crate::base::addr::Pfn;
 use crate::base::level::{Level, Position};
+use crate::base::td::Operand;
 use crate::bindings;
 use crate::mirror::error::{Bug, Leak};
-use crate::mirror::external::Operand;
 use crate::mirror::spte::Spte;
 use crate::tdx::leaf::Leaf;
 

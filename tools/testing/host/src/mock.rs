@@ -92,6 +92,8 @@ impl State {
 pub struct Mock {
     state: Mutex<State>,
     finalized: std::sync::atomic::AtomicBool,
+    /// How often somebody asked for `finalized`.
+    asked: std::sync::atomic::AtomicU32,
     hkid: std::sync::atomic::AtomicBool,
     observer: Option<Observer>,
     after_map: Option<Observer>,
@@ -129,6 +131,7 @@ impl Mock {
                 ..State::default()
             }),
             finalized: true.into(),
+            asked: 0.into(),
             hkid: true.into(),
             observer: None,
             after_map: None,
@@ -157,6 +160,15 @@ impl Mock {
 
     pub fn set_finalized(&self, v: bool) {
         self.finalized.store(v, std::sync::atomic::Ordering::SeqCst);
+    }
+
+    /// How often it was asked since the last time whether the TD is finalized.
+    pub fn asked(&self) -> u32 {
+        self.asked.swap(0, std::sync::atomic::Ordering::SeqCst)
+    }
+
+    fn finalized(&self) -> bool {
+        self.finalized.load(std::sync::atomic::Ordering::SeqCst)
     }
 
     pub fn release_hkid(&self) {
@@ -407,7 +419,7 @@ impl Seamcall for Mock {
         let Some(Entry::Leaf { pfn, blocked }) = s.entries.get(&key(at)).copied() else {
             return SeamOut::of(status::STATE_INCORRECT);
         };
-        if self.is_finalized() {
+        if self.finalized() {
             let Some(since) = blocked else {
                 return SeamOut::of(TdxStatus::GPA_RANGE_NOT_BLOCKED.with_operand(OperandId::RCX));
             };
@@ -507,7 +519,8 @@ impl SeptBackend for Mock {
     }
 
     fn is_finalized(&self) -> bool {
-        self.finalized.load(std::sync::atomic::Ordering::SeqCst)
+        self.asked.fetch_add(1, std::sync::atomic::Ordering::SeqCst);
+        self.finalized()
     }
 
     fn is_hkid_assigned(&self) -> bool {

@@ -401,7 +401,19 @@ impl Td {
 
     pub fn map_with(&self, caches: &mut Caches<'_>, gfn: u64, pfn: u64) -> Outcome {
         let (gfn, pfn) = (Gfn::new(gfn).unwrap(), Pfn::new(pfn).unwrap());
-        self.shared(|l| self.mirror.map(l, caches, gfn, pfn, Level::L4K))
+        self.shared(|l| self.map_locked(l, caches, gfn, pfn))
+    }
+
+    /// A map with mmu_lock held for read.
+    pub fn map_locked(
+        &self,
+        l: &Shared<'_>,
+        caches: &mut Caches<'_>,
+        gfn: Gfn,
+        pfn: Pfn,
+    ) -> Outcome {
+        let phase = self.mirror.phase(l);
+        self.mirror.map(l, phase, caches, gfn, pfn, Level::L4K)
     }
 
     pub fn map(&self, gfn: u64, pfn: u64) -> Outcome {
@@ -411,12 +423,12 @@ impl Td {
     /// Zaps with leave to yield.
     pub fn zap_yielding(&self, start: u64, end: u64) -> u64 {
         let range = GfnRange::new(start, end).unwrap();
-        self.exclusive(|x| self.mirror.zap_range(x, range, true))
+        self.exclusive(|x| self.mirror.zap_range(x, self.mirror.phase(x), range, true))
     }
 
     pub fn zap(&self, start: u64, end: u64) -> u64 {
         let range = GfnRange::new(start, end).unwrap();
-        self.exclusive(|x| self.mirror.zap_range(x, range, false))
+        self.exclusive(|x| self.mirror.zap_range(x, self.mirror.phase(x), range, false))
     }
 
     /// Ends the TD's use of its key, then tears the mirror down.

@@ -8,8 +8,8 @@ use std::thread;
 use std::time::{Duration, Instant};
 use tdx_mirror_host::base::addr::{Gfn, Pfn};
 use tdx_mirror_host::base::level::Level;
+use tdx_mirror_host::base::td::Operand;
 use tdx_mirror_host::mirror::error::{Bug, MapError, MapOutcome, RetryReason};
-use tdx_mirror_host::mirror::external::Operand;
 use tdx_mirror_host::mirror::lock::Shared;
 use tdx_mirror_host::mock::{status, Call, Mock};
 use tdx_mirror_host::sept::{DEBT_SLOTS, FAULT_TRIES, PAY_TRIES, ZAP_TRIES};
@@ -558,7 +558,7 @@ fn a_mark_left_behind_a_map_is_not_forgotten() {
         // SAFETY: the map that called holds the lock for read, as any number of vCPUs may.
         let l = unsafe { Shared::assume_held() };
         let (gfn, pfn) = (Gfn::new(6).unwrap(), Pfn::new(1006).unwrap());
-        let got = td.mirror().map(&l, &mut td.caches(), gfn, pfn, Level::L4K);
+        let got = td.map_locked(&l, &mut td.caches(), gfn, pfn);
         assert_eq!(got, FIXED);
     });
     td.set(Td::new(Level::L512G, mock)).unwrap();

@@ -54,7 +54,7 @@ fn map_inside(td: &Td, gfn: u64, pfn: u64) -> Outcome {
     // SAFETY: the map whose hook calls this holds the lock until the hook returns.
     let l = unsafe { Shared::assume_held() };
     let (gfn, pfn) = (Gfn::new(gfn).unwrap(), Pfn::new(pfn).unwrap());
-    td.mirror().map(&l, &mut td.caches(), gfn, pfn, Level::L4K)
+    td.map_locked(&l, &mut td.caches(), gfn, pfn)
 }
 
 // Shows: R36.

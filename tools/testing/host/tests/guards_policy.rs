@@ -4,8 +4,8 @@
 
 use tdx_mirror_host::base::addr::Gfn;
 use tdx_mirror_host::base::level::Level;
+use tdx_mirror_host::base::td::Operand;
 use tdx_mirror_host::mirror::error::{MapOutcome, RetryReason};
-use tdx_mirror_host::mirror::external::Operand;
 use tdx_mirror_host::mock::{status, Call};
 use tdx_mirror_host::sept::progress::Conditions;
 use tdx_mirror_host::sept::{DEBT_SLOTS, FAULT_TRIES, PAY_TRIES};

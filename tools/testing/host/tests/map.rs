@@ -6,9 +6,9 @@ use std::sync::atomic::Ordering::SeqCst;
 use std::sync::{Arc, Mutex, OnceLock};
 use tdx_mirror_host::base::addr::{Gfn, Pfn};
 use tdx_mirror_host::base::level::{Level, Position};
+use tdx_mirror_host::base::td::{Operand, Phase};
 use tdx_mirror_host::mirror::cell::SpteCell;
 use tdx_mirror_host::mirror::error::{Bug, MapError, MapOutcome, RetryReason};
-use tdx_mirror_host::mirror::external::Operand;
 use tdx_mirror_host::mirror::frozen::{FrozenError, FrozenSpte};
 use tdx_mirror_host::mirror::lock::Shared;
 use tdx_mirror_host::mirror::spte::{IllegalTransition, Spte, SpteKind};
@@ -240,7 +240,8 @@ fn invalid_gfns_and_levels_change_nothing() {
     let td = Td::built();
     let map = |gfn, level| {
         let (gfn, pfn) = (Gfn::new(gfn).unwrap(), Pfn::new(7).unwrap());
-        td.shared(|l| td.mirror().map(l, &mut td.caches(), gfn, pfn, level))
+        let phase = Phase::Run;
+        td.shared(|l| td.mirror().map(l, phase, &mut td.caches(), gfn, pfn, level))
     };
     assert_eq!(map(1 << 36, Level::L4K), Err(MapError::Invalid));
     assert_eq!(map((1 << 40) - 1, Level::L4K), Err(MapError::Invalid));
@@ -308,7 +309,7 @@ fn a_frozen_entry_ends_a_map_at_once() {
         let l = unsafe { Shared::assume_held() };
         let mut caches = td.caches();
         let (gfn, pfn) = (Gfn::new(5).unwrap(), Pfn::new(7).unwrap());
-        let o = td.mirror().map(&l, &mut caches, gfn, pfn, Level::L4K);
+        let o = td.map_locked(&l, &mut caches, gfn, pfn);
         let unused = caches.tables == u32::MAX && caches.externals == u32::MAX;
         log.lock().unwrap().push((o, unused));
     });
@@ -338,14 +339,14 @@ fn frozen_spte_refuses_a_leaf_over_a_leaf() {
     let frozen = FrozenSpte::freeze(&l, &cell, at, old).unwrap();
     assert_eq!(cell.load(), Spte::FROZEN);
     assert!(matches!(
-        frozen.map_leaf(&l, &sept, Pfn::new(4).unwrap()),
+        frozen.map_leaf(&l, &sept, Phase::Run, Pfn::new(4).unwrap()),
         Err(FrozenError::Illegal(_, IllegalTransition::PfnChanged))
     ));
     assert_eq!(cell.load(), old, "rolled back");
     assert!(sept.backend().log().is_empty(), "no hook");
     let frozen = FrozenSpte::freeze(&l, &cell, at, old).unwrap();
     assert!(matches!(
-        frozen.map_leaf(&l, &sept, Pfn::new(3).unwrap()),
+        frozen.map_leaf(&l, &sept, Phase::Run, Pfn::new(3).unwrap()),
         Err(FrozenError::Illegal(_, IllegalTransition::OverPresent))
     ));
     assert!(sept.backend().log().is_empty(), "no hook");
@@ -371,7 +372,9 @@ fn frozen_spte_refuses_a_table_over_what_is_present() {
         let owned = OwnedTable::take(&mut td.caches(), td.host()).unwrap();
         let (mirror, external) = (owned.page(), owned.external_page());
         let frozen = FrozenSpte::freeze(&l, &cell, at, old).unwrap();
-        let (error, owned) = frozen.link_table(&l, &sept, td.host(), owned).unwrap_err();
+        let (error, owned) = frozen
+            .link_table(&l, &sept, Phase::Run, td.host(), owned)
+            .unwrap_err();
         assert!(
             matches!(error, FrozenError::Illegal(_, w) if w == why),
             "{error:?}"
@@ -491,7 +494,9 @@ fn a_parameter_can_only_shrink_the_budget() {
         // SAFETY: nobody else has this S-EPT.
         let l = unsafe { Shared::assume_held() };
         let at = Position::covering(Gfn::new(5).unwrap(), Level::L4K);
-        assert!(sept.map_leaf(&l, at, Pfn::new(7).unwrap()).is_err());
+        assert!(sept
+            .map_leaf(&l, Phase::Run, at, Pfn::new(7).unwrap())
+            .is_err());
         assert_eq!(sept.backend().count(Call::PageMap) as u32, got, "{asked}");
     }
 }

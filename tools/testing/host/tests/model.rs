@@ -225,9 +225,11 @@ impl Model {
         let end = start + pages;
         let range = GfnRange::new(start, end).unwrap();
         self.td.host().resched.store(2, SeqCst);
-        let zapped = self
-            .td
-            .exclusive(|x| self.td.mirror().zap_range(x, range, may_yield));
+        let zapped = self.td.exclusive(|x| {
+            self.td
+                .mirror()
+                .zap_range(x, self.td.mirror().phase(x), range, may_yield)
+        });
         self.td.host().resched.store(0, SeqCst);
         let inside: Vec<u64> = self.mapped.range(start..end).map(|(g, _)| *g).collect();
         let lost: Vec<u64> = inside

@@ -5,8 +5,8 @@
 use std::sync::{Arc, Mutex, OnceLock};
 use tdx_mirror_host::base::addr::{Gfn, Pfn};
 use tdx_mirror_host::base::level::Level;
+use tdx_mirror_host::base::td::Operand;
 use tdx_mirror_host::mirror::error::{MapOutcome, RetryReason};
-use tdx_mirror_host::mirror::external::Operand;
 use tdx_mirror_host::mirror::lock::Shared;
 use tdx_mirror_host::mock::{status, Call, Mock};
 use tdx_mirror_host::sept::progress::{
@@ -544,7 +544,7 @@ fn a_frozen_entry_costs_at_most_five_enters() {
         for _ in 0..3 {
             runs.push(run_vcpu(&policy, notes, || {
                 let (gfn, pfn) = (Gfn::new(5).unwrap(), Pfn::new(7).unwrap());
-                let got = td.mirror().map(&l, &mut td.caches(), gfn, pfn, Level::L4K);
+                let got = td.map_locked(&l, &mut td.caches(), gfn, pfn);
                 assert_eq!(got, Ok(MapOutcome::Retry(RetryReason::Frozen)));
                 got.unwrap()
             }));

@@ -217,7 +217,7 @@ fn what_is_mapped_behind_a_yield_stays() {
         let l = unsafe { tdx_mirror_host::mirror::lock::Shared::assume_held() };
         let map = |gfn, p| {
             let (gfn, p) = (Gfn::new(gfn).unwrap(), pfn(p));
-            td.mirror().map(&l, &mut td.caches(), gfn, p, Level::L4K)
+            td.map_locked(&l, &mut td.caches(), gfn, p)
         };
         assert_eq!(map(0, 77), FIXED);
         assert_eq!(map(7, 10_007), Ok(MapOutcome::Spurious));

@@ -289,7 +289,7 @@ fn zap_yields_between_batches_only() {
     }
     td.host().resched.store(3, SeqCst);
     let range = GfnRange::new(0, 8).unwrap();
-    let zapped = td.exclusive(|x| td.mirror().zap_range(x, range, true));
+    let zapped = td.exclusive(|x| td.mirror().zap_range(x, td.mirror().phase(x), range, true));
     assert_eq!(zapped, 8);
     assert_eq!(td.host().yields.load(SeqCst), 3);
     td.check_same(&gfns);
@@ -306,10 +306,16 @@ fn zap_of_a_sparse_range_yields_too() {
     td.host().resched.store(1, SeqCst);
     // 511 empty 4K entries of one table, then empty entries of the tables above.
     let range = GfnRange::new(1, 511).unwrap();
-    assert_eq!(td.exclusive(|x| td.mirror().zap_range(x, range, true)), 0);
+    assert_eq!(
+        td.exclusive(|x| td.mirror().zap_range(x, td.mirror().phase(x), range, true)),
+        0
+    );
     assert_eq!(td.host().yields.load(SeqCst), 0, "too little to ask");
     let range = GfnRange::new(1, 1 << 36).unwrap();
-    assert_eq!(td.exclusive(|x| td.mirror().zap_range(x, range, true)), 1);
+    assert_eq!(
+        td.exclusive(|x| td.mirror().zap_range(x, td.mirror().phase(x), range, true)),
+        1
+    );
     assert_eq!(td.host().yields.load(SeqCst), 1);
 }
 

@@ -254,7 +254,9 @@ impl Td {
         let shared = unsafe { Shared::assume_held() };
         let mut pages = Caches(self.mirror.vm());
         let (gfn, pfn) = (Gfn::new(gfn).expect("a GFN"), Pfn::new(gfn).expect("a PFN"));
-        let outcome = self.mirror.map(&shared, &mut pages, gfn, pfn, Level::L4K);
+        let phase = self.mirror.phase(&shared);
+        let mirror = &self.mirror;
+        let outcome = mirror.map(&shared, phase, &mut pages, gfn, pfn, Level::L4K);
         outcome.expect("a map that works")
     }
 
@@ -270,7 +272,8 @@ impl Td {
         // SAFETY: `&mut self`: nobody else uses the mirror.
         let mut exclusive = unsafe { Exclusive::assume_held() };
         let range = GfnRange::new(start, end).expect("a range");
-        self.mirror.zap_range(&mut exclusive, range, false)
+        let phase = self.mirror.phase(&exclusive);
+        self.mirror.zap_range(&mut exclusive, phase, range, false)
     }
 
     /// What maps `gfn`.

@@ -267,8 +267,12 @@ impl Model {
         let mut caches = self.td.caches();
         caches.left = cached;
         let (gfn, pfn) = (Gfn::new(gfn).unwrap(), Pfn::new(pfn).unwrap());
-        self.td
-            .shared(|l| self.td.mirror.map(l, &mut caches, gfn, pfn, Level::L4K))
+        self.td.shared(|l| {
+            let phase = self.td.mirror.phase(l);
+            self.td
+                .mirror
+                .map(l, phase, &mut caches, gfn, pfn, Level::L4K)
+        })
     }
 
     fn check_map(
@@ -325,9 +329,10 @@ impl Model {
         };
         let (gfn, pfn) = (gfn.unwrap(), Pfn::new(self.free[0]).unwrap());
         let mut caches = self.td.caches();
-        let outcome = self
-            .td
-            .shared(|l| self.td.mirror.map(l, &mut caches, gfn, pfn, level));
+        let outcome = self.td.shared(|l| {
+            let phase = self.td.mirror.phase(l);
+            self.td.mirror.map(l, phase, &mut caches, gfn, pfn, level)
+        });
         assert_eq!(outcome, Err(MapError::Invalid));
         assert_eq!(self.calls(), before);
     }

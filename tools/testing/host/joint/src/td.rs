@@ -261,7 +261,9 @@ impl Td {
 
     pub fn map_with(&self, l: &Shared<'_>, gfn: u64, pfn: u64) -> Outcome {
         let (gfn, pfn) = (Gfn::new(gfn).unwrap(), Pfn::new(pfn).unwrap());
-        self.mirror.map(l, &mut self.caches(), gfn, pfn, Level::L4K)
+        let phase = self.mirror.phase(l);
+        let pages = &mut self.caches();
+        self.mirror.map(l, phase, pages, gfn, pfn, Level::L4K)
     }
 
     pub fn map(&self, gfn: u64, pfn: u64) -> Outcome {
@@ -270,7 +272,10 @@ impl Td {
 
     pub fn zap(&self, start: u64, end: u64, may_yield: bool) -> u64 {
         let range = GfnRange::new(start, end).unwrap();
-        self.exclusive(|x| self.mirror.zap_range(x, range, may_yield))
+        self.exclusive(|x| {
+            let phase = self.mirror.phase(x);
+            self.mirror.zap_range(x, phase, range, may_yield)
+        })
     }
 
     pub fn walk(&self, gfn: u64) -> (Position, Spte) {

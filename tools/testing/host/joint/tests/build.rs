@@ -6,8 +6,8 @@ use tdx_emu_host::vmm::regs;
 use tdx_joint_host::backend::Fail;
 use tdx_joint_host::compare::{self, Sept};
 use tdx_joint_host::td::{data_pfn, Machine, Td};
+use tdx_mirror_host::base::td::Operand;
 use tdx_mirror_host::mirror::error::{MapError, MapOutcome};
-use tdx_mirror_host::mirror::external::Operand;
 use tdx_mirror_host::mirror::spte::SpteKind;
 use tdx_mirror_host::mock::{status, Call};
 

@@ -15,12 +15,13 @@ mod product {
 pub use product::{base, mirror};
 
 use base::addr::Pfn;
+use base::td::Phase;
 use mirror::external::ExternalPt;
 use mirror::frozen::FrozenSpte;
 use mirror::lock::Shared;
 
 pub fn twice<E: ExternalPt>(frozen: FrozenSpte<'_>, l: &Shared<'_>, ext: &E, pfn: Pfn) {
-    frozen.map_leaf(l, ext, pfn);
+    frozen.map_leaf(l, ext, Phase::Run, pfn);
     #[cfg(not(control))]
-    frozen.map_leaf(l, ext, pfn);
+    frozen.map_leaf(l, ext, Phase::Run, pfn);
 }

@@ -15,8 +15,9 @@ mod product {
 pub use product::{base, mirror};
 
 use base::addr::{Gfn, Pfn};
-use mirror::external::ExternalPt;
 use base::level::Level;
+use base::td::Phase;
+use mirror::external::ExternalPt;
 use mirror::lock::{Exclusive, Shared};
 use mirror::mmu::{Mirror, Vm};
 use mirror::table::PageSupplier;
@@ -33,5 +34,5 @@ pub fn map<E: ExternalPt, V: Vm, P: PageSupplier>(
     gfn: Gfn,
     pfn: Pfn,
 ) {
-    m.map(token, pages, gfn, pfn, Level::L4K);
+    m.map(token, Phase::Run, pages, gfn, pfn, Level::L4K);
 }

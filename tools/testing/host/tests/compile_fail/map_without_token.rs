@@ -15,8 +15,9 @@ mod product {
 pub use product::{base, mirror};
 
 use base::addr::{Gfn, Pfn};
-use mirror::external::ExternalPt;
 use base::level::Level;
+use base::td::Phase;
+use mirror::external::ExternalPt;
 use mirror::lock::Shared;
 use mirror::mmu::{Mirror, Vm};
 use mirror::table::PageSupplier;
@@ -29,7 +30,7 @@ pub fn map<E: ExternalPt, V: Vm, P: PageSupplier>(
     pfn: Pfn,
 ) {
     #[cfg(control)]
-    m.map(l, pages, gfn, pfn, Level::L4K);
+    m.map(l, Phase::Run, pages, gfn, pfn, Level::L4K);
     #[cfg(not(control))]
-    m.map(pages, gfn, pfn, Level::L4K);
+    m.map(Phase::Run, pages, gfn, pfn, Level::L4K);
 }

@@ -10,8 +10,9 @@ mod product {
 pub use product::{base, mirror};
 
 use base::addr::{Gfn, Pfn};
-use mirror::external::ExternalPt;
 use base::level::Level;
+use base::td::Phase;
+use mirror::external::ExternalPt;
 use mirror::lock::Shared;
 use mirror::mmu::{Mirror, Vm};
 use mirror::table::PageSupplier;
@@ -24,7 +25,7 @@ pub fn ignored<E: ExternalPt, V: Vm, P: PageSupplier>(
     pfn: Pfn,
 ) {
     #[cfg(control)]
-    let _outcome = mirror.map(l, pages, gfn, pfn, Level::L4K);
+    let _outcome = mirror.map(l, Phase::Run, pages, gfn, pfn, Level::L4K);
     #[cfg(not(control))]
-    mirror.map(l, pages, gfn, pfn, Level::L4K);
+    mirror.map(l, Phase::Run, pages, gfn, pfn, Level::L4K);
 }

@@ -15,6 +15,7 @@ mod product {
 pub use product::{base, mirror};
 
 use base::addr::GfnRange;
+use base::td::Phase;
 use mirror::external::ExternalPt;
 use mirror::lock::{Exclusive, Shared};
 use mirror::mmu::{Mirror, Vm};
@@ -25,5 +26,5 @@ type Token<'l> = Exclusive<'l>;
 type Token<'l> = Shared<'l>;
 
 pub fn zap<E: ExternalPt, V: Vm>(m: &Mirror<E, V>, token: &mut Token<'_>, range: GfnRange) {
-    m.zap_range(token, range, false);
+    m.zap_range(token, Phase::Run, range, false);
 }

@@ -1,0 +1,48 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! What the mirror and the TDX module's interface both say of a TD: its phase, and what of it may
+//! be contended.
+#![forbid(unsafe_code)]
+
+/// Before or after TDH.MR.FINALIZE.
+///
+/// It is read once for each time that mmu_lock is taken: KVM finalizes a TD with the lock held for
+/// write, so that the phase cannot change under whoever holds it.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Phase {
+    /// The TD is being built: pages are added, nothing is blocked or tracked, nothing is retried.
+    Build,
+    /// The TD runs, or may: pages are augmented, and blocked and tracked before they are removed.
+    Run,
+}
+
+impl Phase {
+    /// The phase of a TD that is `finalized`, or not.
+    pub const fn of(finalized: bool) -> Self {
+        if finalized {
+            Self::Run
+        } else {
+            Self::Build
+        }
+    }
+
+    /// Whether the TD is finalized.
+    pub const fn is_run(self) -> bool {
+        matches!(self, Self::Run)
+    }
+}
+
+/// What the TDX module was busy with, where that is one of the things that may be contended.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub enum Operand {
+    /// The lock of the whole S-EPT tree.
+    SeptTree,
+    /// The lock of one S-EPT entry, or of the page that it maps.
+    SeptEntry,
+    /// The epoch lock.
+    TdEpoch,
+    /// A vCPU that entered before the last TRACK is still inside.
+    PreviousEpoch,
+    /// The TD's root page, while the TD is built.
+    Tdr,
+}
