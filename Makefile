@@ -37,7 +37,8 @@
 .DEFAULT_GOAL := help
 .PHONY: help run boot-linux boot-qemu test test-all sanitize kasan kcsan fuzz watchdog selftests contract testdev stat kunit host-test loom soak replay bench bench-host bench-emu mutants requirements check modules vm setup clean failnth planted
 
-SESSION := scripts/session
+# Other runs are told the target.
+SESSION = TDX_RUN='make $@' scripts/session
 
 help:
 	@sed -n 's/^# make /make /p' $(firstword $(MAKEFILE_LIST))

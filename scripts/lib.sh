@@ -11,7 +11,10 @@ TDX_CACHE=$(cd "$TDX_CACHE" && pwd -P)
 TDX_ROOT=$TDX_CACHE/root
 TDX_BOCHS=$TDX_CACHE/bochs
 TDX_LINUX=$TDX_CACHE/linux
-TDX_OUT=$TDX_TOP/build
+# A session says which, see scripts/session.
+[ -n "${TDX_SESSION:-}" ] && [ -n "${TDX_OUT:-}" ] || TDX_OUT=$TDX_TOP/build
+# Where the output of steps is kept; those that change the cache keep it there.
+TDX_LOG=$TDX_OUT/log
 TDX_JOBS=${TDX_MIRROR_JOBS:-$(($(nproc) + 1))}
 # Which kernel, see scripts/setup; and what scripts/build makes for it.
 TDX_FLAVOUR=${TDX_FLAVOUR:-debug}
@@ -92,15 +95,98 @@ stamp_get()
 	cat "$TDX_CACHE/stamp/$1" 2>/dev/null || true
 }
 
+# Locks of the cache, open in every process of a session, so that they last as
+# long as it does. Each is held by all who use something and by nobody who changes
+# it, or by the one who changes it:
+#   cache     tool root, Bochs, the source of the kernels with its patches
+#   FLAVOUR   the kernel of that flavour
+# They are taken in this order, `cache` for writing without any of the others.
+# shellcheck disable=SC2034 # for scripts/setup
+tdx_locks=(cache debug plain kasan kcsan guest)
+declare -A tdx_lock_fd=([cache]=9 [debug]=8 [plain]=7 [kasan]=6 [kcsan]=5 [guest]=4)
+
+open_locks()
+{
+	exec 9>>"$TDX_CACHE/lock" 8>>"$TDX_CACHE/lock.debug" 7>>"$TDX_CACHE/lock.plain" 6>>"$TDX_CACHE/lock.kasan" \
+		5>>"$TDX_CACHE/lock.kcsan" 4>>"$TDX_CACHE/lock.guest"
+}
+
+# run_lives FOLDER: whether the run whose folder it is goes on: it has .run locked.
+run_lives()
+{
+	[ -f "$1/.run" ] && ! flock --nonblock --shared "$1/.run" true 2>/dev/null
+}
+
+# The other runs that have a lock, each as it calls itself.
+users_of()
+{
+	local dir found=''
+
+	for dir in "$TDX_CACHE"/tmp/run.*; do
+		if [ "$dir" != "${TDX_SESSION:-}" ] && [ -e "$dir/.lock.$1" ] && run_lives "$dir"; then
+			found+="${found:+, }$(cat "$dir/.run")"
+		fi
+	done
+	printf '%s' "${found:-another run}"
+}
+
+# lock_shared LOCK WHY, lock_alone LOCK WHY: takes a lock, and says at once whom it
+# has to wait for. One that is held already is converted: what it guards may have
+# changed in between.
+lock_shared()
+{
+	take_lock shared "$@"
+}
+
+lock_alone()
+{
+	take_lock exclusive "$@"
+}
+
+take_lock()
+{
+	local how=$1 lock=$2 why=$3
+
+	if ! flock --nonblock "--$how" "${tdx_lock_fd[$lock]}"; then
+		say "waiting for $(users_of "$lock"): $why"
+		flock "--$how" "${tdx_lock_fd[$lock]}"
+	fi
+	[ -z "${TDX_SESSION:-}" ] || : >"$TDX_SESSION/.lock.$lock"
+}
+
+drop_lock()
+{
+	flock --unlock "${tdx_lock_fd[$1]}"
+	rm -f "$TDX_SESSION/.lock.$1"
+}
+
+# one_at_a_time NAME command...: for what several runs may use, and one at a time changes.
+one_at_a_time()
+{
+	local lock=$TDX_CACHE/lock.one-$1
+	shift
+
+	(
+		exec 3>>"$lock"
+		if ! flock --nonblock 3; then
+			say "waiting for $(cat "$lock")"
+			flock 3
+		fi
+		cat "$TDX_SESSION/.run" >"$lock"
+		"$@" 3>&-
+	)
+}
+
 # step NAME 'title' 'what to do if it fails' command...
 # Runs a command with its output in a log, shows that it is alive and how long
 # it took. The steps that last say something every 20 seconds.
 step()
 {
-	local name=$1 title=$2 hint=$3 log=$TDX_CACHE/log/$1.log
+	local name=$1 title=$2 hint=$3 log=$TDX_LOG/$1.log
 	local start=$SECONDS shown=$SECONDS pid rc=0 took
 	shift 3
 
+	mkdir -p "$TDX_LOG"
 	printf '==> %s: %s\n' "$name" "$title"
 	("$@") >"$log" 2>&1 </dev/null &
 	pid=$!
@@ -155,7 +241,10 @@ mount_root()
 		mount --bind "$dir" "$TDX_ROOT$dir"
 	done
 	# The network as this machine sees it.
-	[ ! -e /etc/resolv.conf ] || cp -L /etc/resolv.conf "$TDX_ROOT/etc/resolv.conf"
+	if [ -e /etc/resolv.conf ] && ! cmp -s /etc/resolv.conf "$TDX_ROOT/etc/resolv.conf"; then
+		cp -L /etc/resolv.conf "$TDX_ROOT/etc/resolv.conf.$$"
+		mv "$TDX_ROOT/etc/resolv.conf.$$" "$TDX_ROOT/etc/resolv.conf"
+	fi
 }
 
 # in_root command...: run it in the tool root, in the same folder.

@@ -75,7 +75,8 @@ def read(name):
 
 
 def build_dir(*parts):
-    path = os.path.join(TOP, "build", "check", *parts)
+    # A run beside another one has another folder for what it builds.
+    path = os.path.join(os.environ.get("TDX_OUT") or os.path.join(TOP, "build"), "check", *parts)
     os.makedirs(path, exist_ok=True)
     return path
 
