@@ -2,6 +2,8 @@
 
 //! Addresses: guest and host frame numbers in units of 4 KiB, ranges and opaque page pointers.
 
+#![forbid(unsafe_code)]
+
 use super::level::Level;
 use core::{fmt, ptr::NonNull};
 

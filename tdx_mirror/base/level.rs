@@ -2,6 +2,8 @@
 
 //! Levels of a page table and the position of an entry.
 
+#![forbid(unsafe_code)]
+
 use super::addr::Gfn;
 use core::fmt;
 

@@ -6,6 +6,8 @@
 //! word that all CPUs write would be what a fault waits for most.  Counters that are told apart by a
 //! number come as a row, which in the kernel is as small as one of them.
 
+#![forbid(unsafe_code)]
+
 use core::fmt;
 use core::sync::atomic::{AtomicU64, Ordering};
 

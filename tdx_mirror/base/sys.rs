@@ -6,6 +6,8 @@
 //! has to pair with them, and on x86 a `lock cmpxchg` is a full barrier either way.  Under loom
 //! they are loom's, which explores the interleavings of the shipped source.
 
+#![forbid(unsafe_code)]
+
 #[cfg(CONFIG_RUST)]
 mod kernel;
 #[cfg(CONFIG_RUST)]

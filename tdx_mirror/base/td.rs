@@ -2,6 +2,8 @@
 
 //! What the mirror and the TDX module's interface both say of a TD: its phase, and what of it may
 //! be contended.
+
+#![forbid(unsafe_code)]
 #![forbid(unsafe_code)]
 
 /// Before or after TDH.MR.FINALIZE.

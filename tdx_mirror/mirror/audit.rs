@@ -2,6 +2,8 @@
 
 //! Whether the mirror and the external table say the same, entry by entry, and what is frozen.
 
+#![forbid(unsafe_code)]
+
 use super::external::{ExtFailure, External, ExternalPt};
 use super::lock::{Exclusive, TablesStay};
 use super::mmu::{Mirror, Vm};
@@ -37,7 +39,7 @@ impl Compared {
 
 impl<E: ExternalPt, V: Vm> Mirror<E, V> {
     /// Compares up to `entries` entries from the one for the frame number `from` on, of which the
-    /// free ones only with `free`; `told` is called for each.  Answers the frame number to go on
+    /// free ones only with `free`; `visit` is called for each.  Answers the frame number to go on
     /// with, `None` at the end.
     ///
     /// A table that the mirror has and the external table lacks shows at the entries below it, one
@@ -48,7 +50,7 @@ impl<E: ExternalPt, V: Vm> Mirror<E, V> {
         from: u64,
         entries: u32,
         free: bool,
-        told: &mut dyn FnMut(&Compared),
+        visit: &mut dyn FnMut(&Compared),
     ) -> Option<u64> {
         let _batch = InBatch(&self.ext, x);
         let phase = self.ext.phase(x);
@@ -56,7 +58,7 @@ impl<E: ExternalPt, V: Vm> Mirror<E, V> {
         for _ in 0..entries {
             let slot = self.slot(x, Gfn::new(next)?)?;
             if free || slot.kind() != SpteKind::NonPresent {
-                told(&Compared {
+                visit(&Compared {
                     at: slot.at,
                     kind: slot.kind(),
                     external: self.ext.read_entry(x, phase, slot.at),
@@ -68,18 +70,18 @@ impl<E: ExternalPt, V: Vm> Mirror<E, V> {
     }
 
     /// The entries that end the walk, from the one for the frame number `from` on, at most
-    /// `entries`; `told` is called for each.  Answers as [`compare()`](Self::compare).
+    /// `entries`; `visit` is called for each.  Answers as [`compare()`](Self::compare).
     pub fn look<L: TablesStay>(
         &self,
         l: &L,
         from: u64,
         entries: u32,
-        told: &mut dyn FnMut(Position, SpteKind),
+        visit: &mut dyn FnMut(Position, SpteKind),
     ) -> Option<u64> {
         let mut next = from;
         for _ in 0..entries {
             let slot = self.slot(l, Gfn::new(next)?)?;
-            told(slot.at, slot.kind());
+            visit(slot.at, slot.kind());
             next = slot.end();
         }
         Some(next)

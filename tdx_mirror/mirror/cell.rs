@@ -2,6 +2,8 @@
 
 //! One entry of a mirror table in memory.
 
+#![forbid(unsafe_code)]
+
 use super::lock::Exclusive;
 use super::spte::Spte;
 use crate::base::sys::{AtomicU64, Ordering};

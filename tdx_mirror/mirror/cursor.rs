@@ -2,6 +2,8 @@
 
 //! A walk over the entries of a range, in order and without recursion.
 
+#![forbid(unsafe_code)]
+
 use super::cell::SpteCell;
 use super::lock::TablesStay;
 use super::spte::{Spte, SpteKind};

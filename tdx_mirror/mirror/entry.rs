@@ -10,6 +10,8 @@
 //! Beside [`FrozenSpte`](super::frozen::FrozenSpte) this is the only code that writes an entry of a
 //! linked table.
 
+#![forbid(unsafe_code)]
+
 use super::cell::SpteCell;
 use super::cursor::Slot;
 use super::error::Bug;

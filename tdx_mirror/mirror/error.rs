@@ -2,6 +2,8 @@
 
 //! Outcomes, errors and what is reported when something is wrong.
 
+#![forbid(unsafe_code)]
+
 use super::external::ExtFailure;
 use super::spte::{IllegalTransition, Spte};
 use crate::base::addr::Pfn;

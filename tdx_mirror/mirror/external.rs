@@ -2,6 +2,8 @@
 
 //! The external table as the mirror sees it: its operations, and the lock that each needs.
 
+#![forbid(unsafe_code)]
+
 use super::lock::{Exclusive, MmuLocked, Shared};
 use crate::base::addr::{PagePtr, Pfn};
 use crate::base::level::Position;

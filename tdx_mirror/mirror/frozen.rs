@@ -2,6 +2,8 @@
 
 //! A frozen entry as a value: whoever has it may change the external entry, nobody else.
 
+#![forbid(unsafe_code)]
+
 use super::cell::SpteCell;
 use super::external::{ExtError, ExternalPt};
 use super::lock::Shared;

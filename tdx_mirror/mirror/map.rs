@@ -2,6 +2,8 @@
 
 //! Mapping one page, under mmu_lock held for read.
 
+#![forbid(unsafe_code)]
+
 use super::cell::SpteCell;
 use super::error::{Bug, MapError, MapOutcome, RetryReason};
 use super::external::{ExtError, ExternalPt};
@@ -15,8 +17,8 @@ use crate::base::level::{Level, Position};
 use crate::base::stats::Count;
 use crate::base::td::Phase;
 
-/// Why a map stops: with an outcome or with an error.
-enum Stop {
+/// Why a map bails out before the leaf is mapped.
+enum Bail {
     Retry(RetryReason),
     Fail(MapError),
 }
@@ -42,10 +44,10 @@ impl<E: ExternalPt, V: Vm> Mirror<E, V> {
         level: Level,
     ) -> Result<MapOutcome, MapError> {
         if gfn.as_u64() >= self.config.limit() || level != Level::L4K {
-            return self.stopped(Stop::Fail(MapError::Invalid));
+            return self.bail(Bail::Fail(MapError::Invalid));
         }
         if self.is_bugged() {
-            return self.stopped(Stop::Fail(MapError::Bugged));
+            return self.bail(Bail::Fail(MapError::Bugged));
         }
         self.ext.pay_debt(l, phase);
         let mut table = self.root.table(l);
@@ -54,19 +56,19 @@ impl<E: ExternalPt, V: Vm> Mirror<E, V> {
         while let (true, Some(below)) = (here > level, here.child()) {
             match self.descend(l, phase, pages, table, Position::covering(gfn, here)) {
                 Ok(next) => table = next,
-                Err(stop) => return self.stopped(stop),
+                Err(why) => return self.bail(why),
             }
             here = below;
         }
         self.map_leaf(l, phase, table, Position::covering(gfn, here), pfn)
-            .or_else(|stop| self.stopped(stop))
+            .or_else(|why| self.bail(why))
     }
 
     #[cold]
-    fn stopped(&self, stop: Stop) -> Result<MapOutcome, MapError> {
+    fn bail(&self, why: Bail) -> Result<MapOutcome, MapError> {
         let stats = &self.stats;
-        match stop {
-            Stop::Retry(reason) => {
+        match why {
+            Bail::Retry(reason) => {
                 match reason {
                     RetryReason::Frozen => {
                         stats.frozen_seen.inc();
@@ -77,7 +79,7 @@ impl<E: ExternalPt, V: Vm> Mirror<E, V> {
                 }
                 Ok(MapOutcome::Retry(reason))
             }
-            Stop::Fail(error) => {
+            Bail::Fail(error) => {
                 match error {
                     MapError::Invalid => stats.maps_invalid.inc(),
                     MapError::Busy(_) => stats.maps_busy.inc(),
@@ -96,7 +98,7 @@ impl<E: ExternalPt, V: Vm> Mirror<E, V> {
         pages: &mut P,
         table: &'t Table,
         at: Position,
-    ) -> Result<&'t Table, Stop> {
+    ) -> Result<&'t Table, Bail> {
         let cell = self.cell(table, at)?;
         let mut seen = cell.load();
         if seen.kind(at.level()) == SpteKind::NonPresent {
@@ -110,7 +112,7 @@ impl<E: ExternalPt, V: Vm> Mirror<E, V> {
         match seen.kind(at.level()) {
             SpteKind::Table(_) => table::child(&self.vm, l, seen, at)
                 .ok_or_else(|| self.fail(Bug::Unexpected { at, found: seen })),
-            SpteKind::Frozen => Err(Stop::Retry(RetryReason::Frozen)),
+            SpteKind::Frozen => Err(Bail::Retry(RetryReason::Frozen)),
             _ => Err(self.fail(Bug::Unexpected { at, found: seen })),
         }
     }
@@ -123,10 +125,10 @@ impl<E: ExternalPt, V: Vm> Mirror<E, V> {
         pages: &mut P,
         frozen: FrozenSpte<'_>,
         at: Position,
-    ) -> Result<Spte, Stop> {
+    ) -> Result<Spte, Bail> {
         self.stats.frozen.inc();
         let Some(owned) = OwnedTable::take(pages, &self.vm) else {
-            return Err(Stop::Retry(RetryReason::NoPage));
+            return Err(Bail::Retry(RetryReason::NoPage));
         };
         let (page, external) = (owned.page(), owned.external_page());
         let begun = self.vm.freeze_begins();
@@ -155,7 +157,7 @@ impl<E: ExternalPt, V: Vm> Mirror<E, V> {
         table: &Table,
         at: Position,
         pfn: Pfn,
-    ) -> Result<MapOutcome, Stop> {
+    ) -> Result<MapOutcome, Bail> {
         let cell = self.cell(table, at)?;
         let mut seen = cell.load();
         if seen.kind(at.level()) == SpteKind::NonPresent {
@@ -181,25 +183,25 @@ impl<E: ExternalPt, V: Vm> Mirror<E, V> {
                 self.stats.spurious.inc();
                 Ok(MapOutcome::Spurious)
             }
-            SpteKind::Frozen => Err(Stop::Retry(RetryReason::Frozen)),
+            SpteKind::Frozen => Err(Bail::Retry(RetryReason::Frozen)),
             // Another page: a bug, and which one the classification says.  A quarantined entry
             // refuses even the page that it had, which may still be the TDX module's.
             _ => Err(self.illegal(at, seen, Spte::leaf(pfn, at.level()))),
         }
     }
 
-    fn cell<'t>(&self, table: &'t Table, at: Position) -> Result<&'t SpteCell, Stop> {
+    fn cell<'t>(&self, table: &'t Table, at: Position) -> Result<&'t SpteCell, Bail> {
         table.cell(at).ok_or_else(|| self.fail(Bug::NoEntry { at }))
     }
 
     /// What an unsuccessful change of a frozen entry means for the map.
-    fn refused(&self, at: Position, old: Spte, error: FrozenError) -> Stop {
+    fn refused(&self, at: Position, old: Spte, error: FrozenError) -> Bail {
         match error {
             FrozenError::External(ExtError::Contended(operand)) => {
-                Stop::Retry(RetryReason::Contended(operand))
+                Bail::Retry(RetryReason::Contended(operand))
             }
             FrozenError::External(ExtError::BuildContended(operand)) => {
-                Stop::Fail(MapError::Busy(operand))
+                Bail::Fail(MapError::Busy(operand))
             }
             FrozenError::External(ExtError::Failed(failure)) => {
                 self.fail(Bug::External { at, failure })
@@ -209,15 +211,15 @@ impl<E: ExternalPt, V: Vm> Mirror<E, V> {
     }
 
     /// A map to a leaf, where something else than nothing is mapped.
-    fn illegal(&self, at: Position, old: Spte, new: Spte) -> Stop {
+    fn illegal(&self, at: Position, old: Spte, new: Spte) -> Bail {
         let why = Transition::classify(old, new, at.level())
             .err()
             .unwrap_or(IllegalTransition::OverPresent);
         self.fail(Bug::Transition { at, old, new, why })
     }
 
-    fn fail(&self, bug: Bug) -> Stop {
+    fn fail(&self, bug: Bug) -> Bail {
         self.bugged(bug);
-        Stop::Fail(MapError::Bugged)
+        Bail::Fail(MapError::Bugged)
     }
 }

@@ -2,6 +2,8 @@
 
 //! The mirror of one TD: its shape, its parts and what it needs of the VM.
 
+#![forbid(unsafe_code)]
+
 use super::cursor::{self, Slot};
 use super::error::{Bug, ConfigError, Leak};
 use super::external::ExternalPt;

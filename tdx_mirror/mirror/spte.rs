@@ -6,6 +6,8 @@
 //! MMU-present, bit 63 (suppress #VE) is set in every value, present or not, and a frozen entry
 //! has KVM's `FROZEN_SPTE`.  It stays inside the mirror; the backend never sees an SPTE.
 
+#![forbid(unsafe_code)]
+
 use crate::base::addr::{Pfn, PAGE_SHIFT};
 use crate::base::level::Level;
 use core::fmt;

@@ -2,6 +2,8 @@
 
 //! What is counted of the mirror.
 
+#![forbid(unsafe_code)]
+
 use crate::base::stats::counters;
 
 counters! {

@@ -3,6 +3,8 @@
 //! The end of a mirror, under mmu_lock held for write: the HKID is released, so that no vCPU can
 //! use the S-EPT any more and the TDX module gives pages back without BLOCK and TRACK.
 
+#![forbid(unsafe_code)]
+
 use super::cursor::Slot;
 use super::entry::{Entry, Leaf, State, TableEntry, UnlinkedTable};
 use super::error::{Bug, Leak};

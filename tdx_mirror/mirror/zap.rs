@@ -7,6 +7,8 @@
 //! that it covers and the state of the entries in it: Blocked means blocked by this batch, because
 //! no batch is left half done and nobody else writes an entry meanwhile.
 
+#![forbid(unsafe_code)]
+
 use super::cursor::Cursor;
 use super::entry::{BlockOutcome, Entry, RemoveOutcome, Untracked, ZapMode};
 use super::error::Bug;

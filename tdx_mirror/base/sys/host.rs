@@ -2,6 +2,8 @@
 
 //! The host: the same as in the kernel, so that the tests run what ships.
 
+#![forbid(unsafe_code)]
+
 pub use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 /// Entries of one table: a page of 8-byte entries.

@@ -2,6 +2,8 @@
 
 //! The kernel: `core`'s atomics and tables of one page.
 
+#![forbid(unsafe_code)]
+
 pub use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 /// Entries of one table: a page of 8-byte entries.

@@ -6,6 +6,8 @@
 //! to keep the number of modelled objects low.  Entries that do not exist are never reached by
 //! the low GFNs that the models use.
 
+#![forbid(unsafe_code)]
+
 use loom::sync::atomic::AtomicUsize;
 
 pub use loom::sync::atomic::{AtomicBool, Ordering};
