@@ -20,7 +20,7 @@ CRATES = {
         "base::sys::loom": ["::loom"],
         "tdx": ["base"],
         "mirror": ["base"],
-        "sept": ["base", "tdx", "mirror::external", "mirror::lock"],
+        "sept": ["base", "tdx", "mirror::error", "mirror::external", "mirror::lock"],
         "kunit": ["base", "tdx", "mirror", "sept"],
         "bindings": ["::kernel"],
         "kernel": ["base", "mirror::external", "mirror::lock", "bindings", "::kernel"],
