@@ -4,7 +4,6 @@
 
 #![forbid(unsafe_code)]
 
-use super::level::Level;
 use core::{fmt, ptr::NonNull};
 
 /// Bits of a frame number: physical addresses have at most 52 bits.
@@ -38,14 +37,9 @@ impl Gfn {
         self.0 << PAGE_SHIFT
     }
 
-    /// Whether the GFN is the first one of an entry at `level`.
-    pub const fn is_aligned(self, level: Level) -> bool {
-        self.0 & level.low_mask() == 0
-    }
-
-    /// The first GFN of the entry at `level` that covers this one.
-    pub const fn align_down(self, level: Level) -> Self {
-        Self(self.0 & !level.low_mask())
+    /// The GFN without the bits of `mask`.
+    pub(super) const fn without(self, mask: u64) -> Self {
+        Self(self.0 & !mask)
     }
 }
 
@@ -124,12 +118,6 @@ impl GfnRange {
     /// The frame number after the last one.
     pub const fn end(self) -> u64 {
         self.end
-    }
-
-    /// Whether the entry at `level` that begins with `gfn` lies in the range as a whole.
-    pub const fn contains_entry(self, gfn: Gfn, level: Level) -> bool {
-        // No overflow: a GFN has 40 bits, an entry covers at most 2^36 frames.
-        self.start <= gfn.0 && gfn.0.saturating_add(level.pages()) <= self.end
     }
 }
 

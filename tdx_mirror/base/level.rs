@@ -4,7 +4,7 @@
 
 #![forbid(unsafe_code)]
 
-use super::addr::Gfn;
+use super::addr::{Gfn, GfnRange};
 use core::fmt;
 
 /// Bits of a GFN that select an entry of one table.
@@ -89,6 +89,26 @@ impl Level {
     /// The number of GFN bits that a table whose entries have this level resolves.
     pub const fn gfn_bits(self) -> u32 {
         self.shift() + INDEX_BITS
+    }
+}
+
+impl Gfn {
+    /// Whether the GFN is the first one of an entry at `level`.
+    pub const fn is_aligned(self, level: Level) -> bool {
+        self.as_u64() & level.low_mask() == 0
+    }
+
+    /// The first GFN of the entry at `level` that covers this one.
+    pub const fn align_down(self, level: Level) -> Self {
+        self.without(level.low_mask())
+    }
+}
+
+impl GfnRange {
+    /// Whether the entry at `level` that begins with `gfn` lies in the range as a whole.
+    pub const fn contains_entry(self, gfn: Gfn, level: Level) -> bool {
+        // No overflow: a GFN has 40 bits, an entry covers at most 2^36 frames.
+        self.start() <= gfn.as_u64() && gfn.as_u64().saturating_add(level.pages()) <= self.end()
     }
 }
 
