@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: GPL-2.0
 
 //! Bindings of the C contract (`include/linux/tdx_mirror.h`), of what tests ask beyond it
-//! (`tdx_mirror/kvm/test_ops.h`) and of the C helpers (`tdx_mirror/kernel/helpers.h`).
+//! (`tdx_mirror/kvm/test_ops.h`) and of the C beside the Rust
+//! (`tdx_mirror/kernel/ffi.h`, `tdx_mirror/kvm/ffi.h`).
 //!
 //! External modules have no bindgen rule, so the generated file is checked in. `regenerate.sh`
 //! writes it, `abi_check.c` asserts the layout against the headers at build time.

@@ -6,4 +6,8 @@ pub(crate) mod page;
 pub(crate) mod percpu;
 pub(crate) mod rcu;
 pub(crate) mod rwlock;
+pub(crate) mod sched;
 pub(crate) mod switches;
+pub(crate) mod tsc;
+pub(crate) mod uaccess;
+pub(crate) mod warn;

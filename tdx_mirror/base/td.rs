@@ -1,9 +1,8 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! What the mirror and the TDX module's interface both say of a TD: its phase, and what of it may
-//! be contended.
+//! What the mirror and the TDX module's interface both say of a TD: its phase, what of it may be
+//! contended, and why a map of it may be tried again.
 
-#![forbid(unsafe_code)]
 #![forbid(unsafe_code)]
 
 /// Before or after TDH.MR.FINALIZE.
@@ -47,4 +46,15 @@ pub enum Operand {
     PreviousEpoch,
     /// The TD's root page, while the TD is built.
     Tdr,
+}
+
+/// Why a map may be tried again.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum RetryReason {
+    /// Another mapper holds the entry.
+    Frozen,
+    /// The TDX module was busy for the whole budget.
+    Contended(Operand),
+    /// The page supplier had no page for a table.
+    NoPage,
 }

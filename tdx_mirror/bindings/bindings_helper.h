@@ -10,5 +10,6 @@ typedef unsigned long long u64;
 #define bool _Bool
 
 #include "../../include/linux/tdx_mirror.h"
+#include "../kvm/ffi.h"
 #include "../kvm/test_ops.h"
-#include "../kernel/helpers.h"
+#include "../kernel/ffi.h"

@@ -344,6 +344,15 @@ const _: () = {
 unsafe extern "C" {
     pub fn tdx_mirror_get_ops() -> *const tdx_mirror_ops;
 }
+unsafe extern "C" {
+    pub fn tdx_mirror_vp_enter_policy(len: *mut ffi::c_uint) -> *const ffi::c_char;
+}
+unsafe extern "C" {
+    pub fn tdx_mirror_watch_kvm() -> ffi::c_int;
+}
+unsafe extern "C" {
+    pub fn tdx_mirror_unwatch_kvm();
+}
 #[repr(C)]
 #[derive(Copy, Clone)]
 pub struct tdx_mirror_stats {
@@ -499,12 +508,6 @@ unsafe extern "C" {
     pub fn tdx_mirror_sum_counter(counter: *const ffi::c_void) -> u64_;
 }
 unsafe extern "C" {
-    pub fn tdx_mirror_tsc_khz() -> u32_;
-}
-unsafe extern "C" {
-    pub fn tdx_mirror_cond_resched();
-}
-unsafe extern "C" {
     pub fn tdx_mirror_virt_to_pfn(virt: *mut ffi::c_void) -> u64_;
 }
 unsafe extern "C" {
@@ -520,6 +523,15 @@ unsafe extern "C" {
     pub fn tdx_mirror_release_page(pfn: u64_);
 }
 unsafe extern "C" {
+    pub fn tdx_mirror_cond_resched();
+}
+unsafe extern "C" {
+    pub fn tdx_mirror_cycles() -> u64_;
+}
+unsafe extern "C" {
+    pub fn tdx_mirror_tsc_khz() -> u32_;
+}
+unsafe extern "C" {
     pub fn tdx_mirror_warn_bug();
 }
 unsafe extern "C" {
@@ -532,20 +544,8 @@ unsafe extern "C" {
     pub fn tdx_mirror_warn_reclaim_busy();
 }
 unsafe extern "C" {
-    pub fn tdx_mirror_vp_enter_policy(len: *mut ffi::c_uint) -> *const ffi::c_char;
-}
-unsafe extern "C" {
-    pub fn tdx_mirror_cycles() -> u64_;
-}
-unsafe extern "C" {
     pub fn tdx_mirror_switch_recording(on: bool);
 }
 unsafe extern "C" {
     pub fn tdx_mirror_switch_timing(on: bool);
-}
-unsafe extern "C" {
-    pub fn tdx_mirror_watch_kvm() -> ffi::c_int;
-}
-unsafe extern "C" {
-    pub fn tdx_mirror_unwatch_kvm();
 }

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-#include "helpers.h"
+#include "ffi.h"
 #include "switches.h"
 
 struct tdx_mirror_switches tdx_mirror_switches = {

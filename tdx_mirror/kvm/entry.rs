@@ -32,7 +32,7 @@ use crate::bindings::{
 };
 use crate::kernel::percpu::{self, Block};
 use crate::kernel::rwlock::MmuLock;
-use crate::kernel::{rcu, switches};
+use crate::kernel::{rcu, switches, warn};
 use crate::mirror::error::{MapError, MapOutcome};
 use crate::mirror::mmu;
 use crate::mirror::spte::Spte;
@@ -352,8 +352,7 @@ impl PinnedDrop for Mirror {
 /// Reports a caller that breaks the contract. A GFN that is only too large for the TD is no such
 /// case: userspace may ask KVM for it.
 fn bad_parameter() -> c_int {
-    // SAFETY: May be called in any context.
-    unsafe { bindings::tdx_mirror_warn_parameter() };
+    warn::parameter();
     code::EINVAL.to_errno()
 }
 

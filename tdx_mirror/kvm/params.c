@@ -4,7 +4,7 @@
 #include <linux/moduleparam.h>
 #include <linux/string.h>
 
-#include "../kernel/helpers.h"
+#include "ffi.h"
 
 static char *vp_enter_policy = "warn";
 module_param(vp_enter_policy, charp, 0444);

@@ -18,10 +18,9 @@ use crate::base::addr::{PagePtr, Pfn};
 use crate::base::level::{Level, Position};
 use crate::base::stats::Histogram;
 use crate::base::td::Operand;
-use crate::bindings;
 use crate::kernel::page::{self, DeferredPages, DirectMap};
 use crate::kernel::percpu::{self, Block};
-use crate::kernel::switches;
+use crate::kernel::{switches, tsc, warn};
 use crate::mirror::error::{Bug, Leak};
 use crate::mirror::lock::Exclusive;
 use crate::mirror::mmu::Vm;
@@ -105,9 +104,9 @@ impl HookSeamcalls {
     #[cold]
     #[inline(never)]
     fn traced(&self, call: Call) -> SeamOut {
-        let begin = trace::cycles();
+        let begin = tsc::cycles();
         let answer = self.issue(call);
-        let cycles = trace::cycles().wrapping_sub(begin);
+        let cycles = tsc::cycles().wrapping_sub(begin);
         let (leaf, at, pa) = self.describe(call);
         let (gpa, level) = trace::entry(at);
         let leaf = u32::from(leaf.as_u16());
@@ -118,9 +117,9 @@ impl HookSeamcalls {
     #[cold]
     #[inline(never)]
     fn traced_kick(&self) {
-        let begin = trace::cycles();
+        let begin = tsc::cycles();
         self.hooks.kick_vcpus();
-        let cycles = trace::cycles().wrapping_sub(begin);
+        let cycles = tsc::cycles().wrapping_sub(begin);
         trace::kick::emit(self.td, cycles);
     }
 }
@@ -269,7 +268,7 @@ impl KernelVm {
     #[inline(never)]
     fn timed(&self, begun: u64) {
         if begun != 0 {
-            self.freezes.add(trace::cycles().saturating_sub(begun));
+            self.freezes.add(tsc::cycles().saturating_sub(begun));
         }
     }
 
@@ -343,8 +342,7 @@ impl Vm for KernelVm {
         if self.may_report() {
             pr_err!("bug, the VM ends, report this line: {bug:?}\n");
         }
-        // SAFETY: May be called in any context.
-        unsafe { bindings::tdx_mirror_warn_bug() };
+        warn::bug();
         self.hooks.bug_vm();
     }
 
@@ -355,8 +353,7 @@ impl Vm for KernelVm {
         }
         let (Leak::SeptTable { failure, .. } | Leak::Data { failure, .. }) = leak;
         if TdxStatus::new(failure.status).is_operand_busy() {
-            // SAFETY: May be called in any context.
-            unsafe { bindings::tdx_mirror_warn_reclaim_busy() };
+            warn::reclaim_busy();
         }
     }
 
@@ -399,7 +396,7 @@ impl Vm for KernelVm {
     #[inline(always)]
     fn freeze_begins(&self) -> u64 {
         if switches::timing() {
-            trace::cycles()
+            tsc::cycles()
         } else {
             0
         }

@@ -7,9 +7,9 @@ use kernel::prelude::*;
 
 use super::entry::Mirror;
 use crate::base::addr::Gfn;
-use crate::base::td::Operand;
+use crate::base::td::{Operand, RetryReason};
 use crate::bindings::{self, tdx_mirror_vcpu};
-use crate::mirror::error::RetryReason;
+use crate::kernel::warn;
 use crate::sept::progress::{Action, Conditions, Notes, Why};
 use crate::tdx::status::TdxStatus;
 
@@ -139,8 +139,7 @@ impl Mirror {
             // A guest and its userspace can bring that about by themselves, and must not be able
             // to cause a kernel warning.
             if !with_notes(vcpu, |notes| notes.may_be_listed()) {
-                // SAFETY: May be called in any context.
-                unsafe { bindings::tdx_mirror_warn_vp_enter() };
+                warn::vp_enter();
             }
         }
         as_kvm(busy.action)

@@ -4,6 +4,8 @@
 
 #![forbid(unsafe_code)]
 
+pub use crate::base::td::RetryReason;
+
 use super::external::ExtFailure;
 use super::spte::{IllegalTransition, Spte};
 use crate::base::addr::Pfn;
@@ -21,17 +23,6 @@ pub enum MapOutcome {
     Spurious,
     /// The caller may try again, after letting go of mmu_lock.  Tables that were linked stay.
     Retry(RetryReason),
-}
-
-/// Why a map may be tried again.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum RetryReason {
-    /// Another mapper holds the entry.
-    Frozen,
-    /// The TDX module was busy for the whole budget.
-    Contended(Operand),
-    /// The page supplier had no page for a table.
-    NoPage,
 }
 
 /// Why a map cannot succeed.

@@ -11,7 +11,7 @@
 use super::budget::{HOLD_ROUNDS, LOCAL_ROUNDS, MAX_ENTERS, ZERO_STEP_THRESHOLD};
 use crate::base::stats::{counters, Count, Counter};
 use crate::base::sys::{AtomicBool, Ordering};
-use crate::mirror::error::RetryReason;
+use crate::base::td::RetryReason;
 use crate::tdx::status::{OperandId, TdxStatus};
 
 /// The notes on one vCPU, used by its own thread alone.

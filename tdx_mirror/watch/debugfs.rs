@@ -9,7 +9,6 @@
 //! * `read_sept`: 1 while `map` and `audit` of a TD read the S-EPT, else 0; may be written.
 //! * `<pid>-<td>/`: see [`super::td_files`].
 
-use core::sync::atomic::{AtomicBool, Ordering};
 use kernel::{
     debugfs::{Dir, File},
     fmt,
@@ -19,15 +18,7 @@ use kernel::{
 
 use super::{record::Record, registry};
 use crate::kernel::switches;
-
-/// A read of the S-EPT takes the TDX module's lock of the TD. KVM builds and destroys TDs with calls
-/// that want it alone, and takes their BUSY for a bug: who reads must know that the TD stays.
-static READ_SEPT: AtomicBool = AtomicBool::new(false);
-
-/// Whether `map` and `audit` may read the S-EPT.
-pub(crate) fn reads_sept() -> bool {
-    READ_SEPT.load(Ordering::Relaxed)
-}
+use crate::kernel::uaccess::number;
 
 /// The files. They go away when this is dropped, before the module's memory does.
 #[pin_data]
@@ -68,12 +59,12 @@ fn set_timing(_: &(), reader: &mut UserSliceReader) -> Result {
 }
 
 fn read_sept(_: &(), f: &mut fmt::Formatter<'_>) -> fmt::Result {
-    writeln!(f, "{}", u8::from(reads_sept()))
+    writeln!(f, "{}", u8::from(switches::reads_sept()))
 }
 
 fn set_read_sept(_: &(), reader: &mut UserSliceReader) -> Result {
     match number(reader)? {
-        on @ (0 | 1) => READ_SEPT.store(on == 1, Ordering::Relaxed),
+        on @ (0 | 1) => switches::set_reads_sept(on == 1),
         _ => return Err(EINVAL),
     }
     Ok(())
@@ -93,27 +84,6 @@ impl Drop for Parent {
     fn drop(&mut self) {
         registry::set_dir(None);
     }
-}
-
-/// The decimal number that was written to a file, with or without a line's end.
-pub(crate) fn number(reader: &mut UserSliceReader) -> Result<usize> {
-    let mut text = [0; 12];
-    let text = text.get_mut(..reader.len()).ok_or(EINVAL)?;
-    reader.read_slice(text)?;
-    let digits = text.trim_ascii();
-    if digits.is_empty() {
-        return Err(EINVAL);
-    }
-    digits.iter().try_fold(0usize, |value, digit| {
-        let digit = digit.wrapping_sub(b'0');
-        if digit > 9 {
-            return Err(EINVAL);
-        }
-        value
-            .checked_mul(10)
-            .and_then(|value| value.checked_add(usize::from(digit)))
-            .ok_or(EINVAL)
-    })
 }
 
 impl Files {

@@ -5,7 +5,8 @@
 use core::fmt;
 
 use crate::base::stats::Count;
-use crate::bindings::{self, tdx_mirror_stats};
+use crate::bindings::tdx_mirror_stats;
+use crate::kernel::tsc;
 use crate::kvm::entry::Mirror;
 use crate::mirror::mmu::BATCH_SIZES;
 use crate::sept::{LEAVES, OPERANDS, OPS};
@@ -171,6 +172,5 @@ pub(crate) fn write_memory(stats: &tdx_mirror_stats, f: &mut fmt::Formatter<'_>)
     writeln!(f, "bytes_mirror {}", stats.tables.wrapping_mul(PAGE))?;
     let external = stats.external_tables.wrapping_mul(PAGE);
     writeln!(f, "bytes_external {external}")?;
-    // SAFETY: Reads a variable, in any context.
-    writeln!(f, "tsc_khz {}", unsafe { bindings::tdx_mirror_tsc_khz() })
+    writeln!(f, "tsc_khz {}", tsc::khz())
 }

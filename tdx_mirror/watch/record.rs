@@ -35,6 +35,7 @@ use kernel::{
 
 use crate::base::td::Phase;
 use crate::kernel::switches;
+use crate::kernel::uaccess::number;
 
 /// Bytes of a record.
 const SIZE: usize = 32;
@@ -349,7 +350,7 @@ impl BinaryReader for Record {
         _offset: &mut file::Offset,
     ) -> Result<usize> {
         let len = reader.len();
-        control(super::debugfs::number(reader)?)?;
+        control(number(reader)?)?;
         Ok(len)
     }
 }

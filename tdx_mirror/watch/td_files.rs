@@ -24,11 +24,14 @@ use kernel::{
     uaccess::UserSliceReader, //
 };
 
-use super::debugfs;
 use crate::base::addr::Gfn;
 use crate::base::level::{Level, Position};
-use crate::bindings;
-use crate::kernel::rcu;
+use crate::kernel::{
+    rcu,
+    sched,
+    switches,
+    uaccess, //
+};
 use crate::kvm::entry::Mirror;
 use crate::mirror::external::External;
 use crate::mirror::spte::SpteKind;
@@ -157,7 +160,7 @@ fn compare(
                 // There is no S-EPT any more.
                 return None;
             }
-            if debugfs::reads_sept() && mirror.hooks().is_finalized() {
+            if switches::reads_sept() && mirror.hooks().is_finalized() {
                 return mirror.inner().compare(x, from, CHUNK, free, &mut |entry| {
                     if result.is_ok() {
                         result = told(entry.at, entry.kind, Some(entry));
@@ -170,8 +173,7 @@ fn compare(
                 }
             })
         });
-        // SAFETY: No lock is held.
-        unsafe { bindings::tdx_mirror_cond_resched() };
+        sched::cond_resched();
     }
     result
 }
@@ -243,8 +245,7 @@ fn frozen_now(mirror: &Mirror) -> [Option<Position>; WATCHED] {
                 }
             })
         });
-        // SAFETY: No lock is held.
-        unsafe { bindings::tdx_mirror_cond_resched() };
+        sched::cond_resched();
     }
     found
 }
@@ -275,7 +276,7 @@ fn frozen(mirror: &Arc<Mirror>, f: &mut fmt::Formatter<'_>) -> fmt::Result {
 }
 
 fn set_frozen(mirror: &Arc<Mirror>, reader: &mut UserSliceReader) -> Result {
-    let threshold = debugfs::number(reader)?;
+    let threshold = uaccess::number(reader)?;
     if !(1..=LONGEST).contains(&threshold) {
         return Err(EINVAL);
     }

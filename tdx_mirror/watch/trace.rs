@@ -11,7 +11,6 @@ use kernel::ffi::c_int;
 use crate::base::addr::Pfn;
 use crate::base::level::{Level, Position};
 use crate::base::td::Operand;
-use crate::bindings;
 use crate::mirror::error::{Bug, Leak};
 use crate::mirror::spte::Spte;
 use crate::tdx::leaf::Leaf;
@@ -165,10 +164,4 @@ pub(crate) fn bugged(td: u32, what: &Bug) {
         let (gpa, level) = entry(Some(at));
         bug::emit(td, kind, gpa, level, value, other);
     }
-}
-
-/// The TSC now.
-pub(crate) fn cycles() -> u64 {
-    // SAFETY: Reads a register, in any context.
-    unsafe { bindings::tdx_mirror_cycles() }
 }
