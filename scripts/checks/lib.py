@@ -137,6 +137,23 @@ def kernel_source():
     return path if path and os.path.exists(os.path.join(path, "scripts/checkpatch.pl")) else None
 
 
+class Exceptions:
+    """A list of exceptions; one that nothing needs is a finding of the check that has it."""
+
+    def __init__(self, entries):
+        self.entries = entries
+        self.needed = set()
+
+    def hold(self, matches):
+        """Whether an entry matches."""
+        found = [entry for entry in self.entries if matches(entry)]
+        self.needed.update(found)
+        return bool(found)
+
+    def unneeded(self):
+        return [f"the exception {entry!r} matches nothing: take it out" for entry in self.entries if entry not in self.needed]
+
+
 NO_KERNEL = "set KDIR to a built kernel tree (and KSRC to its source); `make check` does both"
 
 

@@ -106,22 +106,16 @@ def clippy_host(result):
 # What checkpatch says and this project does not follow, and why.
 IGNORED = {
     # The human who sends a series signs it; a tool must not.
-    "patch": ["MISSING_SIGN_OFF", "NO_AUTHOR_SIGN_OFF",
+    "patch": ["MISSING_SIGN_OFF",
               # The entry is in MAINTAINERS of this project.
-              "FILE_PATH_CHANGES",
-              # Series here are prepared against a release, not a git commit.
-              "UNKNOWN_COMMIT_ID"],
-    # An external module tests for what its kernel offers.
-    "file": ["LINUX_VERSION_CODE",
-             # Added by the entry in MAINTAINERS of this project.
-             "FILE_PATH_CHANGES"],
+              "FILE_PATH_CHANGES"],
 }
 # The same for single files, and for folders (with a slash at the end).
 IGNORED_IN = {
     # The names of tests are what TAP shows.
     "tools/testing/": ["EMBEDDED_FUNCTION_NAME"],
-    # Programs of userspace: memory that a guest writes, and no bits.h.
-    "tools/testing/selftests/": ["VOLATILE", "BIT_MACRO"],
+    # Programs of userspace, where there is no bits.h.
+    "tools/testing/selftests/": ["BIT_MACRO"],
     # Macros that wrap those of kselftest_harness.h define functions, not values.
     "tools/testing/selftests/tdx_mirror/test.h": [
         "COMPLEX_MACRO", "MULTISTATEMENT_MACRO_USE_DO_WHILE", "MACRO_ARG_REUSE", "MACRO_WITH_FLOW_CONTROL"],
@@ -136,10 +130,22 @@ IGNORED_IN = {
 }
 
 
-def ignored_in(name):
-    """Types that are ignored in one file."""
-    return [t for where, types in IGNORED_IN.items()
-            if name == where or (where.endswith("/") and name.startswith(where)) for t in types]
+def said(out):
+    """(file, type, whole line) of each line that checkpatch says something in."""
+    for line in out.split("\n"):
+        if found := re.match(r"-?(?:([^:]*):)?(?:\d+: )?.*?\b(?:ERROR|WARNING|CHECK):(\w+): ", line):
+            yield found.group(1) or "", found.group(2), line
+
+
+def judged(kind, out, exceptions, name=None):
+    """Lines of checkpatch's output for which there is no exception."""
+    found = []
+    for file, what, line in said(out):
+        file = name or os.path.relpath(file, lib.TOP)
+        if not exceptions.hold(lambda e: e[1] == what and (
+                e[0] in (kind, file) or e[0].endswith("/") and file.startswith(e[0]))):
+            found.append((name + ":" if name else "") + line.removeprefix("-:").replace(lib.TOP + "/", ""))
+    return found
 
 
 def checkpatch(result):
@@ -156,22 +162,21 @@ def checkpatch(result):
     tool = ["env", "GIT_DIR=/nonexistent", "perl", os.path.join(source, "scripts/checkpatch.pl"), "--strict",
             "--no-tree", "--no-summary", "--terse", "--show-types"]
 
-    def report(what, prefix, status, out):
-        lines = [ln for ln in out.split("\n") if re.search(r"(?:ERROR|WARNING|CHECK):", ln)]
+    def report(what, lines, status, out):
         for line in lines:
-            result.bad(prefix + line.removeprefix("-:").replace(lib.TOP + "/", ""))
-        if status and not lines:
+            result.bad(line)
+        if status and not list(said(out)):
             result.bad(f"{what}: checkpatch ended with {status}: {out.strip()[-200:]}")
 
-    groups = {}
-    for name in sources:
-        groups.setdefault(",".join(IGNORED["file"] + ignored_in(name)), []).append(name)
-    for ignored, names in groups.items():
-        paths = [os.path.join(lib.TOP, n) for n in names]
-        report(names[0], "", *lib.run(lib.in_root([*tool, "--ignore", ignored, "-f", *paths]), cwd=cwd))
+    exceptions = lib.Exceptions([(where, what) for table in (IGNORED, IGNORED_IN) for where, types in table.items()
+                                 for what in types])
+    status, out = lib.run(lib.in_root([*tool, "-f", *(os.path.join(lib.TOP, n) for n in sources)]), cwd=cwd)
+    report("the sources", judged("file", out, exceptions), status, out)
     for name in patches:
-        argv = [*tool, "--ignore", ",".join(IGNORED["patch"]), "-"]
-        report(name, name + ":", *lib.run(lib.in_root(argv), cwd=cwd, text=lib.read(name)))
+        status, out = lib.run(lib.in_root([*tool, "-"]), cwd=cwd, text=lib.read(name))
+        report(name, judged("patch", out, exceptions, name), status, out)
+    for finding in exceptions.unneeded():
+        result.bad(finding)
     result.note = f"{len(sources)} files, {len(patches)} patches"
     result.todo = "follow Documentation/process/coding-style.rst of the kernel"
 
