@@ -2,6 +2,8 @@
 
 //! TDH.PHYMEM.CACHE.WB and TDH.PHYMEM.PAGE.{RECLAIM, WBINVD, RDMD}.
 
+#![forbid(unsafe_code)]
+
 use core::sync::atomic::Ordering;
 
 use super::lock::{Mode, ShareX};

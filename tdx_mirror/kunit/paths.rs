@@ -2,6 +2,8 @@
 
 //! Freeze, map, zap, teardown.
 
+#![forbid(unsafe_code)]
+
 use super::td::{self, Call, Td, BUSY_TREE, INVALID};
 use super::Outcome;
 use crate::base::level::{Level, Position};

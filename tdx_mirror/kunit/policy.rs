@@ -2,6 +2,8 @@
 
 //! Budgets, decoding of busy operands, debts, progress of vCPUs.
 
+#![forbid(unsafe_code)]
+
 use super::td::{self, Call, Td, BUSY_ENTRY, BUSY_EPOCH, BUSY_TDR, BUSY_TREE};
 use super::Outcome;
 use crate::base::td::Operand;

@@ -2,6 +2,8 @@
 
 //! Encoding, transitions, positions.
 
+#![forbid(unsafe_code)]
+
 use super::td::Td;
 use super::Outcome;
 use crate::base::addr::{Gfn, GfnRange, Pfn, FRAME_BITS};
