@@ -187,7 +187,7 @@ pub fn a_failed_reclaim_leaks_one_page(td: &Td) -> Outcome {
     mirror.teardown(&td::exclusive());
     ensure!(td.calls(Call::Reclaim) == 3);
     ensure!(mirror.stats().leaked.get() == 1 && td.leaks.get() == 1);
-    let _ = mirror.destroy();
+    drop(mirror);
     // The one that the TDX module keeps.
     ensure!(td.pages_in_use() == 1 && td.broken.get() == 0);
     Ok(())
@@ -226,7 +226,7 @@ fn finish(td: &Td, mirror: td::TdMirror<'_>) -> Outcome {
     td.hkid_released.set(true);
     mirror.teardown(&td::exclusive());
     ensure!(mirror.stats().leaked.get() == 0);
-    let _ = mirror.destroy();
+    drop(mirror);
     td.hkid_released.set(false);
     ensure!(td.pages_in_use() == 0);
     ensure!(td.tables.get() == 0 && td.external_tables.get() == 0);

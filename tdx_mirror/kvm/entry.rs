@@ -8,7 +8,6 @@
 use core::{
     convert::Infallible,
     fmt,
-    mem::ManuallyDrop,
     ptr::NonNull,
     sync::atomic::{AtomicU32, Ordering}, //
 };
@@ -58,7 +57,7 @@ pub(crate) struct Mirror {
     recorder: Recorder,
     hooks: Arc<Hooks>,
     lock: MmuLock,
-    inner: ManuallyDrop<Inner>,
+    inner: Inner,
     progress: Progress<percpu::Counter>,
     /// What `inner` and `progress` count with.
     counters: Arc<Block>,
@@ -111,7 +110,6 @@ impl Mirror {
         let progress = Progress::with_counters(params::vp_enter_policy(), counter);
         let inner = mmu::Mirror::new(config, sept, vm, root);
         if !counters.is_large_enough() {
-            let _ = inner.destroy();
             return Err(EOVERFLOW);
         }
         let recorder = Recorder::new(td, config.gfn_bits(), config.root_level().as_kvm());
@@ -120,7 +118,7 @@ impl Mirror {
             recorder,
             hooks,
             lock,
-            inner: ManuallyDrop::new(inner),
+            inner,
             progress,
             counters,
             pid: kernel::current!().pid(),
@@ -329,23 +327,17 @@ impl Mirror {
 #[pinned_drop]
 impl PinnedDrop for Mirror {
     fn drop(self: Pin<&mut Self>) {
-        // SAFETY: Nothing uses the field after this, and it is not pinned.
-        let inner = unsafe { ManuallyDrop::take(&mut self.get_unchecked_mut().inner) };
-        let (quarantined, resolved, leaked) = {
-            let stats = inner.stats();
-            (
-                stats.quarantined.get(),
-                stats.resolved.get(),
-                stats.leaked.get(),
-            )
-        };
+        let stats = self.inner.stats();
+        let (quarantined, resolved, leaked) = (
+            stats.quarantined.get(),
+            stats.resolved.get(),
+            stats.leaked.get(),
+        );
         if quarantined != 0 || leaked != 0 {
             pr_warn!(
                 "a TD ended with {quarantined} pages quarantined, {resolved} of them given back, {leaked} leaked; the first lines on it say why\n"
             );
         }
-        let (_, mut vm) = inner.destroy();
-        vm.put_deferred();
     }
 }
 

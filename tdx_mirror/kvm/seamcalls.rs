@@ -277,9 +277,11 @@ impl KernelVm {
         // Wraps after 2^32 reports, and then some more lines come.
         self.reports.fetch_add(1, Ordering::Relaxed) < MAX_REPORTS
     }
+}
 
-    /// Gives the unlinked tables back. The mirror ends: no walk is under way any more.
-    pub(crate) fn put_deferred(&mut self) {
+impl Drop for KernelVm {
+    /// Gives the unlinked tables back. The mirror has ended: no walk is under way any more.
+    fn drop(&mut self) {
         while let Some(page) = self.deferred.take() {
             // SAFETY: The mirror took it from the supplier, a teardown unlinked it, and no walk
             // that began before can still be at it.
@@ -290,7 +292,7 @@ impl KernelVm {
 
 // SAFETY: Pages of the suppliers are in the direct map, where page and frame are converted one to
 // one, and `page->private` keeps what was stored. Deferred pages are touched by nothing but their
-// word until `put_deferred()`, which runs when no walk is left.
+// word until this is dropped, when no walk is left.
 unsafe impl PageMap for KernelVm {
     fn pfn_of(&self, page: PagePtr) -> Pfn {
         self.map.pfn_of(page)

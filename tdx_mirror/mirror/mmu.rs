@@ -146,6 +146,8 @@ impl Config {
 }
 
 /// The mirror page table of one TD.
+///
+/// It is dropped after its [`teardown()`](Self::teardown), in place, when no walker is left.
 #[derive(Debug)]
 pub struct Mirror<E: ExternalPt, V: Vm> {
     pub(super) config: Config,
@@ -227,14 +229,6 @@ impl<E: ExternalPt, V: Vm> Mirror<E, V> {
         cursor::find(&self.vm, l, root, self.config.root_level(), gfn)
     }
 
-    /// Gives the root back after [`teardown()`](Self::teardown).  No walker is left.
-    pub fn destroy(self) -> (E, V) {
-        self.uncount_root();
-        let Self { root, ext, vm, .. } = self;
-        vm.put_table(root.into_page());
-        (ext, vm)
-    }
-
     /// Takes the root out of the account, once: KVM expects that balanced after the teardown.
     pub(super) fn uncount_root(&self) {
         if self.root_counted.swap(false, Ordering::Relaxed) {
@@ -247,5 +241,13 @@ impl<E: ExternalPt, V: Vm> Mirror<E, V> {
     pub(super) fn bugged(&self, bug: Bug) {
         self.bugged.store(true, Ordering::Relaxed);
         self.vm.bug(&bug);
+    }
+}
+
+impl<E: ExternalPt, V: Vm> Drop for Mirror<E, V> {
+    /// Gives the root back.
+    fn drop(&mut self) {
+        self.uncount_root();
+        self.vm.put_table(self.root.page());
     }
 }

@@ -151,7 +151,7 @@ impl Root {
     ///
     /// # Safety
     ///
-    /// The page is one that a [`PageSupplier`] may hand out, until [`into_page()`](Self::into_page).
+    /// The page is one that a [`PageSupplier`] may hand out, until the mirror puts it.
     pub unsafe fn new(page: PagePtr) -> Self {
         for cell in overlay(page).cells() {
             cell.init(Spte::NON_PRESENT);
@@ -164,13 +164,8 @@ impl Root {
         overlay(self.page)
     }
 
-    /// The page, for the account.
+    /// The page, for the account and to put it.
     pub fn page(&self) -> PagePtr {
-        self.page
-    }
-
-    /// The page, to put it.  The caller saw to it that no walker is left.
-    pub fn into_page(self) -> PagePtr {
         self.page
     }
 }

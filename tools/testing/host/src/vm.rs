@@ -15,8 +15,9 @@ use crate::mirror::table::{PageMap, PageSupplier, Root, Table};
 use crate::mock::Mock;
 use crate::sept::Sept;
 use std::collections::{BTreeMap, HashMap, HashSet};
+use std::ops::Deref;
 use std::sync::atomic::{AtomicI64, AtomicU32, AtomicU64, AtomicUsize, Ordering::SeqCst};
-use std::sync::Mutex;
+use std::sync::{Arc, Mutex};
 
 #[cfg(loom)]
 use loom::sync::{RwLock, RwLockWriteGuard};
@@ -40,9 +41,13 @@ struct Pages {
     external: HashSet<usize>,
 }
 
-/// What the mirror needs of a VM.
+/// What the mirror needs of a VM.  It outlives the mirror where a test asks it what is left.
+#[derive(Clone, Debug)]
+pub struct Host(Arc<HostState>);
+
+/// What there is once of each [`Host`].
 #[derive(Debug)]
-pub struct Host {
+pub struct HostState {
     pages: Mutex<Pages>,
     next_external: AtomicUsize,
     bugs: Mutex<Vec<Bug>>,
@@ -79,9 +84,17 @@ impl Default for Host {
     }
 }
 
+impl Deref for Host {
+    type Target = HostState;
+
+    fn deref(&self) -> &HostState {
+        &self.0
+    }
+}
+
 impl Host {
     pub fn new() -> Self {
-        Self {
+        Self(Arc::new(HostState {
             pages: Mutex::default(),
             next_external: AtomicUsize::new(EXTERNAL_BASE),
             bugs: Mutex::default(),
@@ -93,9 +106,11 @@ impl Host {
             resched: AtomicU32::new(0),
             yields: AtomicU64::new(0),
             on_yield: Callback::default(),
-        }
+        }))
     }
+}
 
+impl HostState {
     fn alloc(&self) -> PagePtr {
         let page = Box::new(Page {
             // Not a table yet: whoever reads this did not wait for the link.
@@ -179,7 +194,7 @@ impl Host {
     }
 }
 
-impl Drop for Host {
+impl Drop for HostState {
     fn drop(&mut self) {
         for addr in &self.pages.lock().unwrap_or_else(|e| e.into_inner()).all {
             // SAFETY: `alloc()` made it with `Box`, and nobody is left to use it.
@@ -535,7 +550,7 @@ impl Td {
     }
 
     /// Gives the root back; nobody else may be at work.
-    pub fn destroy(self) -> (Sept<Mock>, Host) {
-        self.mirror.destroy()
+    pub fn destroy(self) -> Host {
+        self.host().clone()
     }
 }

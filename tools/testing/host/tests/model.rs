@@ -285,7 +285,7 @@ impl Model {
         assert_eq!(self.td.host().used_pages(), 1);
         assert_eq!(self.td.host().accounted.load(SeqCst), 0);
         let old = std::mem::replace(self, Self::new());
-        let (_, host) = old.td.destroy();
+        let host = old.td.destroy();
         assert_eq!(host.used_pages(), 0);
     }
 

@@ -338,7 +338,7 @@ fn children_are_reclaimed_first() {
     assert_eq!(td.host().accounted.load(SeqCst), 0);
     assert_eq!(td.mirror().stats().tables.get(), 0);
     assert!(td.host().bugs().is_empty() && td.host().leaks().is_empty());
-    let (_, host) = td.destroy();
+    let host = td.destroy();
     assert_eq!(host.used_pages(), 0);
     assert_eq!(host.accounted.load(SeqCst), 0);
 }

@@ -363,31 +363,39 @@ impl Td {
     /// Gives back what is left after the teardown.  Pages that the mirror leaked, because a call
     /// was made to fail, are reclaimed here; answers how many these were.
     pub fn destroy(self) -> u64 {
-        let machine = self.machine;
-        let (sept, host) = self.mirror.destroy();
+        let Self {
+            machine, mirror, ..
+        } = self;
+        let host = mirror.vm();
         assert_eq!(host.accounted.load(SeqCst), 0, "mirror tables accounted");
         assert_eq!(host.accounted_external.load(SeqCst), 0, "S-EPT pages");
+        let external = host.external.lock().unwrap().clone();
+        let held = host.held.lock().unwrap().clone();
+        let td = &mirror.external().backend().td;
+        let tdr = td.tdr;
+        let pages = td.vcpus.iter().flatten().chain(&td.tdcx).chain([&tdr]);
+        let pages: Vec<u64> = pages.copied().collect();
+        drop(mirror);
         machine.arena.quiesce();
         assert_eq!(machine.arena.used(), 0, "table pages in use");
-        let (vmm, td) = (&machine.vmm, &sept.backend().td);
+        let vmm = &machine.vmm;
         let mut leaked = 0;
-        for &pa in host.external.lock().unwrap().iter() {
+        for pa in external {
             vmm.ok(28, regs(pa, 0, 0, 0));
             vmm.free(pa);
             leaked += 1;
         }
-        for pfn in host.held.lock().unwrap().iter() {
+        for pfn in held {
             // Already free, or the TD's still.
             let (rax, _) = vmm.call(28, regs(pfn.pa(), 0, 0, 0));
             assert!(matches!(rax, 0 | 0xc000_0300_0000_0001), "{rax:#x}");
             leaked += 1;
         }
-        let pages = td.vcpus.iter().flatten().chain(&td.tdcx);
-        for &pa in pages.chain([&td.tdr]) {
+        for pa in pages {
             vmm.ok(28, regs(pa, 0, 0, 0));
             vmm.free(pa);
         }
-        vmm.ok(41, regs(td.tdr | (GLOBAL_HKID << 46), 0, 0, 0));
+        vmm.ok(41, regs(tdr | (GLOBAL_HKID << 46), 0, 0, 0));
         assert_eq!(machine.stat("pamt_pages_owned"), 0);
         assert_eq!(machine.stat("invariant_errors"), 0);
         leaked
