@@ -15,7 +15,7 @@ use super::td::tdcs_word;
 use super::vp::word;
 
 /// Words of the #VE information page. The first four are the architecture's.
-mod ve {
+mod area {
     pub(super) const REASON: usize = 0;
     pub(super) const QUALIFICATION: usize = 1;
     pub(super) const GLA: usize = 2;
@@ -45,14 +45,14 @@ impl Entered<'_> {
         let Some(page) = m.ve_info_page(&self.tdvps) else {
             return Next::Dead(m.fatal());
         };
-        if page.get(ve::REASON) & ve::VALID != 0 {
+        if page.get(area::REASON) & area::VALID != 0 {
             return Next::Inject(DOUBLE_FAULT);
         }
-        page.set(ve::QUALIFICATION, info.qualification);
-        page.set(ve::GLA, info.gla);
-        page.set(ve::GPA, info.gpa);
-        page.set(ve::INSTRUCTION, info.instruction);
-        page.set(ve::REASON, ve::VALID | u64::from(info.reason));
+        page.set(area::QUALIFICATION, info.qualification);
+        page.set(area::GLA, info.gla);
+        page.set(area::GPA, info.gpa);
+        page.set(area::INSTRUCTION, info.instruction);
+        page.set(area::REASON, area::VALID | u64::from(info.reason));
         m.observer.happened(Event::GuestVe);
         Next::Inject(Inject::Ve)
     }
@@ -81,7 +81,7 @@ impl Entered<'_> {
     /// Whether the last #VE's information waits to be read.
     pub(crate) fn ve_outstanding<P: Platform, O: Observer>(&self, m: &Machine<P, O>) -> bool {
         m.ve_info_page(&self.tdvps)
-            .is_none_or(|page| page.get(ve::REASON) & ve::VALID != 0)
+            .is_none_or(|page| page.get(area::REASON) & area::VALID != 0)
     }
 
     /// Injects an NMI that the host asked for. It waits behind another event, and until
@@ -97,18 +97,18 @@ impl Entered<'_> {
     /// TDG.VP.VEINFO.GET. Returns the status.
     pub(crate) fn veinfo_get<P: Platform, O: Observer>(&mut self, m: &Machine<P, O>) -> Res<u64> {
         let page = m.ve_info_page(&self.tdvps).ok_or_else(|| m.fatal())?;
-        let reason = page.get(ve::REASON);
-        if reason & ve::VALID == 0 {
+        let reason = page.get(area::REASON);
+        if reason & area::VALID == 0 {
             return Err(st::NO_VALID_VE_INFO);
         }
         let g = &mut self.regs.gpr;
-        g[1] = reason & !ve::VALID;
-        g[2] = page.get(ve::QUALIFICATION);
-        g[8] = page.get(ve::GLA);
-        g[9] = page.get(ve::GPA);
-        g[10] = page.get(ve::INSTRUCTION);
-        page.set(ve::INSTRUCTION, 0);
-        page.set(ve::REASON, 0);
+        g[1] = reason & !area::VALID;
+        g[2] = page.get(area::QUALIFICATION);
+        g[8] = page.get(area::GLA);
+        g[9] = page.get(area::GPA);
+        g[10] = page.get(area::INSTRUCTION);
+        page.set(area::INSTRUCTION, 0);
+        page.set(area::REASON, 0);
         Ok(st::SUCCESS)
     }
 }

@@ -162,7 +162,7 @@ impl<'m> Driver<'m> {
             }
         };
         let mut r = Regs::default();
-        if let Some(rax) = e.event(&self.module.machine(), why, &mut r) {
+        if let Some(rax) = e.event(self.module.machine(), why, &mut r) {
             return End::Host(rax, r);
         }
         let page = self.module.machine().ve_info_page(&e.tdvps);
@@ -184,7 +184,7 @@ impl<'m> Driver<'m> {
             .as_mut()
             .expect("a guest on this processor");
         set(&mut e.regs);
-        let out = e.event(&self.module.machine(), why, &mut Regs::default());
+        let out = e.event(self.module.machine(), why, &mut Regs::default());
         assert_eq!(out, None, "{why:x?} went to the host");
         (e.entry.inject, e.regs)
     }

@@ -11,6 +11,7 @@ pub mod vmm;
 
 #[cfg(test)]
 mod agree;
+
 #[path = "../../../../../tdx_emu"]
 mod tdx_emu {
     pub mod instruments;
@@ -18,7 +19,13 @@ mod tdx_emu {
 }
 
 pub use tdx_emu::{instruments, module};
+
 #[cfg(test)]
+#[expect(
+    unused_macros,
+    unused_imports,
+    reason = "numbers are compared, nothing is counted"
+)]
 #[path = "../../../../../tdx_mirror"]
 mod tdx_mirror {
     pub mod base;

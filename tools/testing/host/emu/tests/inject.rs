@@ -399,7 +399,9 @@ fn scripts_are_replaced_under_load() {
         }
         load(&v, "");
         stop.store(true, SeqCst);
-        readers.map(|t| t.join().unwrap());
+        for reader in readers {
+            reader.join().unwrap();
+        }
     });
     assert!(busy.into_inner() > 0, "no script hit anything");
     let control = (td.tdcx.len() + td.vcpus[0].len()) as u64;

@@ -131,7 +131,7 @@ fn replay_lines(lines: impl BufRead, out: &mut Outcome) -> Result<(), String> {
 
 impl<'m> Replay<'m> {
     fn m(&self) -> &'m Watched<Host> {
-        &self.module.machine()
+        self.module.machine()
     }
 
     fn host(&self) -> &'m Host {
