@@ -3,6 +3,7 @@
 
 import os
 
+import constants
 import coverage
 import layers
 import lib
@@ -370,4 +371,12 @@ def selftest(result):
         plain = text.without_const(rt.without_tests(rt.blank(source)))
         if len(text.PANICS.findall(plain)) != wanted:
             result.bad(f"panics: {source!r} has {wanted}, and another number was found")
+    for macro, value, wanted in (("0x10u", 16, 0), ("(1u << 31)", 1 << 31, 0), ("(~0u >> 28)", -1, 1), ("(0xffffffffu + 1u)", 1 << 32, 1)):
+        count += 1
+        with lib.temp() as folder:
+            header = os.path.join(folder, "macro.h")
+            with open(header, "w", encoding="utf-8") as f:
+                f.write(f"#define M {macro}\n")
+            if len(constants.wrong(header, f"pub const M: i64 = {value};\n")[0]) != wanted:
+                result.bad(f"constants: {macro} as {value}")
     result.note = f"{count} cases"
