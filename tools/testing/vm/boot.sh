@@ -120,7 +120,7 @@ build_initramfs()
 
 	mkdir -p "$root"/{bin,dev,proc,sys,tmp,vm,etc,lib,image,out} || return
 	cp "$(command -v busybox)" "$root/bin/busybox" &&
-	cp "$here/init" "$root/init" && cp "$here/tdx-host" "$here/in-image" "$here/save-out" "$root/bin/" &&
+	cp "$here/inside/init" "$root/init" && cp "$here"/inside/{tdx-host,in-image,save-out} "$root/bin/" &&
 	chmod 755 "$root/init" "$root"/bin/{tdx-host,in-image,save-out} || return
 	for dir in "${overlays[@]}"; do
 		[ -d "$dir" ] || { echo "boot.sh: overlay '$dir' is not a directory" >&2; return 1; }
