@@ -35,7 +35,7 @@ use self::op::Op;
 use crate::base::addr::{Gfn, Pfn};
 use crate::base::level::Position;
 use crate::base::stats::Count;
-use crate::base::sys::{AtomicBool, Ordering};
+use crate::base::sys::{AtomicBool, Relaxed};
 use crate::base::td::{Operand, Phase};
 use crate::mirror::external::{
     Assigned, ExtError, ExtFailure, External, ExternalPage, ExternalPt, Free, Leaked,
@@ -284,7 +284,7 @@ impl<B: SeptBackend> Sept<B> {
     ) -> Result<(), Stop> {
         self.tries(op, phase, at, ZAP_TRIES, calls, call, |_| {
             // Held before the kick: a vCPU that is kicked must not enter again before the retry.
-            if !self.holding.swap(true, Ordering::Relaxed) {
+            if !self.holding.xchg(true, Relaxed) {
                 self.backend.hold_vcpus(true);
             }
             self.kick();
@@ -460,7 +460,7 @@ impl<B: SeptBackend> ExternalPt for Sept<B> {
     }
 
     fn end_batch(&self, _x: &Exclusive<'_>) {
-        if self.holding.swap(false, Ordering::Relaxed) {
+        if self.holding.xchg(false, Relaxed) {
             self.backend.hold_vcpus(false);
         }
     }

@@ -8,8 +8,8 @@
 
 #![forbid(unsafe_code)]
 
+use super::sys::{PlainU64, Relaxed};
 use core::fmt;
-use core::sync::atomic::{AtomicU64, Ordering};
 
 /// A figure that any thread may change; exact once nobody works on the TD.
 pub trait Count: fmt::Debug {
@@ -44,14 +44,20 @@ impl<C: Count, const N: usize> CountRow for [C; N] {
 }
 
 /// A counter that is one word.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 #[repr(transparent)]
-pub struct Counter(AtomicU64);
+pub struct Counter(PlainU64);
+
+impl Default for Counter {
+    fn default() -> Self {
+        Self::new()
+    }
+}
 
 impl Counter {
     /// A counter at 0.
     pub const fn new() -> Self {
-        Self(AtomicU64::new(0))
+        Self(PlainU64::new(0))
     }
 
     /// A row of counters at 0.
@@ -61,17 +67,17 @@ impl Counter {
 
     /// One more.
     pub fn inc(&self) {
-        self.0.fetch_add(1, Ordering::Relaxed);
+        self.0.fetch_add(1, Relaxed);
     }
 
     /// One fewer.
     pub fn dec(&self) {
-        self.0.fetch_sub(1, Ordering::Relaxed);
+        self.0.fetch_sub(1, Relaxed);
     }
 
     /// The value now.
     pub fn get(&self) -> u64 {
-        self.0.load(Ordering::Relaxed)
+        self.0.load(Relaxed)
     }
 }
 

@@ -6,7 +6,7 @@
 
 use super::lock::Exclusive;
 use super::spte::Spte;
-use crate::base::sys::{AtomicU64, Ordering};
+use crate::base::sys::{Acquire, AtomicU64, Full, Relaxed, Release};
 use core::fmt;
 
 /// The memory of an entry.  This is the only code that touches it.
@@ -22,7 +22,7 @@ impl SpteCell {
 
     /// The value now.  Acquire: who finds a table finds its entries too.
     pub fn load(&self) -> Spte {
-        Spte::from_raw(self.0.load(Ordering::Acquire))
+        Spte::from_raw(self.0.load(Acquire))
     }
 
     /// Takes the entry, if it still has the value `seen`, against all who hold mmu_lock for read.
@@ -31,14 +31,10 @@ impl SpteCell {
     ///
     /// The value that another mapper put there first.
     pub(super) fn try_freeze(&self, seen: Spte) -> Result<(), Spte> {
-        // A full barrier: the SEAMCALL must not move before the entry is taken.
+        // A full barrier: the SEAMCALL must not move before the entry is taken.  If another mapper
+        // was faster, its table is reached through the value alone, which orders the walk after it.
         self.0
-            .compare_exchange(
-                seen.raw(),
-                Spte::FROZEN.raw(),
-                Ordering::SeqCst,
-                Ordering::Acquire,
-            )
+            .cmpxchg(seen.raw(), Spte::FROZEN.raw(), Full)
             .map(drop)
             .map_err(Spte::from_raw)
     }
@@ -47,17 +43,17 @@ impl SpteCell {
     ///
     /// Only for who froze the entry, so that nobody else writes it in between.
     pub(super) fn thaw(&self, v: Spte) {
-        self.0.store(v.raw(), Ordering::Release);
+        self.0.store(v.raw(), Release);
     }
 
     /// Writes the entry; nobody else can, so no cmpxchg is needed.  RCU readers may watch.
     pub(super) fn replace(&self, _x: &Exclusive<'_>, v: Spte) {
-        self.0.store(v.raw(), Ordering::Release);
+        self.0.store(v.raw(), Release);
     }
 
     /// Sets an entry of a table that is not linked yet.  The link publishes it.
     pub(super) fn init(&self, v: Spte) {
-        self.0.store(v.raw(), Ordering::Relaxed);
+        self.0.store(v.raw(), Relaxed);
     }
 }
 

@@ -14,7 +14,7 @@ use super::table::{PageMap, Root};
 use crate::base::addr::{Gfn, PagePtr, Pfn};
 use crate::base::level::{Level, Position};
 use crate::base::stats::{Count, Histogram};
-use crate::base::sys::{AtomicBool, Ordering};
+use crate::base::sys::{AtomicBool, Relaxed};
 use crate::base::td::Phase;
 
 /// Leaves that a zap takes away with one TRACK, at most: what one 4K table maps.  It bounds the
@@ -208,7 +208,7 @@ impl<E: ExternalPt, V: Vm> Mirror<E, V> {
 
     /// Whether an invariant was broken; every map fails from then on.
     pub fn is_bugged(&self) -> bool {
-        self.bugged.load(Ordering::Relaxed)
+        self.bugged.load(Relaxed)
     }
 
     /// The entry that ends the walk for `gfn`, and its value; `None` for a GFN out of range.
@@ -231,7 +231,7 @@ impl<E: ExternalPt, V: Vm> Mirror<E, V> {
 
     /// Takes the root out of the account, once: KVM expects that balanced after the teardown.
     pub(super) fn uncount_root(&self) {
-        if self.root_counted.swap(false, Ordering::Relaxed) {
+        if self.root_counted.xchg(false, Relaxed) {
             self.stats.tables.dec();
             self.vm.account(self.root.page(), false);
         }
@@ -239,7 +239,7 @@ impl<E: ExternalPt, V: Vm> Mirror<E, V> {
 
     /// Ends the VM.
     pub(super) fn bugged(&self, bug: Bug) {
-        self.bugged.store(true, Ordering::Relaxed);
+        self.bugged.store(true, Relaxed);
         self.vm.bug(&bug);
     }
 }

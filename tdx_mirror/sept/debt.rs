@@ -13,8 +13,7 @@
 
 use crate::base::addr::Gfn;
 use crate::base::level::{Level, Position};
-use crate::base::sys::{AtomicU64, Ordering};
-use core::sync::atomic::AtomicU64 as PlainU64;
+use crate::base::sys::{AtomicU64, Full, PlainU64, Relaxed};
 
 /// Positions that the book has room for.  Each vCPU owes one at a time, unless even its payment
 /// met contention and it went on elsewhere.  A model has few, as it has few entries of a table.
@@ -67,16 +66,14 @@ impl Book {
     }
 
     fn is_empty(&self) -> bool {
-        self.used.load(Ordering::Relaxed) == 0
+        self.used.load(Relaxed) == 0
     }
 
     /// Empties `slot`, if it still holds `value`.
     fn empty(&self, slot: &AtomicU64, value: u64) -> bool {
-        let mine = slot
-            .compare_exchange(value, EMPTY, Ordering::AcqRel, Ordering::Relaxed)
-            .is_ok();
+        let mine = slot.cmpxchg(value, EMPTY, Full).is_ok();
         if mine {
-            self.used.fetch_sub(1, Ordering::Relaxed);
+            self.used.fetch_sub(1, Relaxed);
         }
         mine
     }
@@ -87,16 +84,13 @@ impl Book {
     ///
     /// The book is full: the debt is lost.
     pub(super) fn put(&self, at: Position) -> Result<(), ()> {
-        self.used.fetch_add(1, Ordering::Relaxed);
+        self.used.fetch_add(1, Relaxed);
         for slot in &self.slots {
-            if slot
-                .compare_exchange(EMPTY, encode(at), Ordering::AcqRel, Ordering::Relaxed)
-                .is_ok()
-            {
+            if slot.cmpxchg(EMPTY, encode(at), Full).is_ok() {
                 return Ok(());
             }
         }
-        self.used.fetch_sub(1, Ordering::Relaxed);
+        self.used.fetch_sub(1, Relaxed);
         Err(())
     }
 
@@ -107,7 +101,7 @@ impl Book {
             && self
                 .slots
                 .iter()
-                .any(|slot| slot.load(Ordering::Relaxed) == value && self.empty(slot, value))
+                .any(|slot| slot.load(Relaxed) == value && self.empty(slot, value))
     }
 
     /// Takes a position out, each in turn.
@@ -115,10 +109,10 @@ impl Book {
         if self.is_empty() {
             return None;
         }
-        let turn = self.turn.fetch_add(1, Ordering::Relaxed) as usize % DEBT_SLOTS;
+        let turn = self.turn.fetch_add(1, Relaxed) as usize % DEBT_SLOTS;
         let (head, tail) = self.slots.split_at_checked(turn)?;
         tail.iter().chain(head).find_map(|slot| {
-            let value = slot.load(Ordering::Relaxed);
+            let value = slot.load(Relaxed);
             decode(value).filter(|_| self.empty(slot, value))
         })
     }
@@ -127,13 +121,13 @@ impl Book {
     pub(super) fn owes(&self, gfn: Gfn) -> bool {
         !self.is_empty()
             && self.slots.iter().any(|slot| {
-                decode(slot.load(Ordering::Relaxed))
+                decode(slot.load(Relaxed))
                     .is_some_and(|at| Position::covering(gfn, at.level()) == at)
             })
     }
 
     /// Positions that are owed.
     pub(super) fn len(&self) -> u64 {
-        self.used.load(Ordering::Relaxed)
+        self.used.load(Relaxed)
     }
 }

@@ -10,7 +10,7 @@
 
 use super::budget::{HOLD_ROUNDS, LOCAL_ROUNDS, MAX_ENTERS, ZERO_STEP_THRESHOLD};
 use crate::base::stats::{counters, Count, Counter};
-use crate::base::sys::{AtomicBool, Ordering};
+use crate::base::sys::{AtomicBool, Relaxed};
 use crate::base::td::RetryReason;
 use crate::tdx::status::{OperandId, TdxStatus};
 
@@ -280,7 +280,7 @@ impl<C: Count> Progress<C> {
             };
         }
         self.stats.vp_enter_busy.inc();
-        let report = self.policy != Policy::Count && !self.reported.swap(true, Ordering::Relaxed);
+        let report = self.policy != Policy::Count && !self.reported.xchg(true, Relaxed);
         let action = if self.policy == Policy::Kill {
             self.kill()
         } else {
@@ -331,7 +331,7 @@ impl<C: Count> Progress<C> {
     }
 
     fn kill(&self) -> Action {
-        if !self.killed.swap(true, Ordering::Relaxed) {
+        if !self.killed.xchg(true, Relaxed) {
             self.stats.killed.inc();
         }
         Action::Kill

@@ -1,12 +1,18 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! The kernel: `core`'s atomics and tables of one page.
+//! The kernel's atomics, by the memory model of the kernel (LKMM).
 
 #![forbid(unsafe_code)]
 
-pub use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use kernel::sync::atomic::Atomic;
 
-/// Entries of one table: a page of 8-byte entries.
-pub const TABLE_CELLS: usize = 512;
+pub use kernel::sync::atomic::{Acquire, Full, Relaxed, Release};
 
-const _: () = assert!(TABLE_CELLS * size_of::<AtomicU64>() == 4096);
+/// An entry, or a word that has its order.
+pub type AtomicU64 = Atomic<u64>;
+
+/// A condition.
+pub type AtomicBool = Atomic<bool>;
+
+/// A word on which no order rests.
+pub type PlainU64 = Atomic<u64>;

@@ -225,11 +225,17 @@ fn that_a_batch_is_tracked_cannot_be_claimed() {
 // Shows: R41.
 #[test]
 fn what_became_of_a_removal_must_be_seen() {
-    denied("removal_ignored", "unused `RemoveOutcome` that must be used");
+    denied(
+        "removal_ignored",
+        "unused `RemoveOutcome` that must be used",
+    );
 }
 
 // Shows: R41.
 #[test]
 fn what_became_of_a_block_must_be_seen() {
-    denied("blocking_ignored", "unused `BlockOutcome` that must be used");
+    denied(
+        "blocking_ignored",
+        "unused `BlockOutcome` that must be used",
+    );
 }

@@ -8,7 +8,9 @@ use std::sync::{Arc, Condvar, Mutex};
 
 use tdx_emu_host::host::{layout, Host as Memory};
 use tdx_emu_host::module::interp::Interpreter;
-use tdx_emu_host::module::{Entry, GuestExit, GuestRegs, GuestRun, Inject, Regs, Unavailable, Vcpu, VcpuInit};
+use tdx_emu_host::module::{
+    Entry, GuestExit, GuestRegs, GuestRun, Inject, Regs, Unavailable, Vcpu, VcpuInit,
+};
 use tdx_emu_host::vmm::{self, regs};
 use tdx_mirror_host::base::addr::{PagePtr, Pfn};
 use tdx_mirror_host::base::level::Position;

@@ -14,8 +14,8 @@ mod product {
 }
 pub use product::{base, mirror};
 
-use mirror::cursor::Cursor;
 use base::level::Level;
+use mirror::cursor::Cursor;
 use mirror::lock::Exclusive;
 use mirror::mmu::Vm;
 use mirror::table::Root;
