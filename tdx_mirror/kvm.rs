@@ -2,10 +2,12 @@
 
 //! The edge between KVM's C and the mirror.
 
-pub(crate) mod entry;
+mod entry;
 mod hooks;
 pub(crate) mod params;
 pub(crate) mod probe;
 mod seamcalls;
+pub(crate) mod td;
 mod test_ops;
 mod vcpu;
+pub(crate) mod vm;

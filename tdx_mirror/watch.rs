@@ -6,5 +6,6 @@ pub(crate) mod debugfs;
 pub(crate) mod figures;
 pub(crate) mod record;
 pub(crate) mod registry;
+pub(crate) mod stats;
 pub(crate) mod td_files;
 pub(crate) mod trace;

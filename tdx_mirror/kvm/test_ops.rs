@@ -5,7 +5,8 @@
 use core::ptr::NonNull;
 use kernel::ffi::c_int;
 
-use super::entry::mirror_of;
+use super::entry::td_of;
+use crate::base::addr::Gfn;
 use crate::bindings::{
     self,
     tdx_mirror,
@@ -13,18 +14,20 @@ use crate::bindings::{
     tdx_mirror_test_ops, //
 };
 use crate::mirror::spte::Spte;
+use crate::watch::stats;
 
 /// Looks a GFN up, see `struct tdx_mirror_test_ops`.
 ///
 /// # Safety
 ///
-/// As of [`mirror_of`]; `level` is NULL or valid for a write.
+/// As of [`td_of`]; `level` is NULL or valid for a write.
 unsafe extern "C" fn walk(mirror: *mut tdx_mirror, gfn: u64, level: *mut c_int) -> u64 {
     // SAFETY: By the safety requirements.
-    let (spte, at) = match unsafe { mirror_of(mirror) } {
-        Some(mirror) => mirror.walk(gfn),
-        None => (Spte::NON_PRESENT, 0),
-    };
+    let td = unsafe { td_of(mirror) };
+    let found = td.and_then(|td| td.walk(Gfn::new(gfn)?));
+    let (spte, at) = found.map_or((Spte::NON_PRESENT, 0), |(at, spte)| {
+        (spte, at.level().as_kvm())
+    });
     if let Some(level) = NonNull::new(level) {
         // SAFETY: By the safety requirements.
         unsafe { level.write(at) };
@@ -36,12 +39,12 @@ unsafe extern "C" fn walk(mirror: *mut tdx_mirror, gfn: u64, level: *mut c_int) 
 ///
 /// # Safety
 ///
-/// As of [`mirror_of`]; `out` is NULL or valid for a write.
-unsafe extern "C" fn stats(mirror: *mut tdx_mirror, out: *mut tdx_mirror_stats) {
+/// As of [`td_of`]; `out` is NULL or valid for a write.
+unsafe extern "C" fn figures(mirror: *mut tdx_mirror, out: *mut tdx_mirror_stats) {
     // SAFETY: By the safety requirements.
-    if let (Some(mirror), Some(out)) = (unsafe { mirror_of(mirror) }, NonNull::new(out)) {
+    if let (Some(td), Some(out)) = (unsafe { td_of(mirror) }, NonNull::new(out)) {
         // SAFETY: By the safety requirements.
-        unsafe { out.write(mirror.stats()) };
+        unsafe { out.write(stats::of(td)) };
     }
 }
 
@@ -49,7 +52,7 @@ static OPS: tdx_mirror_test_ops = tdx_mirror_test_ops {
     size: size_of::<tdx_mirror_test_ops>() as u32,
     version: bindings::TDX_MIRROR_TEST_OPS_VERSION,
     walk: Some(walk),
-    stats: Some(stats),
+    stats: Some(figures),
 };
 
 /// The entry points; exported by `tdx_mirror/kvm/exports.c`.

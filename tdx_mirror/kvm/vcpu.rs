@@ -5,7 +5,7 @@
 
 use kernel::prelude::*;
 
-use super::entry::Mirror;
+use super::td::Td;
 use crate::base::addr::Gfn;
 use crate::base::td::{Operand, RetryReason};
 use crate::bindings::{self, tdx_mirror_vcpu};
@@ -51,6 +51,7 @@ const fn why(bits: u32) -> Option<Why> {
 }
 
 /// Whether the bits for `reason` are where `map()` has them, and lead back to it.
+#[allow(dead_code)] // Only assertions at compile time ask.
 const fn survives(reason: RetryReason) -> bool {
     let bits = reason_bits(reason);
     bits & !bindings::TDX_MIRROR_MAP_REASON == 0
@@ -94,54 +95,52 @@ fn with_notes<R>(vcpu: &mut tdx_mirror_vcpu, f: impl FnOnce(&mut Notes) -> R) ->
     result
 }
 
-impl Mirror {
-    /// Judges a fault that was not served. `None` if KVM gave a reason that is none.
-    pub(crate) fn fault_retry(
-        &self,
-        vcpu: &mut tdx_mirror_vcpu,
-        gfn: u64,
-        conditions: u32,
-        reason: u32,
-    ) -> Option<u32> {
-        let why = why(reason)?;
-        let now = Conditions::from_bits(conditions);
-        let owes = || Gfn::new(gfn).is_some_and(|gfn| self.sept().owes(gfn));
-        let action = with_notes(vcpu, |notes| {
-            self.progress().fault_retry(notes, gfn, now, why, owes)
-        });
-        if action == Action::Kill && conditions & bindings::TDX_MIRROR_FAULT_VM_DEAD == 0 {
-            pr_err!("the VM ends, as vp_enter_policy=kill says: gfn {gfn:#x} cannot be mapped\n");
-            self.hooks().bug_vm();
-        }
-        Some(as_kvm(action))
+/// Judges a fault that was not served. `None` if KVM gave a reason that is none.
+pub(super) fn fault_retry(
+    td: &Td,
+    vcpu: &mut tdx_mirror_vcpu,
+    gfn: u64,
+    conditions: u32,
+    reason: u32,
+) -> Option<u32> {
+    let why = why(reason)?;
+    let now = Conditions::from_bits(conditions);
+    let owes = || Gfn::new(gfn).is_some_and(|gfn| td.sept().owes(gfn));
+    let action = with_notes(vcpu, |notes| {
+        td.progress().fault_retry(notes, gfn, now, why, owes)
+    });
+    if action == Action::Kill && conditions & bindings::TDX_MIRROR_FAULT_VM_DEAD == 0 {
+        pr_err!("the VM ends, as vp_enter_policy=kill says: gfn {gfn:#x} cannot be mapped\n");
+        td.hooks().bug_vm();
     }
+    Some(as_kvm(action))
+}
 
-    /// A fault was served or ended in an error.
-    pub(crate) fn fault_done(&self, vcpu: &mut tdx_mirror_vcpu, gfn: u64) {
-        with_notes(vcpu, |notes| self.progress().fault_done(notes, gfn));
-    }
+/// A fault was served or ended in an error.
+pub(super) fn fault_done(td: &Td, vcpu: &mut tdx_mirror_vcpu, gfn: u64) {
+    with_notes(vcpu, |notes| td.progress().fault_done(notes, gfn));
+}
 
-    /// Judges a VP.ENTER that found something busy.
-    pub(crate) fn vp_enter_busy(&self, vcpu: &mut tdx_mirror_vcpu, status: u64) -> u32 {
-        let busy = self.progress().vp_enter_busy(TdxStatus::new(status));
-        if busy.action == Action::Kill {
-            if busy.report {
-                pr_err!(
-                    "the VM ends, as vp_enter_policy=kill says: TDH.VP.ENTER answered {status:#x}\n"
-                );
-            }
-            self.hooks().bug_vm();
-        } else if busy.report {
-            let faults = vcpu.faults;
-            pr_warn!(
-                "TDH.VP.ENTER found the S-EPT busy, report this line: answer {status:#x} after {faults} faults\n"
+/// Judges a VP.ENTER that found something busy.
+pub(super) fn vp_enter_busy(td: &Td, vcpu: &mut tdx_mirror_vcpu, status: u64) -> u32 {
+    let busy = td.progress().vp_enter_busy(TdxStatus::new(status));
+    if busy.action == Action::Kill {
+        if busy.report {
+            pr_err!(
+                "the VM ends, as vp_enter_policy=kill says: TDH.VP.ENTER answered {status:#x}\n"
             );
-            // A guest and its userspace can bring that about by themselves, and must not be able
-            // to cause a kernel warning.
-            if !with_notes(vcpu, |notes| notes.may_be_listed()) {
-                warn::vp_enter();
-            }
         }
-        as_kvm(busy.action)
+        td.hooks().bug_vm();
+    } else if busy.report {
+        let faults = vcpu.faults;
+        pr_warn!(
+            "TDH.VP.ENTER found the S-EPT busy, report this line: answer {status:#x} after {faults} faults\n"
+        );
+        // A guest and its userspace can bring that about by themselves, and must not be able
+        // to cause a kernel warning.
+        if !with_notes(vcpu, |notes| notes.may_be_listed()) {
+            warn::vp_enter();
+        }
     }
+    as_kvm(busy.action)
 }

@@ -3,16 +3,16 @@
 //! The figures of a TD beyond `struct tdx_mirror_stats`, and their sums over all TDs.
 
 use core::fmt;
+use kernel::prelude::*;
 
+use super::stats;
 use crate::base::stats::Count;
 use crate::bindings::tdx_mirror_stats;
 use crate::kernel::tsc;
-use crate::kvm::entry::Mirror;
+use crate::kvm::td::Td;
+use crate::kvm::vm::FREEZES;
 use crate::mirror::mmu::BATCH_SIZES;
 use crate::sept::{LEAVES, OPERANDS, OPS};
-
-/// Buckets of the times of freezes, by powers of two of TSC cycles; the last one is minutes.
-pub(crate) const FREEZES: usize = 40;
 
 const FAULTS: [&str; 8] = [
     "fixed",
@@ -37,11 +37,17 @@ const NUMBER: usize = FAULTS.len()
     + FREEZES;
 
 /// The figures, in the order in which they are written.
+#[derive(Zeroable)]
 pub(crate) struct Figures([u64; NUMBER]);
 
 impl Figures {
     /// All 0.
     pub(crate) const ZERO: Self = Self([0; NUMBER]);
+
+    /// All 0, not on the stack, for which they are too many.
+    pub(crate) fn boxed() -> Result<KBox<Self>, fmt::Error> {
+        KBox::init(pin_init::init_zeroed(), GFP_KERNEL_ACCOUNT).map_err(|_: Error| fmt::Error)
+    }
 
     /// Adds others.
     pub(crate) fn add_sum(&mut self, other: &Self) {
@@ -51,14 +57,14 @@ impl Figures {
     }
 
     /// Adds those of a TD.
-    pub(crate) fn add(&mut self, td: &Mirror) {
+    pub(crate) fn add(&mut self, td: &Td) {
         let mut slots = self.0.iter_mut();
         let mut put = |value: u64| {
             if let Some(slot) = slots.next() {
                 *slot = slot.wrapping_add(value);
             }
         };
-        let mirror = td.inner().stats();
+        let mirror = td.mirror().stats();
         put(mirror.mapped.get());
         put(mirror.spurious.get());
         put(mirror.maps_frozen.get());
@@ -102,8 +108,8 @@ impl Figures {
         put(stats.add_calls.get());
         given.retries.each().for_each(|(_, _, count)| put(count));
         given.giveups.each().for_each(|(_, _, count)| put(count));
-        td.inner().batch_sizes().buckets().for_each(&mut put);
-        td.inner().vm().freezes().buckets().for_each(&mut put);
+        td.mirror().batch_sizes().buckets().for_each(&mut put);
+        td.mirror().vm().freezes().buckets().for_each(&mut put);
     }
 
     /// Writes one `name value` per line; of what comes in many kinds only what is not 0.
@@ -173,4 +179,17 @@ pub(crate) fn write_memory(stats: &tdx_mirror_stats, f: &mut fmt::Formatter<'_>)
     let external = stats.external_tables.wrapping_mul(PAGE);
     writeln!(f, "bytes_external {external}")?;
     writeln!(f, "tsc_khz {}", tsc::khz())
+}
+
+/// Writes all figures of a TD. Sleeps.
+pub(crate) fn write_td(td: &Td, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+    writeln!(f, "td {}", td.number())?;
+    writeln!(f, "pid {}", td.pid())?;
+    writeln!(f, "finalized {}", u8::from(td.hooks().is_finalized()))?;
+    let stats = stats::of(td);
+    stats::write(&stats, f)?;
+    write_memory(&stats, f)?;
+    let mut figures = Figures::boxed()?;
+    figures.add(td);
+    figures.write(f)
 }

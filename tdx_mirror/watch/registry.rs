@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! All mirrors of this module: the live ones, and the sums of the finished ones.
+//! All TDs of this module: the live ones with their files, and the sums of the finished ones.
 
 use core::{
     fmt,
@@ -9,74 +9,53 @@ use core::{
 };
 use kernel::{
     debugfs::Dir,
-    list::{List, ListArc},
-    prelude::*, //
+    list::{List, ListArc, ListLinks},
+    new_mutex,
+    prelude::*,
+    sync::{Arc, Mutex}, //
 };
 
 use super::figures::{self, Figures};
+use super::stats;
+use super::td_files::TdFiles;
 use crate::bindings::tdx_mirror_stats;
-use crate::kvm::entry::Mirror;
+use crate::kvm::td::Td;
 
-/// Names the fields of [`tdx_mirror_stats`] once. The patterns below have no `..`, so a field that
-/// the contract gets and this list lacks does not compile.
-macro_rules! stats_fields {
-    ($($field:ident),* $(,)?) => {
-        /// All zero.
-        pub(crate) const ZERO_STATS: tdx_mirror_stats = tdx_mirror_stats { $($field: 0),* };
-
-        /// Adds the figures of one TD to a sum. Wraps like every counter of the kernel.
-        fn add_stats(sum: &mut tdx_mirror_stats, one: &tdx_mirror_stats) {
-            let tdx_mirror_stats { $($field),* } = *one;
-            $(sum.$field = sum.$field.wrapping_add($field);)*
-        }
-
-        /// Writes one `name value` per line.
-        pub(crate) fn write_stats(stats: &tdx_mirror_stats, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-            let tdx_mirror_stats { $($field),* } = *stats;
-            $(writeln!(f, concat!(stringify!($field), " {}"), $field)?;)*
-            Ok(())
-        }
-    };
+/// A TD that lives, and its files.
+#[pin_data]
+pub(crate) struct Live {
+    td: Arc<Td>,
+    #[pin]
+    files: Mutex<Option<Pin<KBox<TdFiles>>>>,
+    #[pin]
+    links: ListLinks,
 }
 
-stats_fields!(
-    mapped,
-    zapped,
-    leaf_transitions,
-    set_external_spte_calls,
-    link_calls,
-    block_calls,
-    track_calls,
-    remove_calls,
-    wbinvd_calls,
-    reclaim_calls,
-    busy,
-    retries,
-    giveups,
-    kicks,
-    frozen_seen,
-    spurious,
-    quarantined,
-    leaked,
-    tables,
-    external_tables,
-    resolved,
-    zap_batches,
-    debts,
-    debts_paid,
-    debts_lost,
-    read_calls,
-    local_retries,
-    local_giveups,
-    held,
-    vp_enter_busy,
-    vp_enter_busy_other,
-    killed,
-);
+kernel::list::impl_list_arc_safe! {
+    impl ListArcSafe<0> for Live { untracked; }
+}
+kernel::list::impl_list_item! {
+    impl ListItem<0> for Live { using ListLinks { self.links }; }
+}
 
-/// The mirrors of all TDs.
-pub(crate) struct Registry {
-    live: List<Mirror>,
+impl Live {
+    /// Makes the TD's files. Without debugfs, or if it fails, there are none and nothing else
+    /// differs. Sleeps.
+    pub(crate) fn open_files(&self) {
+        let files = dir().and_then(|dir| TdFiles::new(&dir, &self.td).ok());
+        *self.files.lock() = files;
+    }
+
+    /// Takes the TD's files away, once nobody reads them, and with them their references to the TD.
+    fn close_files(&self) {
+        let files = self.files.lock().take();
+        drop(files);
+    }
+}
+
+/// The TDs.
+struct Registry {
+    live: List<Live>,
     nr_live: u64,
     finished: tdx_mirror_stats,
     created: u64,
@@ -90,7 +69,7 @@ kernel::sync::global_lock! {
     unsafe(uninit) static REGISTRY: Mutex<Registry> = Registry {
         live: List::new(),
         nr_live: 0,
-        finished: ZERO_STATS,
+        finished: stats::ZERO,
         created: 0,
         dir: None,
         figures: Figures::ZERO,
@@ -115,29 +94,55 @@ pub(crate) unsafe fn init() {
     unsafe { REGISTRY.init() };
 }
 
-/// Adds a new mirror. Sleeps.
-pub(crate) fn add(mirror: ListArc<Mirror>) {
+/// Adds a new TD, without files. Sleeps.
+///
+/// # Errors
+///
+/// `ENOMEM`.
+pub(crate) fn add(td: Arc<Td>) -> Result<Arc<Live>> {
+    let live = ListArc::pin_init(
+        try_pin_init!(Live {
+            td,
+            files <- new_mutex!(None),
+            links <- ListLinks::new(),
+        }? Error),
+        GFP_KERNEL_ACCOUNT,
+    )?;
+    let added = live.clone_arc();
     let mut registry = REGISTRY.lock();
-    registry.live.push_back(mirror);
+    registry.live.push_back(live);
     registry.nr_live = registry.nr_live.wrapping_add(1);
     registry.created = registry.created.wrapping_add(1);
+    Ok(added)
 }
 
-/// Takes a mirror out that was torn down and moves its figures to the sums in the same critical
-/// section, so that a reader of the totals counts each TD exactly once. Sleeps.
-pub(crate) fn finish(mirror: &Mirror) {
-    let mut registry = REGISTRY.lock();
-    // SAFETY: No other list takes mirrors.
-    let Some(removed) = (unsafe { registry.live.remove(mirror) }) else {
+fn find(td: &Td) -> Option<Arc<Live>> {
+    let registry = REGISTRY.lock();
+    let mut all = registry.live.iter();
+    all.find(|live| core::ptr::eq(&*live.td, td))
+        .map(Into::into)
+}
+
+/// Takes a TD out that was torn down: closes its files and moves its figures to the sums in the
+/// critical section that takes it out, so that a reader of the totals counts each TD exactly once.
+/// Nothing here refers to it afterwards. Sleeps.
+pub(crate) fn remove(td: &Td) {
+    let Some(live) = find(td) else {
         return;
     };
-    registry.nr_live = registry.nr_live.wrapping_sub(1);
-    let mut last = removed.stats();
-    // Figures of what is in use now: nothing is once the mirror is dropped.
+    live.close_files();
+    let mut last = stats::of(td);
+    // Figures of what is in use now: nothing is once the TD is dropped.
     last.tables = 0;
     last.external_tables = 0;
-    add_stats(&mut registry.finished, &last);
-    registry.figures.add(mirror);
+    let mut registry = REGISTRY.lock();
+    // SAFETY: No other list takes TDs.
+    let removed = unsafe { registry.live.remove(&live) };
+    registry.nr_live = registry.nr_live.wrapping_sub(1);
+    stats::add(&mut registry.finished, &last);
+    registry.figures.add(td);
+    drop(registry);
+    drop(removed);
 }
 
 /// The folder in debugfs. Sleeps.
@@ -161,7 +166,7 @@ pub(crate) fn reset() -> Result {
     if !registry.live.is_empty() {
         return Err(EBUSY);
     }
-    registry.finished = ZERO_STATS;
+    registry.finished = stats::ZERO;
     registry.created = 0;
     registry.figures = Figures::ZERO;
     Ok(())
@@ -169,18 +174,18 @@ pub(crate) fn reset() -> Result {
 
 /// Writes the totals of all TDs, finished and live. Sleeps.
 pub(crate) fn write_totals(f: &mut fmt::Formatter<'_>) -> fmt::Result {
-    let mut figures = Figures::ZERO;
+    let mut figures = Figures::boxed()?;
     let (total, live, created) = {
         let registry = REGISTRY.lock();
         let mut total = registry.finished;
         figures.add_sum(&registry.figures);
-        for mirror in registry.live.iter() {
-            add_stats(&mut total, &mirror.stats());
-            figures.add(&mirror);
+        for live in registry.live.iter() {
+            stats::add(&mut total, &stats::of(&live.td));
+            figures.add(&live.td);
         }
         (total, registry.nr_live, registry.created)
     };
-    write_stats(&total, f)?;
+    stats::write(&total, f)?;
     writeln!(f, "tds_live {live}")?;
     writeln!(f, "tds_created {created}")?;
     figures::write_memory(&total, f)?;

@@ -14,7 +14,10 @@
 //! S-EPT with TDH.MEM.SEPT.RD, [`CHUNK`] entries at a time with `mmu_lock` held for write, which makes
 //! faults wait as long as a zap of as many pages does.  Else they have the mirror alone.
 
-use core::fmt;
+use core::{
+    fmt,
+    sync::atomic::{AtomicU32, Ordering}, //
+};
 use kernel::{
     debugfs::{Dir, File},
     prelude::*,
@@ -24,6 +27,7 @@ use kernel::{
     uaccess::UserSliceReader, //
 };
 
+use super::figures;
 use crate::base::addr::Gfn;
 use crate::base::level::{Level, Position};
 use crate::kernel::{
@@ -32,7 +36,7 @@ use crate::kernel::{
     switches,
     uaccess, //
 };
-use crate::kvm::entry::Mirror;
+use crate::kvm::td::Td;
 use crate::mirror::external::External;
 use crate::mirror::spte::SpteKind;
 use crate::mirror::Compared;
@@ -45,6 +49,9 @@ const LISTED: u64 = 1000;
 const WATCHED: usize = 64;
 /// Looks at a frozen entry.
 const LOOKS: u32 = 8;
+/// Milliseconds after which an entry counts as frozen for long: a freeze takes a few SEAMCALLs, of
+/// microseconds each.
+const DEFAULT_FROZEN_MS: u32 = 100;
 /// Longest time that may be asked for, in milliseconds.
 const LONGEST: usize = 10_000;
 
@@ -53,32 +60,31 @@ const LONGEST: usize = 10_000;
 pub(crate) struct TdFiles {
     _dir: Dir,
     #[pin]
-    _stats: File<Arc<Mirror>>,
+    _stats: File<Arc<Td>>,
     #[pin]
-    _map: File<Arc<Mirror>>,
+    _map: File<Arc<Td>>,
     #[pin]
-    _audit: File<Arc<Mirror>>,
+    _audit: File<Arc<Td>>,
     #[pin]
-    _frozen: File<Arc<Mirror>>,
+    _frozen: File<Frozen>,
 }
 
 impl TdFiles {
-    /// The files of `mirror` in a folder below `parent`. Sleeps.
-    pub(crate) fn new(parent: &Dir, mirror: &Arc<Mirror>) -> Result<Pin<KBox<Self>>> {
-        let name = CString::try_from_fmt(kernel::prelude::fmt!(
-            "{}-{}",
-            mirror.pid(),
-            mirror.number()
-        ))?;
+    /// The files of `td` in a folder below `parent`. Sleeps.
+    pub(crate) fn new(parent: &Dir, td: &Arc<Td>) -> Result<Pin<KBox<Self>>> {
+        let name = CString::try_from_fmt(kernel::prelude::fmt!("{}-{}", td.pid(), td.number()))?;
         let dir = parent.subdir(&name);
         KBox::try_pin_init(
             try_pin_init!(Self {
-                _stats <- dir.read_callback_file(c"stats", mirror.clone(), &stats),
-                _map <- dir.read_callback_file(c"map", mirror.clone(), &map),
-                _audit <- dir.read_callback_file(c"audit", mirror.clone(), &audit),
+                _stats <- dir.read_callback_file(c"stats", td.clone(), &stats),
+                _map <- dir.read_callback_file(c"map", td.clone(), &map),
+                _audit <- dir.read_callback_file(c"audit", td.clone(), &audit),
                 _frozen <- dir.read_write_callback_file(
                     c"frozen",
-                    mirror.clone(),
+                    Frozen {
+                        td: td.clone(),
+                        threshold: AtomicU32::new(DEFAULT_FROZEN_MS),
+                    },
                     &frozen,
                     &set_frozen
                 ),
@@ -89,8 +95,8 @@ impl TdFiles {
     }
 }
 
-fn stats(mirror: &Arc<Mirror>, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-    mirror.write_stats(f)
+fn stats(td: &Arc<Td>, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+    figures::write_td(td, f)
 }
 
 /// A state of [`map`]: the mirror's, and if it was read what the S-EPT says.
@@ -148,26 +154,26 @@ impl Ranges {
 /// Calls `told` for the mirror's entries, of the free ones only with `free`; with what the S-EPT
 /// has there if that may be read.
 fn compare(
-    mirror: &Mirror,
+    td: &Td,
     free: bool,
     told: &mut dyn FnMut(Position, SpteKind, Option<&Compared>) -> fmt::Result,
 ) -> fmt::Result {
     let mut next = Some(0u64);
     let mut result = Ok(());
     while let (Some(from), Ok(())) = (next, result) {
-        next = mirror.lock().write(|x| {
-            if !mirror.hooks().is_hkid_assigned() {
+        next = td.lock().write(|x| {
+            if !td.hooks().is_hkid_assigned() {
                 // There is no S-EPT any more.
                 return None;
             }
-            if switches::reads_sept() && mirror.hooks().is_finalized() {
-                return mirror.inner().compare(x, from, CHUNK, free, &mut |entry| {
+            if switches::reads_sept() && td.hooks().is_finalized() {
+                return td.mirror().compare(x, from, CHUNK, free, &mut |entry| {
                     if result.is_ok() {
                         result = told(entry.at, entry.kind, Some(entry));
                     }
                 });
             }
-            mirror.inner().look(x, from, CHUNK, &mut |at, kind| {
+            td.mirror().look(x, from, CHUNK, &mut |at, kind| {
                 if result.is_ok() && (free || kind != SpteKind::NonPresent) {
                     result = told(at, kind, None);
                 }
@@ -178,18 +184,18 @@ fn compare(
     result
 }
 
-fn map(mirror: &Arc<Mirror>, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+fn map(td: &Arc<Td>, f: &mut fmt::Formatter<'_>) -> fmt::Result {
     let mut ranges = Ranges::default();
-    compare(mirror, false, &mut |at, kind, read| {
+    compare(td, false, &mut |at, kind, read| {
         ranges.add(f, at, state(kind, read))
     })?;
     ranges.close(f)
 }
 
-fn audit(mirror: &Arc<Mirror>, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+fn audit(td: &Arc<Td>, f: &mut fmt::Formatter<'_>) -> fmt::Result {
     let (mut entries, mut leaves, mut pending) = (0u64, 0u64, 0u64);
     let (mut differences, mut unread) = (0u64, 0u64);
-    compare(mirror, true, &mut |at, kind, read| {
+    compare(td, true, &mut |at, kind, read| {
         entries = entries.wrapping_add(1);
         let Some(entry) = read else {
             leaves = leaves.wrapping_add(u64::from(matches!(kind, SpteKind::Leaf(_))));
@@ -223,47 +229,50 @@ fn audit(mirror: &Arc<Mirror>, f: &mut fmt::Formatter<'_>) -> fmt::Result {
 }
 
 /// Whether the entry `at` is frozen now.
-fn is_frozen(mirror: &Mirror, at: Position) -> bool {
+fn is_frozen(td: &Td, at: Position) -> bool {
     rcu::read(|rcu| {
-        let slot = mirror.inner().slot(rcu, at.gfn());
+        let slot = td.mirror().slot(rcu, at.gfn());
         slot.is_some_and(|slot| slot.at == at && slot.kind() == SpteKind::Frozen)
     })
 }
 
 /// The entries that are frozen now, as many as are watched.
-fn frozen_now(mirror: &Mirror) -> [Option<Position>; WATCHED] {
-    let mut found = [None; WATCHED];
-    let mut free = found.iter_mut();
+fn frozen_now(td: &Td) -> Result<KVec<Position>> {
+    let mut found = KVec::with_capacity(WATCHED, GFP_KERNEL_ACCOUNT)?;
     let mut next = Some(0u64);
     while let Some(from) = next {
         next = rcu::read(|rcu| {
-            mirror.inner().look(rcu, from, CHUNK, &mut |at, kind| {
+            td.mirror().look(rcu, from, CHUNK, &mut |at, kind| {
                 if kind == SpteKind::Frozen {
-                    if let Some(slot) = free.next() {
-                        *slot = Some(at);
-                    }
+                    // What there is no room for is not watched.
+                    let _ = found.push_within_capacity(at);
                 }
             })
         });
         sched::cond_resched();
     }
-    found
+    Ok(found)
 }
 
-fn frozen(mirror: &Arc<Mirror>, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-    let threshold = mirror.frozen_threshold();
-    let mut found = frozen_now(mirror);
+/// What the file `frozen` is about.
+struct Frozen {
+    td: Arc<Td>,
+    /// Milliseconds for which an entry is frozen that is listed.
+    threshold: AtomicU32,
+}
+
+fn frozen(file: &Frozen, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+    let threshold = file.threshold.load(Ordering::Relaxed);
+    let mut found = frozen_now(&file.td).map_err(|_| fmt::Error)?;
     for _ in 1..LOOKS {
-        if found.iter().all(Option::is_none) {
+        if found.is_empty() {
             return Ok(());
         }
         let step = threshold.div_ceil(LOOKS.saturating_sub(1));
         fsleep(Delta::from_millis(i64::from(step)));
-        for entry in &mut found {
-            *entry = entry.filter(|at| is_frozen(mirror, *at));
-        }
+        found.retain(|at| is_frozen(&file.td, *at));
     }
-    for at in found.into_iter().flatten() {
+    for at in &found {
         let operation = match at.level() {
             Level::L4K => "page_map",
             _ => "sept_add",
@@ -275,11 +284,12 @@ fn frozen(mirror: &Arc<Mirror>, f: &mut fmt::Formatter<'_>) -> fmt::Result {
     Ok(())
 }
 
-fn set_frozen(mirror: &Arc<Mirror>, reader: &mut UserSliceReader) -> Result {
+fn set_frozen(file: &Frozen, reader: &mut UserSliceReader) -> Result {
     let threshold = uaccess::number(reader)?;
     if !(1..=LONGEST).contains(&threshold) {
         return Err(EINVAL);
     }
-    mirror.set_frozen_threshold(u32::try_from(threshold).map_err(|_| EINVAL)?);
+    let threshold = u32::try_from(threshold).map_err(|_| EINVAL)?;
+    file.threshold.store(threshold, Ordering::Relaxed);
     Ok(())
 }

@@ -6,8 +6,6 @@
 //! says, the time included, only then. The macros of the kernel crate serve tracepoints that its
 //! own bindings know; here the two symbols of each event are declared by hand.
 
-use kernel::ffi::c_int;
-
 use crate::base::addr::Pfn;
 use crate::base::level::{Level, Position};
 use crate::base::td::Operand;
@@ -22,7 +20,7 @@ macro_rules! events {
         $(#[$doc])*
         pub(crate) mod $name {
             #[allow(unused_imports)]
-            use super::*;
+            use kernel::ffi::c_int;
 
             kernel::macros::paste! {
                 // Nothing is read of it but its key, by address.
