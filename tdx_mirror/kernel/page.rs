@@ -6,7 +6,7 @@
 //! in a page fresh from it. It holds the S-EPT page that stands beside a mirror table and, once a
 //! table was unlinked and its S-EPT page taken away, the next one of a [`DeferredPages`].
 
-use core::sync::atomic::{AtomicPtr, Ordering};
+use kernel::sync::atomic::{Atomic, Relaxed, Release};
 
 use crate::base::addr::{PagePtr, Pfn, PAGE_SHIFT};
 use crate::bindings;
@@ -72,22 +72,22 @@ pub(crate) fn release(pfn: Pfn) {
 /// Pages that were unlinked while a walk may still be at them, chained through their words, so that
 /// nothing is allocated under `mmu_lock`.
 pub(crate) struct DeferredPages {
-    head: AtomicPtr<u8>,
+    head: Atomic<*mut u8>,
 }
 
 impl DeferredPages {
     /// None.
     pub(crate) const fn new() -> Self {
         Self {
-            head: AtomicPtr::new(core::ptr::null_mut()),
+            head: Atomic::new(core::ptr::null_mut()),
         }
     }
 
     /// Adds a page. Additions do not run at the same time as each other, since only a teardown
     /// makes them, with `mmu_lock` held for write.
     pub(crate) fn add(&self, page: PagePtr) {
-        set_word(page, PagePtr::new(self.head.load(Ordering::Relaxed)));
-        self.head.store(page.as_ptr(), Ordering::Release);
+        set_word(page, PagePtr::new(self.head.load(Relaxed)));
+        self.head.store(page.as_ptr(), Release);
     }
 
     /// Takes one page out, its word cleared.

@@ -5,14 +5,16 @@
 
 use core::{
     fmt,
-    ptr::NonNull,
-    sync::atomic::{AtomicUsize, Ordering}, //
+    ptr::NonNull, //
 };
 use kernel::{
     alloc::AllocError,
     ffi::c_void,
     prelude::*,
-    sync::Arc, //
+    sync::{
+        atomic::{Atomic, Relaxed},
+        Arc, //
+    },
 };
 
 use crate::base::stats::{Count, CountRow};
@@ -30,7 +32,7 @@ const COUNTERS: u32 = 256;
 /// `words` is what the allocator of per-CPU memory answered for [`COUNTERS`] words.
 pub(crate) struct Block {
     words: NonNull<c_void>,
-    taken: AtomicUsize,
+    taken: Atomic<usize>,
 }
 
 // SAFETY: Per-CPU memory may be used by any thread, and is changed by single instructions.
@@ -46,7 +48,7 @@ impl Block {
         // INVARIANT: It is what the allocator answered.
         let block = Self {
             words: NonNull::new(words).ok_or(AllocError)?,
-            taken: AtomicUsize::new(0),
+            taken: Atomic::new(0),
         };
         Arc::new(block, GFP_KERNEL_ACCOUNT)
     }
@@ -78,14 +80,14 @@ impl Block {
     /// The address of the first of `count` words that lie in the block.
     fn take(&self, count: usize) -> usize {
         let last = (COUNTERS as usize).saturating_sub(count);
-        let number = self.taken.fetch_add(count, Ordering::Relaxed);
+        let number = self.taken.fetch_add(count, Relaxed);
         let offset = number.min(last).wrapping_mul(size_of::<u64>());
         (self.words.as_ptr() as usize).wrapping_add(offset)
     }
 
     /// Whether each counter has a word of its own.
     pub(crate) fn is_large_enough(&self) -> bool {
-        self.taken.load(Ordering::Relaxed) <= COUNTERS as usize
+        self.taken.load(Relaxed) <= COUNTERS as usize
     }
 }
 

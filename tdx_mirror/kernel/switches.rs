@@ -3,8 +3,10 @@
 //! What may be switched on while the module runs. Off, each site of a fault or a zap costs one
 //! static branch.
 
-use core::sync::atomic::{AtomicBool, Ordering};
-use kernel::bindings::static_key_false;
+use kernel::{
+    bindings::static_key_false,
+    sync::atomic::{Atomic, Relaxed}, //
+};
 
 use crate::bindings;
 
@@ -49,14 +51,14 @@ pub(crate) fn set_timing(on: bool) {
 
 /// A read of the S-EPT takes the TDX module's lock of the TD. KVM builds and destroys TDs with calls
 /// that want it alone, and takes their BUSY for a bug: who reads must know that the TD stays.
-static READS_SEPT: AtomicBool = AtomicBool::new(false);
+static READS_SEPT: Atomic<bool> = Atomic::new(false);
 
 /// Whether the files `map` and `audit` of a TD may read the S-EPT.
 pub(crate) fn reads_sept() -> bool {
-    READS_SEPT.load(Ordering::Relaxed)
+    READS_SEPT.load(Relaxed)
 }
 
 /// Switches [`reads_sept()`].
 pub(crate) fn set_reads_sept(on: bool) {
-    READS_SEPT.store(on, Ordering::Relaxed);
+    READS_SEPT.store(on, Relaxed);
 }

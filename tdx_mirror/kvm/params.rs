@@ -2,8 +2,10 @@
 
 //! Module parameters, checked once at load and read when a TD is created.
 
-use core::sync::atomic::{AtomicU32, AtomicU8, Ordering};
-use kernel::prelude::*;
+use kernel::{
+    prelude::*,
+    sync::atomic::{Atomic, Relaxed}, //
+};
 
 use crate::bindings;
 use crate::mirror::mmu::ZAP_BATCH;
@@ -16,9 +18,9 @@ pub(crate) const DEFAULT_FAULT_TRIES: u32 = FAULT_TRIES;
 /// Default of `zap_batch`, which is its largest value too.
 pub(crate) const DEFAULT_ZAP_BATCH: u32 = ZAP_BATCH;
 
-static FAULT_TRIES_NOW: AtomicU32 = AtomicU32::new(DEFAULT_FAULT_TRIES);
-static ZAP_BATCH_NOW: AtomicU32 = AtomicU32::new(DEFAULT_ZAP_BATCH);
-static POLICY_NOW: AtomicU8 = AtomicU8::new(Policy::Warn as u8);
+static FAULT_TRIES_NOW: Atomic<u32> = Atomic::new(DEFAULT_FAULT_TRIES);
+static ZAP_BATCH_NOW: Atomic<u32> = Atomic::new(DEFAULT_ZAP_BATCH);
+static POLICY_NOW: Atomic<u32> = Atomic::new(Policy::Warn as u32);
 
 /// Takes the values given at load; `vp_enter_policy` is a parameter of the C part.
 ///
@@ -33,9 +35,9 @@ pub(crate) fn set(fault_tries: u32, zap_batch: u32) -> Result {
         pr_err!("vp_enter_policy={name} is none of count, warn, kill: choose one of these\n");
         return Err(EINVAL);
     };
-    FAULT_TRIES_NOW.store(fault_tries, Ordering::Relaxed);
-    ZAP_BATCH_NOW.store(zap_batch, Ordering::Relaxed);
-    POLICY_NOW.store(policy as u8, Ordering::Relaxed);
+    FAULT_TRIES_NOW.store(fault_tries, Relaxed);
+    ZAP_BATCH_NOW.store(zap_batch, Relaxed);
+    POLICY_NOW.store(policy as u32, Relaxed);
     Ok(())
 }
 
@@ -60,19 +62,19 @@ fn in_range(name: &str, value: u32, min: u32, max: u32) -> Result {
 
 /// Tries of one SEAMCALL in a fault.
 pub(crate) fn fault_tries() -> u32 {
-    FAULT_TRIES_NOW.load(Ordering::Relaxed)
+    FAULT_TRIES_NOW.load(Relaxed)
 }
 
 /// Leaves that are zapped with one TRACK.
 pub(crate) fn zap_batch() -> u32 {
-    ZAP_BATCH_NOW.load(Ordering::Relaxed)
+    ZAP_BATCH_NOW.load(Relaxed)
 }
 
 /// What is done about a vCPU without progress.
 pub(crate) fn vp_enter_policy() -> Policy {
-    match POLICY_NOW.load(Ordering::Relaxed) {
-        count if count == Policy::Count as u8 => Policy::Count,
-        kill if kill == Policy::Kill as u8 => Policy::Kill,
+    match POLICY_NOW.load(Relaxed) {
+        count if count == Policy::Count as u32 => Policy::Count,
+        kill if kill == Policy::Kill as u32 => Policy::Kill,
         _ => Policy::Warn,
     }
 }

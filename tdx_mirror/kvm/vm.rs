@@ -2,14 +2,14 @@
 
 //! The VM of one TD as the mirror sees it, and the page caches of its vCPUs, on top of KVM's hooks.
 
-use core::{
-    marker::PhantomData,
-    sync::atomic::{AtomicU32, Ordering}, //
-};
+use core::marker::PhantomData;
 use kernel::{
     ffi::c_void,
     prelude::*,
-    sync::Arc,
+    sync::{
+        atomic::{Atomic, Relaxed},
+        Arc, //
+    },
     types::NotThreadSafe, //
 };
 
@@ -43,7 +43,7 @@ pub(crate) struct KernelVm {
     td: u32,
     map: DirectMap,
     deferred: DeferredPages,
-    reports: AtomicU32,
+    reports: Atomic<u32>,
 }
 
 impl KernelVm {
@@ -58,7 +58,7 @@ impl KernelVm {
             td,
             map: DirectMap::with(root),
             deferred: DeferredPages::new(),
-            reports: AtomicU32::new(0),
+            reports: Atomic::new(0),
         }
     }
 
@@ -79,7 +79,7 @@ impl KernelVm {
     /// Whether one more line may go to the log for this TD.
     fn may_report(&self) -> bool {
         // Wraps after 2^32 reports, and then some more lines come.
-        self.reports.fetch_add(1, Ordering::Relaxed) < MAX_REPORTS
+        self.reports.fetch_add(1, Relaxed) < MAX_REPORTS
     }
 }
 

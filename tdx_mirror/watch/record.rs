@@ -22,14 +22,12 @@
 //! | 24-27 | `u32` | number of the TD |
 //! | 28-31 | `u32` | 0 |
 
-use core::{
-    mem,
-    sync::atomic::{AtomicBool, Ordering}, //
-};
+use core::mem;
 use kernel::{
     debugfs::{BinaryReader, BinaryWriter},
     fs::file,
     prelude::*,
+    sync::atomic::{Atomic, Relaxed},
     uaccess::{UserSliceReader, UserSliceWriter}, //
 };
 
@@ -187,7 +185,7 @@ fn record(fields: [&[u8]; 6]) -> Bytes {
 pub(crate) struct Recorder {
     td: u32,
     /// The finalization was written down.
-    finalized: AtomicBool,
+    finalized: Atomic<bool>,
 }
 
 impl Recorder {
@@ -195,7 +193,7 @@ impl Recorder {
     pub(crate) fn new(td: u32, gfn_bits: u32, root_level: i32) -> Self {
         let this = Self {
             td,
-            finalized: AtomicBool::new(false),
+            finalized: Atomic::new(false),
         };
         if switches::recording() {
             let mut event = Event::of(Kind::Create);
@@ -209,7 +207,7 @@ impl Recorder {
     fn push(&self, event: &Event, phase: Phase) {
         let mut recording = RECORDING.lock();
         // Under the lock, so that no map of the finalized TD comes before it.
-        if phase.is_run() && !self.finalized.swap(true, Ordering::Relaxed) {
+        if phase.is_run() && !self.finalized.xchg(true, Relaxed) {
             recording.push(self.td, &Event::of(Kind::Finalize));
         }
         recording.push(self.td, event);

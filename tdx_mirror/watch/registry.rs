@@ -4,15 +4,18 @@
 
 use core::{
     fmt,
-    mem,
-    sync::atomic::{AtomicU32, Ordering}, //
+    mem, //
 };
 use kernel::{
     debugfs::Dir,
     list::{List, ListArc, ListLinks},
     new_mutex,
     prelude::*,
-    sync::{Arc, Mutex}, //
+    sync::{
+        atomic::{Atomic, Relaxed},
+        Arc,
+        Mutex, //
+    },
 };
 
 use super::figures::{self, Figures};
@@ -77,11 +80,11 @@ kernel::sync::global_lock! {
 }
 
 /// TDs whose creation was begun, wrapping.
-static NUMBERS: AtomicU32 = AtomicU32::new(0);
+static NUMBERS: Atomic<u32> = Atomic::new(0);
 
 /// A number for a new TD, by which events and the folder in debugfs name it.
 pub(crate) fn next_number() -> u32 {
-    NUMBERS.fetch_add(1, Ordering::Relaxed).wrapping_add(1)
+    NUMBERS.fetch_add(1, Relaxed).wrapping_add(1)
 }
 
 /// Initialises the registry.

@@ -14,15 +14,15 @@
 //! S-EPT with TDH.MEM.SEPT.RD, [`CHUNK`] entries at a time with `mmu_lock` held for write, which makes
 //! faults wait as long as a zap of as many pages does.  Else they have the mirror alone.
 
-use core::{
-    fmt,
-    sync::atomic::{AtomicU32, Ordering}, //
-};
+use core::fmt;
 use kernel::{
     debugfs::{Dir, File},
     prelude::*,
     str::CString,
-    sync::Arc,
+    sync::{
+        atomic::{Atomic, Relaxed},
+        Arc, //
+    },
     time::{delay::fsleep, Delta},
     uaccess::UserSliceReader, //
 };
@@ -83,7 +83,7 @@ impl TdFiles {
                     c"frozen",
                     Frozen {
                         td: td.clone(),
-                        threshold: AtomicU32::new(DEFAULT_FROZEN_MS),
+                        threshold: Atomic::new(DEFAULT_FROZEN_MS),
                     },
                     &frozen,
                     &set_frozen
@@ -258,11 +258,11 @@ fn frozen_now(td: &Td) -> Result<KVec<Position>> {
 struct Frozen {
     td: Arc<Td>,
     /// Milliseconds for which an entry is frozen that is listed.
-    threshold: AtomicU32,
+    threshold: Atomic<u32>,
 }
 
 fn frozen(file: &Frozen, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-    let threshold = file.threshold.load(Ordering::Relaxed);
+    let threshold = file.threshold.load(Relaxed);
     let mut found = frozen_now(&file.td).map_err(|_| fmt::Error)?;
     for _ in 1..LOOKS {
         if found.is_empty() {
@@ -290,6 +290,6 @@ fn set_frozen(file: &Frozen, reader: &mut UserSliceReader) -> Result {
         return Err(EINVAL);
     }
     let threshold = u32::try_from(threshold).map_err(|_| EINVAL)?;
-    file.threshold.store(threshold, Ordering::Relaxed);
+    file.threshold.store(threshold, Relaxed);
     Ok(())
 }
