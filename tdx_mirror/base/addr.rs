@@ -4,7 +4,10 @@
 
 #![forbid(unsafe_code)]
 
-use core::{fmt, ptr::NonNull};
+use core::{
+    fmt,
+    ptr::NonNull, //
+};
 
 /// Bits of a frame number: physical addresses have at most 52 bits.
 pub const FRAME_BITS: u32 = 40;
@@ -121,7 +124,7 @@ impl GfnRange {
     }
 }
 
-/// A page of the kernel, given by its virtual address.  Opaque: nothing outside `table` follows it.
+/// A page of the kernel, given by its virtual address. Opaque: nothing outside `table` follows it.
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
 #[repr(transparent)]
 pub struct PagePtr(NonNull<u8>);

@@ -4,7 +4,10 @@
 
 #![forbid(unsafe_code)]
 
-use super::addr::{Gfn, GfnRange};
+use super::addr::{
+    Gfn,
+    GfnRange, //
+};
 use core::fmt;
 
 /// Bits of a GFN that select an entry of one table.

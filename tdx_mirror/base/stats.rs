@@ -1,14 +1,17 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Counters.  No decision rests on them, so they are relaxed and, under loom, not modelled.
+//! Counters. No decision rests on them, so they are relaxed and, under loom, not modelled.
 //!
 //! What a counter is, the user says: one word here, one word of each CPU in the kernel, where a
-//! word that all CPUs write would be what a fault waits for most.  Counters that are told apart by a
+//! word that all CPUs write would be what a fault waits for most. Counters that are told apart by a
 //! number come as a row, which in the kernel is as small as one of them.
 
 #![forbid(unsafe_code)]
 
-use super::sys::{PlainU64, Relaxed};
+use super::sys::{
+    PlainU64,
+    Relaxed, //
+};
 use core::fmt;
 
 /// A figure that any thread may change; exact once nobody works on the TD.

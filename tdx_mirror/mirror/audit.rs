@@ -4,9 +4,19 @@
 
 #![forbid(unsafe_code)]
 
-use super::external::{ExtFailure, External, ExternalPt};
-use super::lock::{Exclusive, TablesStay};
-use super::mmu::{Mirror, Vm};
+use super::external::{
+    ExtFailure,
+    External,
+    ExternalPt, //
+};
+use super::lock::{
+    Exclusive,
+    TablesStay, //
+};
+use super::mmu::{
+    Mirror,
+    Vm, //
+};
 use super::spte::SpteKind;
 use super::zap::InBatch;
 use crate::base::addr::Gfn;
@@ -24,7 +34,7 @@ pub struct Compared {
 }
 
 impl Compared {
-    /// Whether both say the same.  With mmu_lock held for write nothing is frozen or blocked.
+    /// Whether both say the same. With mmu_lock held for write nothing is frozen or blocked.
     pub fn agrees(&self) -> bool {
         match (self.kind, self.external) {
             (SpteKind::NonPresent, Ok(External::Free)) => true,
@@ -39,7 +49,7 @@ impl Compared {
 
 impl<E: ExternalPt, V: Vm> Mirror<E, V> {
     /// Compares up to `entries` entries from the one for the frame number `from` on, of which the
-    /// free ones only with `free`; `visit` is called for each.  Answers the frame number to go on
+    /// free ones only with `free`; `visit` is called for each. Returns the frame number to go on
     /// with, `None` at the end.
     ///
     /// A table that the mirror has and the external table lacks shows at the entries below it, one
@@ -70,7 +80,7 @@ impl<E: ExternalPt, V: Vm> Mirror<E, V> {
     }
 
     /// The entries that end the walk, from the one for the frame number `from` on, at most
-    /// `entries`; `visit` is called for each.  Answers as [`compare()`](Self::compare).
+    /// `entries`; `visit` is called for each. Returns as [`compare()`](Self::compare).
     pub fn look<L: TablesStay>(
         &self,
         l: &L,

@@ -6,10 +6,16 @@
 
 use super::lock::Exclusive;
 use super::spte::Spte;
-use crate::base::sys::{Acquire, AtomicU64, Full, Relaxed, Release};
+use crate::base::sys::{
+    Acquire,
+    AtomicU64,
+    Full,
+    Relaxed,
+    Release, //
+};
 use core::fmt;
 
-/// The memory of an entry.  This is the only code that touches it.
+/// The memory of an entry. This is the only code that touches it.
 #[repr(transparent)]
 pub struct SpteCell(AtomicU64);
 
@@ -20,7 +26,7 @@ impl SpteCell {
         Self(AtomicU64::new(v.raw()))
     }
 
-    /// The value now.  Acquire: who finds a table finds its entries too.
+    /// The value now. Acquire: who finds a table finds its entries too.
     pub fn load(&self) -> Spte {
         Spte::from_raw(self.0.load(Acquire))
     }
@@ -31,7 +37,7 @@ impl SpteCell {
     ///
     /// The value that another mapper put there first.
     pub(super) fn try_freeze(&self, seen: Spte) -> Result<(), Spte> {
-        // A full barrier: the SEAMCALL must not move before the entry is taken.  If another mapper
+        // A full barrier: the SEAMCALL must not move before the entry is taken. If another mapper
         // was faster, its table is reached through the value alone, which orders the walk after it.
         self.0
             .cmpxchg(seen.raw(), Spte::FROZEN.raw(), Full)
@@ -39,19 +45,19 @@ impl SpteCell {
             .map_err(Spte::from_raw)
     }
 
-    /// Ends the freeze with the value `v`.  Release: pairs with [`load()`](Self::load).
+    /// Ends the freeze with the value `v`. Release: pairs with [`load()`](Self::load).
     ///
     /// Only for who froze the entry, so that nobody else writes it in between.
     pub(super) fn thaw(&self, v: Spte) {
         self.0.store(v.raw(), Release);
     }
 
-    /// Writes the entry; nobody else can, so no cmpxchg is needed.  RCU readers may watch.
+    /// Writes the entry; nobody else can, so no cmpxchg is needed. RCU readers may watch.
     pub(super) fn replace(&self, _x: &Exclusive<'_>, v: Spte) {
         self.0.store(v.raw(), Release);
     }
 
-    /// Sets an entry of a table that is not linked yet.  The link publishes it.
+    /// Sets an entry of a table that is not linked yet. The link publishes it.
     pub(super) fn init(&self, v: Spte) {
         self.0.store(v.raw(), Relaxed);
     }

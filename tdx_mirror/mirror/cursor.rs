@@ -6,10 +6,23 @@
 
 use super::cell::SpteCell;
 use super::lock::TablesStay;
-use super::spte::{Spte, SpteKind};
-use super::table::{self, PageMap, Table};
-use crate::base::addr::{Gfn, GfnRange};
-use crate::base::level::{Level, Position};
+use super::spte::{
+    Spte,
+    SpteKind, //
+};
+use super::table::{
+    self,
+    PageMap,
+    Table, //
+};
+use crate::base::addr::{
+    Gfn,
+    GfnRange, //
+};
+use crate::base::level::{
+    Level,
+    Position, //
+};
 use core::marker::PhantomData;
 
 /// An entry that ends the walk for a GFN, anything but a link to a table, met with the evidence `L`.
@@ -61,7 +74,7 @@ pub fn find<'t, M: PageMap, L: TablesStay>(
 }
 
 /// Walks from `from`, a table with the level of its entries, to the entry that ends the walk for
-/// `gfn`; answers the entry's table too.
+/// `gfn`; returns the entry's table too.
 fn descend<'t, M: PageMap, L: TablesStay>(
     map: &M,
     l: &'t L,
@@ -129,7 +142,7 @@ pub struct Entries<'c, 't, L: TablesStay> {
     cursor: &'c mut Cursor,
     l: &'t L,
     root: (&'t Table, Level),
-    /// The table of the entry met last, and the level of its entries.  The next entry is in it too
+    /// The table of the entry met last, and the level of its entries. The next entry is in it too
     /// or below it, unless it was the last one of the table, so that one walk serves a table.
     last: Option<(&'t Table, Level)>,
 }

@@ -4,7 +4,7 @@
 //!
 //! A present leaf is blocked, a blocked one removed, either is quarantined, and a table is unlinked.
 //! Each step takes the value of the state before it, so that another order does not compile, and
-//! no value is classified a second time.  No step makes a leaf of a leaf, or calls a hook for one:
+//! no value is classified a second time. No step makes a leaf of a leaf, or calls a hook for one:
 //! bits that change in a present leaf reach neither BLOCK nor a removal.
 //!
 //! Beside [`FrozenSpte`](super::frozen::FrozenSpte) this is the only code that writes an entry of a
@@ -15,12 +15,30 @@
 use super::cell::SpteCell;
 use super::cursor::Slot;
 use super::error::Bug;
-use super::external::{Assigned, ExtFailure, ExternalPage, ExternalPt};
+use super::external::{
+    Assigned,
+    ExtFailure,
+    ExternalPage,
+    ExternalPt, //
+};
 use super::lock::Exclusive;
-use super::mmu::{Mirror, Vm};
-use super::spte::{Spte, SpteKind};
-use super::table::{self, PageMap, Table};
-use crate::base::addr::{PagePtr, Pfn};
+use super::mmu::{
+    Mirror,
+    Vm, //
+};
+use super::spte::{
+    Spte,
+    SpteKind, //
+};
+use super::table::{
+    self,
+    PageMap,
+    Table, //
+};
+use crate::base::addr::{
+    PagePtr,
+    Pfn, //
+};
 use crate::base::level::Position;
 use crate::base::stats::Count;
 use crate::base::td::Phase;
@@ -101,7 +119,7 @@ mod sealed {
     }
 }
 
-/// The memory of an entry and the value that it has.  Nobody else writes it for `'t`.
+/// The memory of an entry and the value that it has. Nobody else writes it for `'t`.
 #[derive(Debug)]
 struct Place<'t> {
     at: Position,

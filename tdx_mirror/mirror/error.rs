@@ -7,7 +7,10 @@
 pub use crate::base::td::RetryReason;
 
 use super::external::ExtFailure;
-use super::spte::{IllegalTransition, Spte};
+use super::spte::{
+    IllegalTransition,
+    Spte, //
+};
 use crate::base::addr::Pfn;
 use crate::base::level::Position;
 use crate::base::td::Operand;
@@ -21,7 +24,7 @@ pub enum MapOutcome {
     Fixed,
     /// The leaf was mapped to that PFN already.
     Spurious,
-    /// The caller may try again, after letting go of mmu_lock.  Tables that were linked stay.
+    /// The caller may try again, after letting go of mmu_lock. Tables that were linked stay.
     Retry(RetryReason),
 }
 
@@ -47,7 +50,7 @@ pub enum ConfigError {
     Encoding,
 }
 
-/// A broken invariant.  The VM ends, the host does not.
+/// A broken invariant. The VM ends, the host does not.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Bug {
     /// A change of an entry that has no meaning.

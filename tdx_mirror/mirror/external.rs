@@ -4,12 +4,26 @@
 
 #![forbid(unsafe_code)]
 
-use super::lock::{Exclusive, MmuLocked, Shared};
-use crate::base::addr::{PagePtr, Pfn};
+use super::lock::{
+    Exclusive,
+    MmuLocked,
+    Shared, //
+};
+use crate::base::addr::{
+    PagePtr,
+    Pfn, //
+};
 use crate::base::level::Position;
 use crate::base::stats::Counter;
-use crate::base::td::{Operand, Phase};
-use core::{fmt, marker::PhantomData, mem::ManuallyDrop};
+use crate::base::td::{
+    Operand,
+    Phase, //
+};
+use core::{
+    fmt,
+    marker::PhantomData,
+    mem::ManuallyDrop, //
+};
 
 /// A completion status of the external table with its extended words, for the report.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Default)]
@@ -134,14 +148,14 @@ impl ExternalPage<Free> {
         self.defuse()
     }
 
-    /// The TDX module took the page.  For implementations of [`ExternalPt`].
+    /// The TDX module took the page. For implementations of [`ExternalPt`].
     pub fn assigned(self) -> ExternalPage<Assigned> {
         ExternalPage::make(self.defuse())
     }
 }
 
 impl ExternalPage<Assigned> {
-    /// The TDX module gave the page back.  For implementations of [`ExternalPt`].
+    /// The TDX module gave the page back. For implementations of [`ExternalPt`].
     pub fn reclaimed(self) -> ExternalPage<Free> {
         ExternalPage::make(self.defuse())
     }
@@ -185,7 +199,7 @@ pub struct Leaked {
     pub failure: ExtFailure,
 }
 
-/// The external table.  Operations neither sleep nor allocate.
+/// The external table. Operations neither sleep nor allocate.
 ///
 /// What depends on the [`Phase`] is given it, so that all of an entry point sees the same one.
 pub trait ExternalPt {
@@ -233,7 +247,7 @@ pub trait ExternalPt {
     /// that one of these held out of the guest may enter again.
     fn end_batch(&self, x: &Exclusive<'_>);
 
-    /// Reads the entry `at`, for a comparison.  Part of a batch, as a change is.
+    /// Reads the entry `at`, for a comparison. Part of a batch, as a change is.
     ///
     /// # Errors
     ///
@@ -261,7 +275,7 @@ pub trait ExternalPt {
     /// Why not.
     fn track(&self, x: &Exclusive<'_>) -> Result<(), ExtFailure>;
 
-    /// Takes `pfn` away from the TD and writes its cache lines back.  Of a TD that
+    /// Takes `pfn` away from the TD and writes its cache lines back. Of a TD that
     /// [runs](Phase::Run), the leaf is blocked and tracked.
     ///
     /// # Errors

@@ -5,10 +5,21 @@
 #![forbid(unsafe_code)]
 
 use super::cell::SpteCell;
-use super::external::{ExtError, ExternalPt};
+use super::external::{
+    ExtError,
+    ExternalPt, //
+};
 use super::lock::Shared;
-use super::spte::{IllegalTransition, Spte, Transition};
-use super::table::{self, OwnedTable, PageMap};
+use super::spte::{
+    IllegalTransition,
+    Spte,
+    Transition, //
+};
+use super::table::{
+    self,
+    OwnedTable,
+    PageMap, //
+};
 use crate::base::addr::Pfn;
 use crate::base::level::Position;
 use crate::base::td::Phase;
@@ -77,7 +88,7 @@ impl<'t> FrozenSpte<'t> {
         Ok(())
     }
 
-    /// Links `owned` in the external table, then in the mirror.  Answers the entry's new value.
+    /// Links `owned` in the external table, then in the mirror. Returns the entry's new value.
     ///
     /// # Errors
     ///

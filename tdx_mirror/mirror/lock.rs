@@ -2,7 +2,7 @@
 
 //! Evidence that mmu_lock is held, in the signature instead of in a `bool shared`.
 //!
-//! The tokens have no size and cannot leave the thread that holds the lock.  mmu_lock itself
+//! The tokens have no size and cannot leave the thread that holds the lock. mmu_lock itself
 //! stays KVM's.
 
 use core::marker::PhantomData;

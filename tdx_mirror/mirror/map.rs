@@ -5,15 +5,45 @@
 #![forbid(unsafe_code)]
 
 use super::cell::SpteCell;
-use super::error::{Bug, MapError, MapOutcome, RetryReason};
-use super::external::{ExtError, ExternalPt};
-use super::frozen::{FrozenError, FrozenSpte};
+use super::error::{
+    Bug,
+    MapError,
+    MapOutcome,
+    RetryReason, //
+};
+use super::external::{
+    ExtError,
+    ExternalPt, //
+};
+use super::frozen::{
+    FrozenError,
+    FrozenSpte, //
+};
 use super::lock::Shared;
-use super::mmu::{Mirror, Vm};
-use super::spte::{IllegalTransition, Spte, SpteKind, Transition};
-use super::table::{self, OwnedTable, PageSupplier, Table};
-use crate::base::addr::{Gfn, Pfn};
-use crate::base::level::{Level, Position};
+use super::mmu::{
+    Mirror,
+    Vm, //
+};
+use super::spte::{
+    IllegalTransition,
+    Spte,
+    SpteKind,
+    Transition, //
+};
+use super::table::{
+    self,
+    OwnedTable,
+    PageSupplier,
+    Table, //
+};
+use crate::base::addr::{
+    Gfn,
+    Pfn, //
+};
+use crate::base::level::{
+    Level,
+    Position, //
+};
 use crate::base::stats::Count;
 use crate::base::td::Phase;
 
@@ -24,16 +54,16 @@ enum Bail {
 }
 
 impl<E: ExternalPt, V: Vm> Mirror<E, V> {
-    /// Maps `gfn` to `pfn` at `level`, linking the tables that lack.  Only 4K pages are mapped.
+    /// Maps `gfn` to `pfn` at `level`, linking the tables that lack. Only 4K pages are mapped.
     ///
     /// `phase` is the TD's, read with this lock held.
     ///
-    /// Never loops, never sleeps, and takes pages from `pages` alone.  What it cannot do because
+    /// Never loops, never sleeps, and takes pages from `pages` alone. What it cannot do because
     /// of somebody else it leaves to the caller's retry, with nothing frozen.
     ///
     /// # Errors
     ///
-    /// See [`MapError`].  The leaf is not mapped, in neither table.
+    /// See [`MapError`]. The leaf is not mapped, in neither table.
     pub fn map<P: PageSupplier>(
         &self,
         l: &Shared<'_>,
@@ -117,7 +147,7 @@ impl<E: ExternalPt, V: Vm> Mirror<E, V> {
         }
     }
 
-    /// Links a new table at the frozen entry; answers the entry's value.
+    /// Links a new table at the frozen entry; returns the entry's value.
     fn link<P: PageSupplier>(
         &self,
         l: &Shared<'_>,
@@ -184,7 +214,7 @@ impl<E: ExternalPt, V: Vm> Mirror<E, V> {
                 Ok(MapOutcome::Spurious)
             }
             SpteKind::Frozen => Err(Bail::Retry(RetryReason::Frozen)),
-            // Another page: a bug, and which one the classification says.  A quarantined entry
+            // Another page: a bug, and which one the classification says. A quarantined entry
             // refuses even the page that it had, which may still be the TDX module's.
             _ => Err(self.illegal(at, seen, Spte::leaf(pfn, at.level()))),
         }

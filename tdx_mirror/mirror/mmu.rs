@@ -4,27 +4,58 @@
 
 #![forbid(unsafe_code)]
 
-use super::cursor::{self, Slot};
-use super::error::{Bug, ConfigError, Leak};
+use super::cursor::{
+    self,
+    Slot, //
+};
+use super::error::{
+    Bug,
+    ConfigError,
+    Leak, //
+};
 use super::external::ExternalPt;
-use super::lock::{Exclusive, MmuLocked, TablesStay};
-use super::spte::{KvmEncoding, Spte, SpteKind};
+use super::lock::{
+    Exclusive,
+    MmuLocked,
+    TablesStay, //
+};
+use super::spte::{
+    KvmEncoding,
+    Spte,
+    SpteKind, //
+};
 use super::stats::Stats;
-use super::table::{PageMap, Root};
-use crate::base::addr::{Gfn, PagePtr, Pfn};
-use crate::base::level::{Level, Position};
-use crate::base::stats::{Count, Histogram};
-use crate::base::sys::{AtomicBool, Relaxed};
+use super::table::{
+    PageMap,
+    Root, //
+};
+use crate::base::addr::{
+    Gfn,
+    PagePtr,
+    Pfn, //
+};
+use crate::base::level::{
+    Level,
+    Position, //
+};
+use crate::base::stats::{
+    Count,
+    Histogram, //
+};
+use crate::base::sys::{
+    AtomicBool,
+    Relaxed, //
+};
 use crate::base::td::Phase;
 
-/// Leaves that a zap takes away with one TRACK, at most: what one 4K table maps.  It bounds the
+/// Leaves that a zap takes away with one TRACK, at most: what one 4K table maps. It bounds the
 /// time for which a blocked leaf waits for its removal and for which mmu_lock is not yielded.
 pub const ZAP_BATCH: u32 = 512;
 
 /// Buckets of the sizes of batches.
 pub const BATCH_SIZES: usize = ZAP_BATCH.ilog2() as usize + 1;
 
-/// What the mirror needs of the VM.  Nothing here sleeps but [`yield_lock()`](Self::yield_lock).
+/// What the mirror needs of the VM. Nothing here sleeps but [`yield_lock()`](Self::yield_lock).
 pub trait Vm: PageMap {
     /// What the mirror's figures are counted with.
     type Count: Count;
@@ -42,7 +73,7 @@ pub trait Vm: PageMap {
     fn release_page(&self, pfn: Pfn);
     /// A mirror page came into use (`linked`) or went out of it.
     fn account(&self, page: PagePtr, linked: bool);
-    /// The same of a page of an S-EPT table.  A page that is leaked goes out of use as well.
+    /// The same of a page of an S-EPT table. A page that is leaked goes out of use as well.
     fn account_external(&self, page: PagePtr, linked: bool);
     /// A leaf at `level` was mapped (`mapped`) or is so no more.
     fn page_stats(&self, level: Level, mapped: bool);
@@ -51,13 +82,13 @@ pub trait Vm: PageMap {
     /// Lets go of mmu_lock, held for write, for a moment.
     fn yield_lock(&self, x: &mut Exclusive<'_>);
 
-    // What follows is told to whoever watches.  Nothing depends on it, and it costs nothing where
+    // What follows is told to whoever watches. Nothing depends on it, and it costs nothing where
     // it is not defined.
 
-    /// The entry `at` has changed, and the external table has followed where it has to.  An entry
+    /// The entry `at` has changed, and the external table has followed where it has to. An entry
     /// that was frozen meanwhile is told of as a whole: its value before and its value after.
     fn spte_changed(&self, _at: Position, _old: Spte, _new: Spte) {}
-    /// An entry was frozen; what it answers is handed to
+    /// An entry was frozen; what it returns is handed to
     /// [`freeze_ended()`](Self::freeze_ended).
     fn freeze_begins(&self) -> u64 {
         0
@@ -100,7 +131,7 @@ impl Config {
     }
 
     /// The same with at most `leaves` leaves zapped with one TRACK, 1 to [`ZAP_BATCH`]; other
-    /// numbers count as the nearest of these.  With 1, each page is blocked, tracked and removed
+    /// numbers count as the nearest of these. With 1, each page is blocked, tracked and removed
     /// by itself.
     pub fn with_zap_batch(mut self, leaves: u32) -> Self {
         self.zap_batch = leaves.clamp(1, ZAP_BATCH);

@@ -4,11 +4,14 @@
 //!
 //! The encoding is KVM's on x86, so that KVM's debugging aids read the mirror: bit 11 is
 //! MMU-present, bit 63 (suppress #VE) is set in every value, present or not, and a frozen entry
-//! has KVM's `FROZEN_SPTE`.  It stays inside the mirror; the backend never sees an SPTE.
+//! has KVM's `FROZEN_SPTE`. It stays inside the mirror; the backend never sees an SPTE.
 
 #![forbid(unsafe_code)]
 
-use crate::base::addr::{Pfn, PAGE_SHIFT};
+use crate::base::addr::{
+    Pfn,
+    PAGE_SHIFT, //
+};
 use crate::base::level::Level;
 use core::fmt;
 
@@ -37,7 +40,7 @@ const _: () = {
     assert!((BLOCKED_BIT | QUARANTINED_BIT) & (PFN_MASK | PRESENT_MASK | SUPPRESS_VE) == 0);
 };
 
-/// The value of a mirror entry.  What it means depends on its level, see [`kind()`](Self::kind).
+/// The value of a mirror entry. What it means depends on its level, see [`kind()`](Self::kind).
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
 #[repr(transparent)]
 pub struct Spte(u64);
@@ -49,7 +52,7 @@ pub enum SpteKind {
     NonPresent,
     /// Somebody who holds mmu_lock for read is changing the external entry.
     Frozen,
-    /// The external leaf is blocked, not yet removed.  Only while mmu_lock is held for write.
+    /// The external leaf is blocked, not yet removed. Only while mmu_lock is held for write.
     Blocked(Pfn),
     /// The TDX module may still own the page; the entry refuses every change from now on.
     Quarantined(Pfn),
@@ -174,8 +177,8 @@ pub enum IllegalTransition {
 impl Transition {
     /// Classifies the change that a map makes of an entry at level `at`, from `old` to `new`.
     ///
-    /// Total: every pair of values has exactly one answer.  `old` is the value before the entry
-    /// was frozen.  What happens under mmu_lock held for write is no map: see
+    /// Total: every pair of values has exactly one answer. `old` is the value before the entry
+    /// was frozen. What happens under mmu_lock held for write is no map: see
     /// [`entry`](super::entry).
     ///
     /// # Errors

@@ -2,16 +2,29 @@
 
 //! Pages of the mirror as tables of entries, and who owns them.
 //!
-//! A linked table is reached through the PFN in its parent's entry, as in KVM.  Beside each
-//! mirror table but the root stands one S-EPT page, its companion.  It is kept with the mirror
+//! A linked table is reached through the PFN in its parent's entry, as in KVM. Beside each
+//! mirror table but the root stands one S-EPT page, its companion. It is kept with the mirror
 //! page (in the kernel in `page->private` of the mirror's page), so that no side structure has
 //! to be allocated under mmu_lock and so that the pair lives and dies together.
 
 use super::cell::SpteCell;
-use super::external::{Assigned, ExternalPage, Free};
-use super::lock::{Exclusive, TablesStay};
-use super::spte::{Spte, SpteKind};
-use crate::base::addr::{PagePtr, Pfn};
+use super::external::{
+    Assigned,
+    ExternalPage,
+    Free, //
+};
+use super::lock::{
+    Exclusive,
+    TablesStay, //
+};
+use super::spte::{
+    Spte,
+    SpteKind, //
+};
+use crate::base::addr::{
+    PagePtr,
+    Pfn, //
+};
 use crate::base::level::Position;
 use crate::base::sys::TABLE_CELLS;
 
@@ -48,14 +61,14 @@ impl Table {
 ///
 /// * [`pfn_of()`](Self::pfn_of) and [`page_at()`](Self::page_at) are inverse to each other for
 ///   every page that a [`PageSupplier`] hands out.
-/// * [`companion()`](Self::companion) answers what [`set_companion()`](Self::set_companion) was
+/// * [`companion()`](Self::companion) returns what [`set_companion()`](Self::set_companion) was
 ///   last given for the page, `None` for a page fresh from its supplier.
 /// * A page given to [`put_table_deferred()`](Self::put_table_deferred) stays as it is until all
 ///   RCU read-side critical sections that are open now have ended.
 pub unsafe trait PageMap {
     /// The frame of `page`.
     fn pfn_of(&self, page: PagePtr) -> Pfn;
-    /// The page of `pfn`.  Reads no memory.
+    /// The page of `pfn`. Reads no memory.
     fn page_at(&self, pfn: Pfn) -> Option<PagePtr>;
     /// Keeps `with` beside `page`.
     fn set_companion(&self, page: PagePtr, with: Option<PagePtr>);
@@ -69,7 +82,7 @@ pub unsafe trait PageMap {
     fn put_external(&self, page: PagePtr);
 }
 
-/// Pages for new tables; KVM's pre-filled caches of one vCPU.  Neither sleeps nor fails for long.
+/// Pages for new tables; KVM's pre-filled caches of one vCPU. Neither sleeps nor fails for long.
 ///
 /// # Safety
 ///
@@ -82,7 +95,7 @@ pub unsafe trait PageSupplier {
     fn take_external(&mut self) -> Option<PagePtr>;
 }
 
-/// A mirror page that is in no table, with a page for the S-EPT.  Owned: nobody else sees either.
+/// A mirror page that is in no table, with a page for the S-EPT. Owned: nobody else sees either.
 #[derive(Debug)]
 #[must_use]
 pub struct OwnedTable {
@@ -134,7 +147,7 @@ impl OwnedTable {
     }
 }
 
-/// The root of a mirror.  It has no companion: the S-EPT's root is one of the TD's control pages.
+/// The root of a mirror. It has no companion: the S-EPT's root is one of the TD's control pages.
 #[derive(Debug)]
 pub struct Root {
     page: PagePtr,
@@ -203,8 +216,8 @@ pub(super) fn unpair<M: PageMap>(
 /// Reads `page` as a table.
 fn overlay<'t>(page: PagePtr) -> &'t Table {
     // SAFETY: only pages of a supplier come here: from `OwnedTable::take()`, from `Root` and from
-    // entries that were linked with one.  By the contract of `PageSupplier` such a page is valid,
+    // entries that were linked with one. By the contract of `PageSupplier` such a page is valid,
     // aligned and touched through this type only, whose entries are atomics; every bit pattern is
-    // a valid entry.  The callers bound `'t` by evidence that no table is freed, or own the page.
+    // a valid entry. The callers bound `'t` by evidence that no table is freed, or own the page.
     unsafe { &*page.as_ptr().cast::<Table>() }
 }

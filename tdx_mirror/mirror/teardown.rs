@@ -6,25 +6,43 @@
 #![forbid(unsafe_code)]
 
 use super::cursor::Slot;
-use super::entry::{Entry, Leaf, State, TableEntry, UnlinkedTable};
-use super::error::{Bug, Leak};
+use super::entry::{
+    Entry,
+    Leaf,
+    State,
+    TableEntry,
+    UnlinkedTable, //
+};
+use super::error::{
+    Bug,
+    Leak, //
+};
 use super::external::ExternalPt;
 use super::lock::Exclusive;
-use super::mmu::{Mirror, Vm};
+use super::mmu::{
+    Mirror,
+    Vm, //
+};
 use super::table::Table;
-use crate::base::addr::{Gfn, Pfn};
-use crate::base::level::{Level, Position};
+use crate::base::addr::{
+    Gfn,
+    Pfn, //
+};
+use crate::base::level::{
+    Level,
+    Position, //
+};
 use crate::base::stats::Count;
 
 impl<E: ExternalPt, V: Vm> Mirror<E, V> {
-    /// Reclaims all tables but the root, children first.  The HKID is released and no map runs;
-    /// RCU readers may.  Whatever cannot be reclaimed is leaked and counted.
+    /// Reclaims all tables but the root, children first. The HKID is released and no map runs;
+    /// RCU readers may. Whatever cannot be reclaimed is leaked and counted.
     pub fn teardown(&self, x: &Exclusive<'_>) {
         self.empty_table(x, self.root.table(x), self.config.root_level(), 0);
         self.uncount_root();
     }
 
-    /// Unlinks and reclaims what hangs below `table`.  The levels bound the recursion:
+    /// Unlinks and reclaims what hangs below `table`. The levels bound the recursion:
     /// five calls at most.
     fn empty_table(&self, x: &Exclusive<'_>, table: &Table, level: Level, gfn: u64) {
         let mut next = gfn;

@@ -3,18 +3,28 @@
 //! Zapping ranges, under mmu_lock held for write.
 //!
 //! The leaves of a batch are blocked one after the other, then there is one TRACK and one kick of
-//! the vCPUs for all of them, then they are removed.  A batch is remembered as the range of GFNs
+//! the vCPUs for all of them, then they are removed. A batch is remembered as the range of GFNs
 //! that it covers and the state of the entries in it: Blocked means blocked by this batch, because
 //! no batch is left half done and nobody else writes an entry meanwhile.
 
 #![forbid(unsafe_code)]
 
 use super::cursor::Cursor;
-use super::entry::{BlockOutcome, Entry, RemoveOutcome, Untracked, ZapMode};
+use super::entry::{
+    BlockOutcome,
+    Entry,
+    RemoveOutcome,
+    Untracked,
+    ZapMode, //
+};
 use super::error::Bug;
 use super::external::ExternalPt;
 use super::lock::Exclusive;
-use super::mmu::{Mirror, Vm, ZAP_BATCH};
+use super::mmu::{
+    Mirror,
+    Vm,
+    ZAP_BATCH, //
+};
 use super::spte::Spte;
 use crate::base::addr::GfnRange;
 use crate::base::level::Position;
@@ -25,7 +35,7 @@ use crate::base::td::Phase;
 /// as often whether to yield as one of a full range.
 const ZAP_EMPTY: u32 = ZAP_BATCH;
 
-/// A batch under way.  Its end is seen by the external table on every way out.
+/// A batch under way. Its end is seen by the external table on every way out.
 pub(super) struct InBatch<'b, E: ExternalPt>(pub &'b E, pub &'b Exclusive<'b>);
 
 impl<E: ExternalPt> Drop for InBatch<'_, E> {
@@ -48,10 +58,10 @@ struct Batch {
 }
 
 impl<E: ExternalPt, V: Vm> Mirror<E, V> {
-    /// Unmaps the leaves in `range`.  Cannot fail: a page that the TDX module may still own is
-    /// quarantined, and the VM ends.  Returns the number of leaves that were zapped.
+    /// Unmaps the leaves in `range`. Cannot fail: a page that the TDX module may still own is
+    /// quarantined, and the VM ends. Returns the number of leaves that were zapped.
     ///
-    /// `phase` is the TD's, read with this lock held.  Only with `may_yield` is mmu_lock let go of,
+    /// `phase` is the TD's, read with this lock held. Only with `may_yield` is mmu_lock let go of,
     /// between two batches and with none half done; the TD may be finalized meanwhile.
     pub fn zap_range(
         &self,
@@ -156,7 +166,7 @@ impl<E: ExternalPt, V: Vm> Mirror<E, V> {
         batch
     }
 
-    /// Tracks and removes the blocked leaves in `covered`, of which `first` is the first.  Returns
+    /// Tracks and removes the blocked leaves in `covered`, of which `first` is the first. Returns
     /// how many were removed; the others are quarantined.
     fn second_pass(
         &self,

@@ -6,7 +6,12 @@
 
 use kernel::sync::atomic::Atomic;
 
-pub use kernel::sync::atomic::{Acquire, Full, Relaxed, Release};
+pub use kernel::sync::atomic::{
+    Acquire,
+    Full,
+    Relaxed,
+    Release, //
+};
 
 /// An entry, or a word that has its order.
 pub type AtomicU64 = Atomic<u64>;

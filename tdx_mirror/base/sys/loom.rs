@@ -3,14 +3,17 @@
 //! loom: modelled atomics.
 //!
 //! A modelled atomic is no plain word, so a table cannot be laid over a page; tables are small
-//! to keep the number of modelled objects low.  Entries that do not exist are never reached by
+//! to keep the number of modelled objects low. Entries that do not exist are never reached by
 //! the low GFNs that the models use.
 
 #![forbid(unsafe_code)]
 
 use loom::sync::atomic::AtomicUsize;
 
-pub use loom::sync::atomic::{AtomicBool, Ordering};
+pub use loom::sync::atomic::{
+    AtomicBool,
+    Ordering, //
+};
 
 /// Entries of one table in a model.
 pub const TABLE_CELLS: usize = 2;
@@ -18,8 +21,8 @@ pub const TABLE_CELLS: usize = 2;
 /// An entry's word, every two accesses of which are tried in both orders.
 ///
 /// loom remembers only the last access of an object, and of loads only that there was one; of two
-/// loads and the cmpxchg of a third thread it may skip an order.  The counter is changed with each
-/// access, so that no order is skipped.  It is relaxed: it orders nothing, and a load may still
+/// loads and the cmpxchg of a third thread it may skip an order. The counter is changed with each
+/// access, so that no order is skipped. It is relaxed: it orders nothing, and a load may still
 /// answer any value that the memory model allows.
 #[derive(Debug)]
 pub struct AtomicU64 {

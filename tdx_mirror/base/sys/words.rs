@@ -50,7 +50,11 @@ mod sealed {
     impl StoreOrder for super::Relaxed {}
     impl StoreOrder for super::Release {}
 }
-use sealed::{LoadOrder, Order, StoreOrder};
+use sealed::{
+    LoadOrder,
+    Order,
+    StoreOrder, //
+};
 
 macro_rules! word {
     ($(#[$doc:meta])* $name:ident, $value:ty, $cell:ty, { $($constant:tt)* }) => {
@@ -101,7 +105,7 @@ impl AtomicU64 {
     ///
     /// The value, if it is another.
     pub fn cmpxchg<O: Order>(&self, old: u64, new: u64, _: O) -> Result<u64, u64> {
-        // What depends on the value of a failed one is ordered after it in the kernel.  This model
+        // What depends on the value of a failed one is ordered after it in the kernel. This model
         // knows no order by dependency, so that only an acquire stands for it.
         self.0
             .compare_exchange(old, new, O::ORDER, Ordering::Acquire)
