@@ -11,6 +11,7 @@ import branches
 import objects
 import rules
 import rust_text as rt
+import series
 import text
 import unsafe_code
 
@@ -350,6 +351,12 @@ def selftest(result):
         count += 1
         if bool(wanted) != bool(found) or (wanted and not any(wanted in f for f in found)):
             result.bad(f"branches: {new!r} gave {found or 'nothing'}, not `{wanted}`")
+    for subject, wanted in (("tdx_mirror: kvm: cut it", 0), ("tdx_mirror: kunit, host tests: cut it", 0), ("x", 1),
+                            ("tdx_mirror: docs/kvm: cut it", 1), ("tdx_mirror: check: cut it.", 1), ("kvm: cut it", 1),
+                            ("tdx_mirror: sept: " + "x" * 60, 1)):
+        count += 1
+        if len(series.subject_findings(subject, {"kvm", "kunit", "host tests", "check", "sept"})) != wanted:
+            result.bad(f"subjects: {subject!r}")
     for line, wanted in (("see deb.debian" ".org now", True), ("cp a /wo" "rk/x", True), ("a plain line", False)):
         count += 1
         if bool(text.PLACES.search(line)) != wanted:

@@ -51,6 +51,54 @@ def series(result):
     result.todo = "imperative subject, what first and then why, no sign-off by a tool"
 
 
+# Parts of the project that are not called as their folder is.
+CALLED = {"check": "scripts/checks", "docs": "Documentation", "README": "README.md", "emu": "tdx_emu", "testdev": "tdx_mirror_test",
+          "host tests": "tools/testing/host", "stat": "tools/tdx-mirror-stat", "dkms": "dkms.conf", "Kbuild": "Kbuild",
+          "Makefile": "Makefile", "MAINTAINERS": "MAINTAINERS", "header": "include/linux/tdx_mirror.h"}
+SUBJECT = re.compile(r"tdx_mirror: ((?:[\w/-]+(?: tests)?(?:, )?)+): \S")
+
+
+def parts():
+    """What may stand in a subject after `tdx_mirror:`."""
+    folders = {os.path.dirname(name) for name in lib.files()}
+    found = {f.split("/")[1] for f in folders if f.startswith(lib.MODULES) and "/" in f}
+    found |= {f.split("/")[2] for f in folders if f.startswith("tools/testing/") and f.count("/") >= 2}
+    found |= {f for f in folders if f.startswith("patches/")} | {f for f in folders if f and "/" not in f}
+    return found | {called for called, place in CALLED.items() if os.path.exists(os.path.join(lib.TOP, place))}
+
+
+def subject_findings(subject, allowed):
+    found = []
+    if len(subject) > 75:
+        found.append(f"{len(subject)} characters, at most 75: {subject}")
+    match = SUBJECT.match(subject)
+    unknown = [p for p in match.group(1).split(", ") if p not in allowed] if match else []
+    if not match:
+        found.append(f"not `tdx_mirror: part: what`: {subject}")
+    elif unknown:
+        found.append(f"there is no part {', '.join(unknown)}: {subject}")
+    if subject.endswith("."):
+        found.append(f"ends with a dot: {subject}")
+    return found
+
+
+def subjects(result):
+    """Subjects of the commits that are not in the branch yet that this one follows."""
+    git = ["git", "-c", f"safe.directory={lib.TOP}"]
+    status, upstream = lib.run([*git, "rev-parse", "--abbrev-ref", "--symbolic-full-name", "@{upstream}"])
+    if status:
+        result.note = "no branch is followed"
+        return
+    _, out = lib.run([*git, "log", "--format=%h %s", f"{upstream.strip()}.."])
+    lines, allowed = [line for line in out.split("\n") if line], parts()
+    for line in lines:
+        commit, _, subject = line.partition(" ")
+        for finding in subject_findings(subject, allowed):
+            result.bad(f"{commit}: {finding}")
+    result.note = f"{len(lines)} commits that {upstream.strip()} lacks"
+    result.todo = f"tdx_mirror: part: what, in the imperative; parts are {', '.join(sorted(allowed))}"
+
+
 def contract(result):
     """The series brings the very header that the module is built with."""
     patches = [n for n in lib.files("patches/kvm/*.patch") if f"b/{HEADER}" in lib.read(n)]
