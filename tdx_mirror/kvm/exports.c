@@ -8,5 +8,6 @@
 
 #include "test_ops.h"
 
-EXPORT_SYMBOL_GPL(tdx_mirror_get_ops);
-EXPORT_SYMBOL_GPL(tdx_mirror_get_test_ops);
+/* KVM, whose folders take no export to everyone, and the test device. */
+EXPORT_SYMBOL_FOR_MODULES(tdx_mirror_get_ops, "kvm-intel,tdx_mirror_test");
+EXPORT_SYMBOL_FOR_MODULES(tdx_mirror_get_test_ops, "tdx_mirror_test");

@@ -79,7 +79,7 @@ struct tdx_mirror_test_ops {
 	void (*stats)(struct tdx_mirror *mirror, struct tdx_mirror_stats *stats);
 };
 
-/* Exported (EXPORT_SYMBOL_GPL); the entry points, never NULL. */
+/* Exported; the entry points, never NULL. */
 const struct tdx_mirror_test_ops *tdx_mirror_get_test_ops(void);
 
 #endif /* _TDX_MIRROR_TEST_OPS_H */
