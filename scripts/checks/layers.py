@@ -234,9 +234,6 @@ def check_sources(folder, sources, borrowed=(), whole=True):
                  "Documentation/design.rst" for rule in arrows for a in arrows[rule] 
                  if whole and not a.startswith("::") and (rule, a) not in needed]
     for knot, circle in circles(edges):
-        # Folders whose files are still being cut.
-        if {m.split("::")[0] for m in knot} <= {"kvm", "watch", "module"} and len(sources) > 40:
-            continue
         rest = f", in a knot of {len(knot)}: {' '.join(knot)}" if len(knot) > len(circle) - 1 else ""
         findings.append(f"{folder}: circle of modules: {' -> '.join(circle)}{rest}")
     for name, text in sources.items():

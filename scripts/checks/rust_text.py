@@ -1,66 +1,43 @@
 # SPDX-License-Identifier: GPL-2.0
 """Rust source as text: blanking of comments and literals, `use` trees, paths."""
 
+import functools
 import re
 
 IDENT = r"(?:r#)?[A-Za-z_][A-Za-z0-9_]*"
 
 
+# What may begin a comment or a literal: a raw string not at the end of a longer name, a
+# character that is no lifetime.
+BEGIN = re.compile(r"""//[^\n]*|/\*|(?<!\w)(?:b|c)?r(#*)"|"|'(?:\\(?:x[0-9a-fA-F]{2}|u\{[^}]*\}|.)|[^\\'\n])'""")
+COMMENT_PART = re.compile(r"/\*|\*/")
+STRING_END = re.compile(r'(?:[^"\\]|\\.)*"?', re.S)
+
+
+@functools.lru_cache(maxsize=None)
 def blank(text, keep_comments=False):
     """Replaces comments, strings and characters by blanks; keeps every newline.
 
     With keep_comments only the literals go.
     """
-    out = []
-    i, n = 0, len(text)
-
-    def put(piece, keep):
-        out.append(piece if keep else re.sub(r"[^\n]", " ", piece))
-
-    while i < n:
-        two = text[i:i + 2]
-        if two == "//":
-            end = text.find("\n", i)
-            end = n if end < 0 else end
-            put(text[i:end], keep_comments)
-            i = end
-        elif two == "/*":
-            depth, j = 1, i + 2
-            while j < n and depth:
-                if text[j:j + 2] == "/*":
-                    depth, j = depth + 1, j + 2
-                elif text[j:j + 2] == "*/":
-                    depth, j = depth - 1, j + 2
-                else:
-                    j += 1
-            put(text[i:j], keep_comments)
-            i = j
-        else:
-            # A raw string, where it cannot be the end of a longer name.
-            raw = re.compile(r'(?:b|c)?r(#*)"').match(text, i)
-            if raw and not (i and (text[i - 1].isalnum() or text[i - 1] == "_")):
-                end = text.find('"' + raw.group(1), raw.end())
-                end = n if end < 0 else end + 1 + len(raw.group(1))
-                put(text[i:end], False)
-                i = end
-            elif text[i] == '"':
-                j = i + 1
-                while j < n and text[j] != '"':
-                    j += 2 if text[j] == "\\" else 1
-                put(text[i:j + 1], False)
-                i = j + 1
-            elif text[i] == "'":
-                # A character, or a lifetime, which stays.
-                char = re.compile(r"'(?:\\(?:x[0-9a-fA-F]{2}|u\{[^}]*\}|.)|[^\\'\n])'").match(text, i)
-                if char:
-                    put(char.group(0), False)
-                    i = char.end()
-                else:
-                    out.append("'")
-                    i += 1
-            else:
-                out.append(text[i])
-                i += 1
+    out, i = [], 0
+    while found := BEGIN.search(text, i):
+        out.append(text[i:found.start()])
+        begin, end = found.group(0), found.end()
+        if begin == "/*":
+            depth = 1
+            while depth and (part := COMMENT_PART.search(text, end)):
+                depth, end = depth + (1 if part.group(0) == "/*" else -1), part.end()
+            end = len(text) if depth else end
+        elif begin == '"':
+            end = STRING_END.match(text, end).end()
+        elif begin.endswith('"'):
+            close = text.find('"' + found.group(1), end)
+            end = len(text) if close < 0 else close + 1 + len(found.group(1))
+        piece = text[found.start():end]
+        out.append(piece if keep_comments and begin.startswith("/") else re.sub(r"[^\n]", " ", piece))
+        i = end
+    out.append(text[i:])
     return "".join(out)
 
 
