@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: GPL-2.0
 """Mutation tests: does a test fail for each small change of the mirror's code?
 
-usage: make mutants [FILES='tdx_mirror/sept/op.rs ...']
+usage: make mutants [FILES='tdx_mirror/sept/retry.rs ...']
        scripts/session scripts/mutants [--list] [--again] [--jobs N] [FILE...]
 
 cargo-mutants changes tdx_mirror/{base,mirror,sept,tdx}, one change at a time,

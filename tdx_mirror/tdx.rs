@@ -4,6 +4,9 @@
 //!
 //! Facts only, no policy.
 
+#![forbid(unsafe_code)]
+
+pub mod call;
 pub mod leaf;
 pub mod seamcall;
 pub mod sept;

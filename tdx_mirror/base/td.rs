@@ -48,6 +48,33 @@ pub enum Operand {
     Tdr,
 }
 
+impl Operand {
+    /// All of them, in the order of their numbers.
+    pub const ALL: [Self; 5] = [
+        Self::SeptTree,
+        Self::SeptEntry,
+        Self::TdEpoch,
+        Self::PreviousEpoch,
+        Self::Tdr,
+    ];
+
+    /// Its place among [all](Self::ALL).
+    pub const fn index(self) -> usize {
+        self as usize
+    }
+
+    /// Its label in figures and in the trace.
+    pub const fn label(self) -> &'static str {
+        match self {
+            Self::SeptTree => "sept_tree",
+            Self::SeptEntry => "sept_entry",
+            Self::TdEpoch => "td_epoch",
+            Self::PreviousEpoch => "previous_epoch",
+            Self::Tdr => "tdr",
+        }
+    }
+}
+
 /// Why a map may be tried again.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum RetryReason {

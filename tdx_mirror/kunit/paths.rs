@@ -4,7 +4,7 @@
 
 #![forbid(unsafe_code)]
 
-use super::td::{self, Call, Td, BUSY_TREE, INVALID};
+use super::td::{self, Td, BUSY_TREE, INVALID};
 use super::Outcome;
 use crate::base::level::{Level, Position};
 use crate::base::td::Operand;
@@ -12,6 +12,7 @@ use crate::mirror::error::{MapError, MapOutcome, RetryReason};
 use crate::mirror::frozen::FrozenSpte;
 use crate::mirror::spte::{Spte, SpteKind};
 use crate::sept::FAULT_TRIES;
+use crate::tdx::call::Kind;
 
 const CONTENDED: MapOutcome = MapOutcome::Retry(RetryReason::Contended(Operand::SeptTree));
 
@@ -58,7 +59,7 @@ pub fn mirror_equals_s_ept_after_maps_and_zaps(td: &Td) -> Outcome {
         ensure!(td::map(td, &mirror, raw) == Ok(MapOutcome::Fixed));
         ensure!(td::map(td, &mirror, raw) == Ok(MapOutcome::Spurious));
     }
-    ensure!(td.calls(Call::Map) == 5);
+    ensure!(td.calls(Kind::PageAug) == 5);
     ensure!(td::zap(&mirror, 1, 513) == 3);
     for raw in [0, 1, 511, 512, 1535] {
         let there = raw == 0 || raw == 1535;
@@ -75,13 +76,13 @@ pub fn mirror_equals_s_ept_after_maps_and_zaps(td: &Td) -> Outcome {
 pub fn busy_map_keeps_nothing(td: &Td) -> Outcome {
     let mirror = need!(td.mirror(false, 512));
     for k in 0..FAULT_TRIES {
-        td.fail(Call::Map, 0, k, BUSY_TREE);
+        td.fail(Kind::PageAug, 0, k, BUSY_TREE);
         ensure!(td::map(td, &mirror, u64::from(k)) == Ok(MapOutcome::Fixed));
     }
-    let before = td.calls(Call::Map);
-    td.fail(Call::Map, 0, FAULT_TRIES, BUSY_TREE);
+    let before = td.calls(Kind::PageAug);
+    td.fail(Kind::PageAug, 0, FAULT_TRIES, BUSY_TREE);
     ensure!(td::map(td, &mirror, 9) == Ok(CONTENDED));
-    ensure!(td.calls(Call::Map).saturating_sub(before) == FAULT_TRIES);
+    ensure!(td.calls(Kind::PageAug).saturating_sub(before) == FAULT_TRIES);
     ensure!(kind(&mirror, 9) == Some(SpteKind::NonPresent) && !td.is_mapped(9));
     Ok(())
 }
@@ -118,11 +119,11 @@ pub fn another_pfn_is_a_bug(td: &Td) -> Outcome {
 // Shows: R26.
 pub fn a_zap_survives_busy_at_each_step(td: &Td) -> Outcome {
     let mirror = need!(td.mirror(false, 512));
-    for call in [Call::Block, Call::Track, Call::Remove] {
+    for call in [Kind::RangeBlock, Kind::Track, Kind::PageRemove] {
         for raw in 0..4 {
             ensure!(td::map(td, &mirror, raw) == Ok(MapOutcome::Fixed));
         }
-        let status = if call == Call::Track {
+        let status = if call == Kind::Track {
             td::BUSY_EPOCH
         } else {
             BUSY_TREE
@@ -144,10 +145,10 @@ pub fn one_track_and_one_kick_for_each_batch(td: &Td) -> Outcome {
         for raw in 0..10 {
             ensure!(td::map(td, &mirror, raw) == Ok(MapOutcome::Fixed));
         }
-        let (calls, tracks, kicks) = (td.seamcalls(), td.calls(Call::Track), td.kicks.get());
+        let (calls, tracks, kicks) = (td.seamcalls(), td.calls(Kind::Track), td.kicks.get());
         ensure!(td::zap(&mirror, 0, 10) == 10);
         ensure!(td.seamcalls().saturating_sub(calls) == batches.saturating_add(30));
-        ensure!(td.calls(Call::Track).saturating_sub(tracks) == batches);
+        ensure!(td.calls(Kind::Track).saturating_sub(tracks) == batches);
         ensure!(td.kicks.get().saturating_sub(kicks) == batches);
         ensure!(mirror.stats().zap_batches.get() == u64::from(batches));
         finish(td, mirror)?;
@@ -162,7 +163,7 @@ pub fn a_failed_removal_quarantines(td: &Td) -> Outcome {
     for raw in 0..4 {
         ensure!(td::map(td, &mirror, raw) == Ok(MapOutcome::Fixed));
     }
-    td.fail(Call::Remove, 1, 1, INVALID);
+    td.fail(Kind::PageRemove, 1, 1, INVALID);
     ensure!(td::zap(&mirror, 0, 4) == 3);
     ensure!(mirror.stats().quarantined.get() == 1 && td.kept.get() == 1);
     ensure!(kind(&mirror, 1) == Some(SpteKind::Quarantined(td::pfn(1))));
@@ -171,7 +172,7 @@ pub fn a_failed_removal_quarantines(td: &Td) -> Outcome {
     td.hkid_released.set(true);
     mirror.teardown(&td::exclusive());
     ensure!(mirror.stats().resolved.get() == 1 && mirror.stats().leaked.get() == 0);
-    ensure!(td.kept.get() == 0 && td.calls(Call::ReclaimData) == 1);
+    ensure!(td.kept.get() == 0 && td.calls(Kind::ReclaimData) == 1);
     ensure!(td.broken.get() == 0);
     Ok(())
 }
@@ -182,10 +183,10 @@ pub fn a_failed_reclaim_leaks_one_page(td: &Td) -> Outcome {
     let mirror = need!(td.mirror(false, 512));
     ensure!(td::map(td, &mirror, 0) == Ok(MapOutcome::Fixed));
     ensure!(td::zap(&mirror, 0, 1) == 1);
-    td.fail(Call::Reclaim, 0, 1, td::BUSY_TDR);
+    td.fail(Kind::ReclaimTable, 0, 1, td::BUSY_TDR);
     td.hkid_released.set(true);
     mirror.teardown(&td::exclusive());
-    ensure!(td.calls(Call::Reclaim) == 3);
+    ensure!(td.calls(Kind::ReclaimTable) == 3);
     ensure!(mirror.stats().leaked.get() == 1 && td.leaks.get() == 1);
     drop(mirror);
     // The one that the TDX module keeps.
@@ -197,12 +198,12 @@ pub fn a_failed_reclaim_leaks_one_page(td: &Td) -> Outcome {
 // Shows: R25.
 pub fn a_build_needs_neither_block_nor_track(td: &Td) -> Outcome {
     let mirror = need!(td.mirror(true, 512));
-    td.fail(Call::Map, 0, 1, BUSY_TREE);
+    td.fail(Kind::PageAdd, 0, 1, BUSY_TREE);
     ensure!(td::map(td, &mirror, 0) == Err(MapError::Busy(Operand::SeptTree)));
-    ensure!(td.calls(Call::Map) == 1);
+    ensure!(td.calls(Kind::PageAdd) == 1);
     ensure!(td::map(td, &mirror, 0) == Ok(MapOutcome::Fixed));
     ensure!(td::zap(&mirror, 0, 1) == 1);
-    ensure!(td.calls(Call::Block) == 0 && td.calls(Call::Track) == 0 && td.kicks.get() == 0);
+    ensure!(td.calls(Kind::RangeBlock) == 0 && td.calls(Kind::Track) == 0 && td.kicks.get() == 0);
     finish(td, mirror)
 }
 

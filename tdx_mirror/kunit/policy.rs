@@ -4,7 +4,7 @@
 
 #![forbid(unsafe_code)]
 
-use super::td::{self, Call, Td, BUSY_ENTRY, BUSY_EPOCH, BUSY_TDR, BUSY_TREE};
+use super::td::{self, Td, BUSY_ENTRY, BUSY_EPOCH, BUSY_TDR, BUSY_TREE};
 use super::Outcome;
 use crate::base::td::Operand;
 use crate::mirror::error::{MapError, MapOutcome, RetryReason};
@@ -12,6 +12,7 @@ use crate::sept::progress::{Action, Conditions, Notes, Policy, Progress, Why};
 use crate::sept::{
     FAULT_TRIES, HOLD_ROUNDS, LOCAL_ROUNDS, MAX_ENTERS, PAY_TRIES, ZAP_TRIES, ZERO_STEP_THRESHOLD,
 };
+use crate::tdx::call::Kind;
 use crate::tdx::status::TdxStatus;
 
 const CONTENDED: MapOutcome = MapOutcome::Retry(RetryReason::Contended(Operand::SeptEntry));
@@ -30,17 +31,17 @@ pub fn budgets_stay_below_the_zero_step_threshold(_: &Td) -> Outcome {
 pub fn only_contendable_operands_are_retried(td: &Td) -> Outcome {
     for (status, retried) in [(BUSY_TREE, true), (BUSY_ENTRY, true), (BUSY_EPOCH, false)] {
         let mirror = need!(td.mirror(false, 512));
-        let before = td.calls(Call::Map);
-        td.fail(Call::Map, 0, 1, status);
+        let before = td.calls(Kind::PageAug);
+        td.fail(Kind::PageAug, 0, 1, status);
         let outcome = td::map(td, &mirror, 0);
         ensure!((outcome == Ok(MapOutcome::Fixed)) == retried);
         ensure!(retried || outcome == Err(MapError::Bugged));
-        ensure!(td.calls(Call::Map).saturating_sub(before) == if retried { 2 } else { 1 });
+        ensure!(td.calls(Kind::PageAug).saturating_sub(before) == if retried { 2 } else { 1 });
         td.no_fail();
         td::zap(&mirror, 0, 1);
     }
     let mirror = need!(td.mirror(false, 512));
-    td.fail(Call::Map, 0, 1, BUSY_TDR);
+    td.fail(Kind::PageAug, 0, 1, BUSY_TDR);
     ensure!(td::map(td, &mirror, 0) == Err(MapError::Bugged));
     ensure!(td.bugs.get() == 2);
     Ok(())
@@ -51,12 +52,12 @@ pub fn only_contendable_operands_are_retried(td: &Td) -> Outcome {
 pub fn a_mark_is_cleared_or_owed(td: &Td) -> Outcome {
     let mirror = need!(td.mirror(false, 512));
     let sept = mirror.external();
-    td.fail(Call::Map, 0, FAULT_TRIES, BUSY_ENTRY);
+    td.fail(Kind::PageAug, 0, FAULT_TRIES, BUSY_ENTRY);
     ensure!(td::map(td, &mirror, 0) == Ok(CONTENDED));
-    ensure!(td.calls(Call::Read) == 1 && !sept.owes(td::gfn(0)));
+    ensure!(td.calls(Kind::SeptRd) == 1 && !sept.owes(td::gfn(0)));
 
-    td.fail(Call::Map, 0, FAULT_TRIES, BUSY_ENTRY);
-    td.fail(Call::Read, 0, PAY_TRIES, BUSY_ENTRY);
+    td.fail(Kind::PageAug, 0, FAULT_TRIES, BUSY_ENTRY);
+    td.fail(Kind::SeptRd, 0, PAY_TRIES, BUSY_ENTRY);
     ensure!(td::map(td, &mirror, 1) == Ok(CONTENDED));
     ensure!(sept.owes(td::gfn(1)) && !sept.owes(td::gfn(2)));
     ensure!(sept.stats().debts.get() == 2 && sept.stats().debts_paid.get() == 1);

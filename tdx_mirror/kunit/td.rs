@@ -16,6 +16,7 @@ use crate::mirror::lock::{Exclusive, RcuRead, Shared};
 use crate::mirror::mmu::{Config, Mirror, Vm};
 use crate::mirror::table::{PageMap, PageSupplier, Root};
 use crate::sept::{Sept, SeptBackend};
+use crate::tdx::call::{Call, Kind, KINDS};
 use crate::tdx::seamcall::{SeamOut, Seamcall};
 use crate::tdx::status::TdxStatus;
 
@@ -44,32 +45,6 @@ pub const BUSY_EPOCH: u64 = 0x8000_0200_0000_00a9;
 /// OPERAND_INVALID, RCX.
 pub const INVALID: u64 = 0xc000_0100_0000_0001;
 
-/// The SEAMCALLs.
-#[derive(Clone, Copy, PartialEq, Eq)]
-#[repr(u8)]
-pub enum Call {
-    /// TDH.MEM.SEPT.ADD.
-    Link,
-    /// TDH.MEM.PAGE.AUG or ADD.
-    Map,
-    /// TDH.MEM.RANGE.BLOCK.
-    Block,
-    /// TDH.MEM.TRACK.
-    Track,
-    /// TDH.MEM.PAGE.REMOVE.
-    Remove,
-    /// TDH.PHYMEM.PAGE.WBINVD.
-    Wbinvd,
-    /// TDH.MEM.SEPT.RD.
-    Read,
-    /// TDH.PHYMEM.PAGE.RECLAIM of a table.
-    Reclaim,
-    /// TDH.PHYMEM.PAGE.RECLAIM of a data page.
-    ReclaimData,
-}
-
-const CALLS: usize = 9;
-
 #[repr(C, align(4096))]
 struct Page(UnsafeCell<[u64; 512]>);
 
@@ -88,7 +63,7 @@ pub struct Td {
     used: Cell<u64>,
     companions: [Cell<Option<NonNull<u8>>>; PAGES],
     leaves: [Cell<u64>; GFNS],
-    script: [Script; CALLS],
+    script: [Script; KINDS.len()],
     /// TDH.MR.FINALIZE was done.
     pub finalized: Cell<bool>,
     /// The HKID is released.
@@ -156,7 +131,7 @@ impl Td {
     }
 
     /// The next `times` calls of `call` answer `status`, after `skip` that go on.
-    pub fn fail(&self, call: Call, skip: u32, times: u32, status: u64) {
+    pub fn fail(&self, call: Kind, skip: u32, times: u32, status: u64) {
         if let Some(script) = self.script.get(call as usize) {
             script.skip.set(skip);
             script.fail.set(times);
@@ -172,7 +147,7 @@ impl Td {
     }
 
     /// How often `call` was called.
-    pub fn calls(&self, call: Call) -> u32 {
+    pub fn calls(&self, call: Kind) -> u32 {
         self.script.get(call as usize).map_or(0, |s| s.calls.get())
     }
 
@@ -223,7 +198,7 @@ impl Td {
     }
 
     /// Counts a call; `Some` is the answer that the test asked for.
-    fn begin(&self, call: Call) -> Option<SeamOut> {
+    fn begin(&self, call: Kind) -> Option<SeamOut> {
         let script = self.script.get(call as usize)?;
         add(&script.calls);
         if script.fail.get() == 0 || (self.held.get() && !self.fail_if_held.get()) {
@@ -235,6 +210,45 @@ impl Td {
         }
         script.fail.set(script.fail.get().saturating_sub(1));
         Some(SeamOut::of(TdxStatus::new(script.status.get())))
+    }
+
+    /// Whether a call may come now, whatever state the leaves are in.
+    fn is_in_order(&self, call: Call) -> bool {
+        match call {
+            Call::SeptAdd { at, .. } => at.level() != Level::L4K,
+            Call::PageAdd { .. } => !self.finalized.get(),
+            Call::PageAug { .. } | Call::RangeBlock { .. } | Call::Track {} => self.finalized.get(),
+            Call::ReclaimTable { .. } | Call::ReclaimData { .. } => self.hkid_released.get(),
+            _ => true,
+        }
+    }
+
+    /// What a call does that the test does not make fail.
+    fn perform(&self, call: Call) -> SeamOut {
+        match call {
+            Call::PageAdd { at, pfn } | Call::PageAug { at, pfn } => {
+                self.step(at, 0, |_| pfn.pa() | PRESENT)
+            }
+            Call::RangeBlock { at } => self.step(at, PRESENT, |leaf| leaf | BLOCKED),
+            Call::Track {} => {
+                for leaf in &self.leaves {
+                    if leaf.get() & BLOCKED != 0 {
+                        leaf.set(leaf.get() | TRACKED);
+                    }
+                }
+                SeamOut::of(TdxStatus::SUCCESS)
+            }
+            Call::PageRemove { at } if self.finalized.get() => {
+                self.step(at, PRESENT | BLOCKED | TRACKED, |_| 0)
+            }
+            Call::PageRemove { at } => self.step(at, PRESENT, |_| 0),
+            Call::PageWbinvd { at, .. } => self.step(at, 0, |_| 0),
+            Call::ReclaimData { at, .. } => {
+                let state = self.leaf(at.gfn()).map_or(0, |leaf| leaf.get() & 7);
+                self.step(at, state, |_| 0)
+            }
+            _ => SeamOut::of(TdxStatus::SUCCESS),
+        }
     }
 
     /// A leaf in one of the states `from` becomes `to`.
@@ -253,71 +267,14 @@ impl Td {
 }
 
 impl Seamcall for &Td {
-    fn mem_sept_add(&self, at: Position, _page: PagePtr) -> SeamOut {
-        if at.level() == Level::L4K {
+    fn call(&self, call: Call) -> SeamOut {
+        if !self.is_in_order(call) {
             add(&self.broken);
         }
-        self.begin(Call::Link)
-            .unwrap_or(SeamOut::of(TdxStatus::SUCCESS))
-    }
-
-    fn mem_page_map(&self, at: Position, pfn: Pfn) -> SeamOut {
-        self.begin(Call::Map)
-            .unwrap_or_else(|| self.step(at, 0, |_| pfn.pa() | PRESENT))
-    }
-
-    fn mem_range_block(&self, at: Position) -> SeamOut {
-        self.begin(Call::Block)
-            .unwrap_or_else(|| self.step(at, PRESENT, |leaf| leaf | BLOCKED))
-    }
-
-    fn mem_track(&self) -> SeamOut {
-        if let Some(answer) = self.begin(Call::Track) {
-            return answer;
+        match self.begin(call.kind()) {
+            Some(answer) => answer,
+            None => self.perform(call),
         }
-        for leaf in &self.leaves {
-            if leaf.get() & BLOCKED != 0 {
-                leaf.set(leaf.get() | TRACKED);
-            }
-        }
-        SeamOut::of(TdxStatus::SUCCESS)
-    }
-
-    fn mem_page_remove(&self, at: Position) -> SeamOut {
-        let ready = if self.finalized.get() {
-            PRESENT | BLOCKED | TRACKED
-        } else {
-            PRESENT
-        };
-        self.begin(Call::Remove)
-            .unwrap_or_else(|| self.step(at, ready, |_| 0))
-    }
-
-    fn phymem_page_wbinvd(&self, at: Position, _pfn: Pfn) -> SeamOut {
-        self.begin(Call::Wbinvd)
-            .unwrap_or_else(|| self.step(at, 0, |_| 0))
-    }
-
-    fn mem_sept_rd(&self, _at: Position) -> SeamOut {
-        self.begin(Call::Read)
-            .unwrap_or(SeamOut::of(TdxStatus::SUCCESS))
-    }
-
-    fn phymem_page_reclaim(&self, _page: PagePtr) -> SeamOut {
-        if !self.hkid_released.get() {
-            add(&self.broken);
-        }
-        self.begin(Call::Reclaim)
-            .unwrap_or(SeamOut::of(TdxStatus::SUCCESS))
-    }
-
-    fn phymem_data_reclaim(&self, at: Position, _pfn: Pfn) -> SeamOut {
-        if !self.hkid_released.get() {
-            add(&self.broken);
-        }
-        let state = self.leaf(at.gfn()).map_or(0, |leaf| leaf.get() & 7);
-        self.begin(Call::ReclaimData)
-            .unwrap_or_else(|| self.step(at, state, |_| 0))
     }
 }
 

@@ -2,6 +2,8 @@
 
 //! How often something is tried again, each number with what it follows from.
 
+#![forbid(unsafe_code)]
+
 /// EPT-violation exits at one guest RIP after which the TDX module lists the GPA and makes each
 /// VP.ENTER walk the S-EPT under the exclusive tree lock.
 pub const ZERO_STEP_THRESHOLD: u32 = 6;

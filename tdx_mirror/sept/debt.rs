@@ -11,6 +11,8 @@
 //! puts it back if the mark may be there again.  Removing it afterwards would be wrong: between
 //! the two, another vCPU's SEAMCALL may leave a new mark.
 
+#![forbid(unsafe_code)]
+
 use crate::base::addr::Gfn;
 use crate::base::level::{Level, Position};
 use crate::base::sys::{AtomicU64, Full, PlainU64, Relaxed};

@@ -8,6 +8,8 @@
 //! fault is served.  It never waits for anybody in the kernel: it stays killable and gives way to
 //! whoever deletes its memslot.
 
+#![forbid(unsafe_code)]
+
 use super::budget::{HOLD_ROUNDS, LOCAL_ROUNDS, MAX_ENTERS, ZERO_STEP_THRESHOLD};
 use crate::base::stats::{counters, Count, Counter};
 use crate::base::sys::{AtomicBool, Relaxed};

@@ -1,34 +1,17 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! What is counted of the S-EPT: SEAMCALLs by operation, and what they answered.
+//! What is counted of the S-EPT: SEAMCALLs, and what they answered.
 
-use super::op::{Op, LEAVES};
+#![forbid(unsafe_code)]
+
+use super::backend::SeptBackend;
 use crate::base::stats::{counters, Count, CountRow};
 use crate::base::td::Operand;
+use crate::tdx::call::{Kind, KINDS, LABELS};
 
 counters! {
-    /// SEAMCALLs by operation, each try counted.
+    /// Figures of one S-EPT that are not told apart by SEAMCALL.
     SeptStats {
-        /// TDH.MEM.SEPT.ADD.
-        link_calls,
-        /// TDH.MEM.PAGE.ADD and TDH.MEM.PAGE.AUG.
-        map_calls,
-        /// Of these, TDH.MEM.PAGE.ADD: one try each, while the TD is built.
-        add_calls,
-        /// TDH.MEM.RANGE.BLOCK.
-        block_calls,
-        /// TDH.MEM.TRACK.
-        track_calls,
-        /// TDH.MEM.PAGE.REMOVE.
-        remove_calls,
-        /// TDH.PHYMEM.PAGE.WBINVD.
-        wbinvd_calls,
-        /// TDH.MEM.SEPT.RD.
-        read_calls,
-        /// TDH.PHYMEM.PAGE.RECLAIM of S-EPT pages.
-        reclaim_calls,
-        /// TDH.PHYMEM.PAGE.RECLAIM of data pages that were quarantined.
-        data_reclaim_calls,
         /// Answers that were contention.
         busy,
         /// Tries after the first one.
@@ -47,86 +30,79 @@ counters! {
     }
 }
 
-/// Names of what may be contended, in the order in which it is counted.
-pub const OPERANDS: [&str; 5] = [
-    "sept_tree",
-    "sept_entry",
-    "td_epoch",
-    "previous_epoch",
-    "tdr",
-];
-
 /// Counters of one [`ByOperand`].
-pub(super) const BY_OPERAND: usize = LEAVES * OPERANDS.len();
+pub const BY_OPERAND: usize = LABELS * Operand::ALL.len();
 
-/// A counter for each operation, in the order of [`OPS`](super::OPS), and operand, in that of
-/// [`OPERANDS`].
+/// A counter for each label of calls, in the order of [`FIGURES`](crate::tdx::call::FIGURES), and
+/// operand, in that of [`Operand::ALL`].
 #[derive(Debug)]
 pub struct ByOperand<C: Count>(C::Row<BY_OPERAND>);
 
 impl<C: Count> ByOperand<C> {
-    pub(super) fn new(row: C::Row<BY_OPERAND>) -> Self {
-        Self(row)
+    pub(super) fn add(&self, kind: Kind, operand: Operand) {
+        let first = kind.figure().saturating_mul(Operand::ALL.len());
+        self.0.inc(first.saturating_add(operand.index()));
     }
 
-    pub(super) fn add(&self, op: Op, operand: Operand) {
-        let operand = match operand {
-            Operand::SeptTree => 0,
-            Operand::SeptEntry => 1,
-            Operand::TdEpoch => 2,
-            Operand::PreviousEpoch => 3,
-            Operand::Tdr => 4usize,
-        };
-        let first = (op as usize).saturating_mul(OPERANDS.len());
-        self.0.inc(first.saturating_add(operand));
-    }
-
-    /// All counters: the operation, the operand, the figure.
+    /// All counters: the index of the label, that of the operand, the figure.
     pub fn each(&self) -> impl Iterator<Item = (usize, usize, u64)> + '_ {
         (0..BY_OPERAND).map(|index| {
-            let (op, operand) = (index / OPERANDS.len(), index % OPERANDS.len());
-            (op, operand, self.0.get(index))
+            let (label, operand) = (index / Operand::ALL.len(), index % Operand::ALL.len());
+            (label, operand, self.0.get(index))
         })
     }
 }
 
-/// What was answered but success.  What is contention is either retried or given up on.
+/// SEAMCALLs, each try counted, and those that were answered something else than success. What is
+/// contention is either retried or given up on.
 #[derive(Debug)]
-pub struct Given<C: Count> {
+pub struct CallStats<C: Count> {
     /// Contention after which there was another try.
     pub retries: ByOperand<C>,
     /// Contention after which there was none.
     pub giveups: ByOperand<C>,
-    failed: C::Row<LEAVES>,
-    noted: C::Row<LEAVES>,
+    made: C::Row<{ KINDS.len() }>,
+    failed: C::Row<LABELS>,
+    informational: C::Row<LABELS>,
 }
 
-impl<C: Count> Given<C> {
-    pub(super) fn new(
-        retries: ByOperand<C>,
-        giveups: ByOperand<C>,
-        failed: C::Row<LEAVES>,
-        noted: C::Row<LEAVES>,
-    ) -> Self {
+impl<C: Count> CallStats<C> {
+    pub(super) fn new<B: SeptBackend<Count = C>>(backend: &B) -> Self {
         Self {
-            retries,
-            giveups,
-            failed,
-            noted,
+            retries: ByOperand(backend.counter_row()),
+            giveups: ByOperand(backend.counter_row()),
+            made: backend.counter_row(),
+            failed: backend.counter_row(),
+            informational: backend.counter_row(),
         }
     }
 
-    pub(super) fn failed(&self, op: Op) {
-        self.failed.inc(op as usize);
+    #[inline(always)]
+    pub(super) fn count(&self, kind: Kind) {
+        self.made.inc(kind as usize);
     }
 
-    pub(super) fn noted(&self, op: Op) {
-        self.noted.inc(op as usize);
+    pub(super) fn failed(&self, kind: Kind) {
+        self.failed.inc(kind.figure());
     }
 
-    /// For each operation, answers that were neither done nor contention, and answers that were
-    /// done with a remark.
-    pub fn others(&self) -> impl Iterator<Item = (u64, u64)> + '_ {
-        (0..LEAVES).map(|op| (self.failed.get(op), self.noted.get(op)))
+    pub(super) fn informational(&self, kind: Kind) {
+        self.informational.inc(kind.figure());
+    }
+
+    /// Calls of this kind.
+    pub fn made(&self, kind: Kind) -> u64 {
+        self.made.get(kind as usize)
+    }
+
+    /// Calls with each label, answers to them that were neither done nor contention, and answers
+    /// that were done with an informational status.
+    pub fn each(&self) -> impl Iterator<Item = (u64, u64, u64)> + '_ {
+        (0..LABELS).map(|label| {
+            let kinds = KINDS.iter().filter(|kind| kind.figure() == label);
+            let made = kinds.fold(0u64, |sum, kind| sum.wrapping_add(self.made(*kind)));
+            let others = (self.failed.get(label), self.informational.get(label));
+            (made, others.0, others.1)
+        })
     }
 }

@@ -2,6 +2,8 @@
 
 //! Numbers and names of the host's leaves.
 
+#![forbid(unsafe_code)]
+
 use core::fmt;
 
 /// A leaf of SEAMCALL, bits 15:0 of RAX.  Open: an unknown number survives and prints.

@@ -2,6 +2,8 @@
 
 //! What a SEAMCALL says about an S-EPT entry in RCX and RDX.
 
+#![forbid(unsafe_code)]
+
 use crate::base::level::Level;
 use core::fmt;
 

@@ -2,6 +2,8 @@
 
 //! The completion status of a SEAMCALL, as in RAX.
 
+#![forbid(unsafe_code)]
+
 use core::fmt;
 
 /// A completion status.  Open: a code that is not named here survives and prints.

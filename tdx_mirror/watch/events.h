@@ -34,6 +34,7 @@
 	{ -16, "busy" },				\
 	{ -22, "invalid" }
 
+/* The leaves of the table in tdx_mirror/tdx/call.rs. */
 #define TDX_MIRROR_TRACE_LEAVES				\
 	{ 2, "MEM.PAGE.ADD" },				\
 	{ 3, "MEM.SEPT.ADD" },				\

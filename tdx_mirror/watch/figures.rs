@@ -7,12 +7,14 @@ use kernel::prelude::*;
 
 use super::stats;
 use crate::base::stats::Count;
+use crate::base::td::Operand;
 use crate::bindings::tdx_mirror_stats;
 use crate::kernel::tsc;
 use crate::kvm::td::Td;
 use crate::kvm::vm::FREEZES;
 use crate::mirror::mmu::BATCH_SIZES;
-use crate::sept::{LEAVES, OPERANDS, OPS};
+use crate::sept::BY_OPERAND;
+use crate::tdx::call::{Kind, FIGURES};
 
 const FAULTS: [&str; 8] = [
     "fixed",
@@ -27,10 +29,9 @@ const FAULTS: [&str; 8] = [
 /// Why faults were to be tried again, once for each time that KVM asks what to do.
 const RETRIES: [&str; 4] = ["invalidation", "frozen", "contended", "no_page"];
 const CLASSES: [&str; 4] = ["success", "busy", "failed", "noted"];
-const BY_OPERAND: usize = LEAVES * OPERANDS.len();
 const NUMBER: usize = FAULTS.len()
     + RETRIES.len()
-    + CLASSES.len() * LEAVES
+    + CLASSES.len() * FIGURES.len()
     + 1
     + 2 * BY_OPERAND
     + BATCH_SIZES
@@ -78,36 +79,23 @@ impl Figures {
         put(vcpus.why_frozen.get());
         put(vcpus.why_contended.get());
         put(vcpus.why_no_page.get());
-        let (stats, given) = (td.sept().stats(), td.sept().given());
-        let calls = [
-            stats.link_calls.get(),
-            stats.map_calls.get(),
-            stats.block_calls.get(),
-            stats.track_calls.get(),
-            stats.remove_calls.get(),
-            stats.wbinvd_calls.get(),
-            stats.read_calls.get(),
-            stats
-                .reclaim_calls
-                .get()
-                .wrapping_add(stats.data_reclaim_calls.get()),
-        ];
+        let calls = td.sept().calls();
         // By a range: enumerate() counts with a check, whose panic the linker would keep.
-        for ((op, calls), (failed, noted)) in (0..calls.len()).zip(calls).zip(given.others()) {
-            let contended = given.retries.each().chain_of(given.giveups.each());
+        for (label, (made, failed, informational)) in (0..FIGURES.len()).zip(calls.each()) {
+            let contended = calls.retries.each().chain_of(calls.giveups.each());
             let busy = contended
-                .filter(|(of, _, _)| *of == op)
+                .filter(|(of, _, _)| *of == label)
                 .fold(0u64, |sum, (_, _, count)| sum.wrapping_add(count));
-            let others = busy.wrapping_add(failed).wrapping_add(noted);
+            let others = busy.wrapping_add(failed).wrapping_add(informational);
             // Calls are counted before their answers, by CPUs that do not wait for the reader.
-            put(calls.saturating_sub(others));
+            put(made.saturating_sub(others));
             put(busy);
             put(failed);
-            put(noted);
+            put(informational);
         }
-        put(stats.add_calls.get());
-        given.retries.each().for_each(|(_, _, count)| put(count));
-        given.giveups.each().for_each(|(_, _, count)| put(count));
+        put(calls.made(Kind::PageAdd));
+        calls.retries.each().for_each(|(_, _, count)| put(count));
+        calls.giveups.each().for_each(|(_, _, count)| put(count));
         td.mirror().batch_sizes().buckets().for_each(&mut put);
         td.mirror().vm().freezes().buckets().for_each(&mut put);
     }
@@ -122,18 +110,18 @@ impl Figures {
         for name in RETRIES {
             writeln!(f, "fault_retries_{name} {}", next())?;
         }
-        for op in OPS {
+        for label in FIGURES {
             for class in CLASSES {
-                writeln!(f, "seamcall_{op}_{class} {}", next())?;
+                writeln!(f, "seamcall_{label}_{class} {}", next())?;
             }
         }
         writeln!(f, "seamcall_page_add {}", next())?;
         for what in ["retries", "giveups"] {
-            for op in OPS {
-                for operand in OPERANDS {
+            for label in FIGURES {
+                for operand in Operand::ALL.map(Operand::label) {
                     match next() {
                         0 => (),
-                        count => writeln!(f, "{what}_{op}_{operand} {count}")?,
+                        count => writeln!(f, "{what}_{label}_{operand} {count}")?,
                     }
                 }
             }

@@ -7,6 +7,7 @@ use core::fmt;
 use crate::base::stats::Count;
 use crate::bindings::tdx_mirror_stats;
 use crate::kvm::td::Td;
+use crate::tdx::call::Kind;
 
 /// Names the fields of [`tdx_mirror_stats`] once. The patterns below have no `..`, so a field that
 /// the contract gets and this list lacks does not compile.
@@ -68,26 +69,24 @@ stats_fields!(
 /// Those of a TD now.
 pub(crate) fn of(td: &Td) -> tdx_mirror_stats {
     let mirror = td.mirror().stats();
-    let calls = td.sept().stats();
+    let (sept, calls) = (td.sept().stats(), td.sept().calls());
+    let both = |a, b| calls.made(a).wrapping_add(calls.made(b));
     let vcpus = td.progress().stats();
     tdx_mirror_stats {
         mapped: mirror.mapped.get(),
         zapped: mirror.zapped.get(),
         leaf_transitions: mirror.leaf_transitions.get(),
-        set_external_spte_calls: calls.map_calls.get(),
-        link_calls: calls.link_calls.get(),
-        block_calls: calls.block_calls.get(),
-        track_calls: calls.track_calls.get(),
-        remove_calls: calls.remove_calls.get(),
-        wbinvd_calls: calls.wbinvd_calls.get(),
-        reclaim_calls: calls
-            .reclaim_calls
-            .get()
-            .wrapping_add(calls.data_reclaim_calls.get()),
-        busy: calls.busy.get(),
-        retries: calls.retries.get(),
-        giveups: calls.giveups.get(),
-        kicks: calls.kicks.get(),
+        set_external_spte_calls: both(Kind::PageAdd, Kind::PageAug),
+        link_calls: calls.made(Kind::SeptAdd),
+        block_calls: calls.made(Kind::RangeBlock),
+        track_calls: calls.made(Kind::Track),
+        remove_calls: calls.made(Kind::PageRemove),
+        wbinvd_calls: calls.made(Kind::PageWbinvd),
+        reclaim_calls: both(Kind::ReclaimTable, Kind::ReclaimData),
+        busy: sept.busy.get(),
+        retries: sept.retries.get(),
+        giveups: sept.giveups.get(),
+        kicks: sept.kicks.get(),
         frozen_seen: mirror.frozen_seen.get(),
         spurious: mirror.spurious.get(),
         quarantined: mirror.quarantined.get(),
@@ -96,10 +95,10 @@ pub(crate) fn of(td: &Td) -> tdx_mirror_stats {
         external_tables: mirror.external_tables.get(),
         resolved: mirror.resolved.get(),
         zap_batches: mirror.zap_batches.get(),
-        debts: calls.debts.get(),
-        debts_paid: calls.debts_paid.get(),
-        debts_lost: calls.debts_lost.get(),
-        read_calls: calls.read_calls.get(),
+        debts: sept.debts.get(),
+        debts_paid: sept.debts_paid.get(),
+        debts_lost: sept.debts_lost.get(),
+        read_calls: calls.made(Kind::SeptRd),
         local_retries: vcpus.local_retries.get(),
         local_giveups: vcpus.local_giveups.get(),
         held: vcpus.held.get(),

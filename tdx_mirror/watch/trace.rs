@@ -11,7 +11,7 @@ use crate::base::level::{Level, Position};
 use crate::base::td::Operand;
 use crate::mirror::error::{Bug, Leak};
 use crate::mirror::spte::Spte;
-use crate::tdx::leaf::Leaf;
+use crate::tdx::call::{Call, Kind};
 
 /// Declares a module for each event, with `is_on()` and `emit()`. The parameters are those of the
 /// event's `TP_PROTO`.
@@ -99,15 +99,9 @@ pub(crate) fn entry(at: Option<Position>) -> (u64, u32) {
     at.map_or((0, 0), |at| (at.gfn().gpa(), level(at.level())))
 }
 
-/// The number of what was busy, as `TDX_MIRROR_TRACE_OPERANDS` lists them.
+/// The number of an operand, as `TDX_MIRROR_TRACE_OPERANDS` lists them; 0 is none.
 fn operand(operand: Operand) -> u32 {
-    match operand {
-        Operand::SeptTree => 1,
-        Operand::SeptEntry => 2,
-        Operand::TdEpoch => 3,
-        Operand::PreviousEpoch => 4,
-        Operand::Tdr => 5,
-    }
+    (operand as u32).saturating_add(1)
 }
 
 // What an event says is put together in these, out of line, so that nothing of it is done where
@@ -121,12 +115,33 @@ pub(crate) fn changed(td: u32, at: Position, old: Spte, new: Spte) {
     spte_changed::emit(td, gpa, level, old.raw(), new.raw());
 }
 
+/// Whether somebody listens to what [`called()`] says of such a call.
+#[inline(always)]
+pub(crate) fn is_called_on(kind: Kind) -> bool {
+    seamcall::is_on() || kind == Kind::Track && track::is_on()
+}
+
+/// Tells of a SEAMCALL that was answered `status`.
+#[cold]
+#[inline(never)]
+pub(crate) fn called(td: u32, call: Call, status: u64, cycles: u64) {
+    if seamcall::is_on() {
+        let (gpa, level) = entry(call.entry());
+        let leaf = u32::from(call.kind().leaf().as_u16());
+        let pa = call.page().map_or(0, Pfn::pa);
+        seamcall::emit(td, leaf, gpa, level, pa, status, cycles);
+    }
+    if call.kind() == Kind::Track && track::is_on() {
+        track::emit(td, status);
+    }
+}
+
 /// Tells of contention.
 #[cold]
 #[inline(never)]
-pub(crate) fn contended(td: u32, leaf: Leaf, at: Option<Position>, what: Operand, left: u32) {
-    let (gpa, level) = entry(at);
-    let leaf = u32::from(leaf.as_u16());
+pub(crate) fn contended(td: u32, call: Call, what: Operand, left: u32) {
+    let (gpa, level) = entry(call.entry());
+    let leaf = u32::from(call.kind().leaf().as_u16());
     busy::emit(td, leaf, gpa, level, operand(what), left);
 }
 

@@ -9,6 +9,7 @@ use std::sync::Mutex;
 use crate::base::addr::{Gfn, PagePtr, Pfn};
 use crate::base::level::{Level, Position};
 use crate::sept::SeptBackend;
+use crate::tdx::call::Call;
 
 /// What is known of the S-EPT, under the one lock.
 #[derive(Debug, Default)]
@@ -53,14 +54,16 @@ impl<B: SeptBackend> Aside<B> {
             if known.tables.insert((level.as_sept(), at.gfn().as_u64())) {
                 known.next_page += 1;
                 let page = std::ptr::without_provenance_mut((1 << 60) + known.next_page * 4096);
-                let out = self.backend.mem_sept_add(at, PagePtr::new(page).unwrap());
+                let out = self.backend.call(Call::SeptAdd {
+                    at,
+                    page: PagePtr::new(page).unwrap(),
+                });
                 assert!(out.status.is_success(), "{out:?}");
             }
             level = below;
         }
-        let out = self
-            .backend
-            .mem_page_map(Position::covering(frame, level), page);
+        let at = Position::covering(frame, level);
+        let out = self.backend.call(Call::PageAug { at, pfn: page });
         assert!(out.status.is_success(), "{out:?}");
         known.leaves.insert(gfn, pfn);
     }
@@ -72,11 +75,20 @@ impl<B: SeptBackend> Aside<B> {
             return;
         };
         let at = Position::covering(Gfn::new(gfn).unwrap(), Level::L4K);
-        assert!(self.backend.mem_range_block(at).status.is_success());
-        assert!(self.backend.mem_track().status.is_success());
+        assert!(self
+            .backend
+            .call(Call::RangeBlock { at })
+            .status
+            .is_success());
+        assert!(self.backend.call(Call::Track {}).status.is_success());
         self.backend.kick_vcpus();
-        assert!(self.backend.mem_page_remove(at).status.is_success());
-        let out = self.backend.phymem_page_wbinvd(at, Pfn::new(pfn).unwrap());
+        assert!(self
+            .backend
+            .call(Call::PageRemove { at })
+            .status
+            .is_success());
+        let pfn = Pfn::new(pfn).unwrap();
+        let out = self.backend.call(Call::PageWbinvd { at, pfn });
         assert!(out.status.is_success());
     }
 }

@@ -8,29 +8,31 @@ use crate::base::addr::{Gfn, PagePtr, Pfn};
 use crate::base::level::{Level, Position};
 use crate::base::stats::Counter;
 use crate::sept::SeptBackend;
+use crate::tdx::call::{Call, Kind};
 use crate::tdx::seamcall::{SeamOut, Seamcall};
 use crate::tdx::sept::SeptState;
 use crate::tdx::status::{OperandId, TdxStatus};
 use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
 use std::sync::Mutex;
 
-/// What was called.
+/// What the backend was asked for.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
-pub enum Call {
-    SeptAdd,
-    PageMap,
-    Block,
-    Track,
-    Remove,
-    Wbinvd,
-    /// TDH.MEM.SEPT.RD.
-    Read,
-    Reclaim,
-    /// TDH.PHYMEM.PAGE.RECLAIM of a data page.
-    DataReclaim,
+pub enum Event {
+    /// A SEAMCALL.
+    Call(Kind),
     Kick,
     Hold,
     Release,
+}
+
+impl Event {
+    /// What a map makes in place of TDH.MEM.PAGE.AUG while the TD is not `finalized`.
+    pub fn of_phase(self, finalized: bool) -> Self {
+        match self {
+            Self::Call(Kind::PageAug) if !finalized => Self::Call(Kind::PageAdd),
+            other => other,
+        }
+    }
 }
 
 /// An entry of the mock S-EPT.
@@ -45,7 +47,7 @@ pub enum Entry {
 /// Answers to give instead of doing the call.
 #[derive(Clone, Copy, Debug)]
 pub struct Fail {
-    pub call: Call,
+    pub call: Event,
     /// Calls of that kind to let through first.
     pub skip: u32,
     /// How many calls to fail then.
@@ -53,7 +55,7 @@ pub struct Fail {
     pub status: TdxStatus,
 }
 
-type Observer = Box<dyn Fn(Call, Option<Position>) + Send + Sync>;
+type Observer = Box<dyn Fn(Event, Option<Position>) + Send + Sync>;
 
 #[derive(Default)]
 struct State {
@@ -68,7 +70,7 @@ struct State {
     /// A vCPU is inside since the current epoch began, or since before that.
     inside: Option<u64>,
     fails: VecDeque<Fail>,
-    log: Vec<(Call, Option<Position>)>,
+    log: Vec<(Event, Option<Position>)>,
     hold: bool,
     /// Entries whose lock a vCPU holds, inside TDG.MEM.PAGE.ACCEPT.
     guest_locks: HashSet<(i32, u64)>,
@@ -140,7 +142,7 @@ impl Mock {
     }
 
     /// Called before each SEAMCALL, outside the mock's lock.
-    pub fn observe(mut self, f: impl Fn(Call, Option<Position>) + Send + Sync + 'static) -> Self {
+    pub fn observe(mut self, f: impl Fn(Event, Option<Position>) + Send + Sync + 'static) -> Self {
         self.observer = Some(Box::new(f));
         self
     }
@@ -148,7 +150,7 @@ impl Mock {
     /// Called when a page was to be mapped, before the caller has the answer.
     pub fn observe_mapped(
         mut self,
-        f: impl Fn(Call, Option<Position>) + Send + Sync + 'static,
+        f: impl Fn(Event, Option<Position>) + Send + Sync + 'static,
     ) -> Self {
         self.after_map = Some(Box::new(f));
         self
@@ -175,7 +177,7 @@ impl Mock {
         self.hkid.store(false, std::sync::atomic::Ordering::SeqCst);
     }
 
-    pub fn fail(&self, call: Call, skip: u32, times: u32, status: TdxStatus) {
+    pub fn fail(&self, call: Event, skip: u32, times: u32, status: TdxStatus) {
         self.lock().fails.push_back(Fail {
             call,
             skip,
@@ -228,7 +230,7 @@ impl Mock {
         self.lock().hold
     }
 
-    pub fn log(&self) -> Vec<(Call, Option<Position>)> {
+    pub fn log(&self) -> Vec<(Event, Option<Position>)> {
         self.lock().log.clone()
     }
 
@@ -236,7 +238,7 @@ impl Mock {
         self.lock().log.clear();
     }
 
-    pub fn count(&self, call: Call) -> usize {
+    pub fn count(&self, call: Event) -> usize {
         self.lock().log.iter().filter(|(c, _)| *c == call).count()
     }
 
@@ -272,7 +274,7 @@ impl Mock {
         self.lock().data.contains(&pfn)
     }
 
-    fn begin(&self, call: Call, at: Option<Position>) -> Result<(), SeamOut> {
+    fn begin(&self, call: Event, at: Option<Position>) -> Result<(), SeamOut> {
         if let Some(f) = &self.observer {
             f(call, at);
         }
@@ -295,23 +297,6 @@ impl Mock {
             s.marks.insert(key(at));
         }
         Err(SeamOut::of(status))
-    }
-
-    fn page_map(&self, at: Position, pfn: Pfn) -> SeamOut {
-        let mut s = self.lock();
-        if let Err(out) = self.walk(&s, at).and_then(|()| s.lock_entry(at)) {
-            return out;
-        }
-        if let Some(e) = s.entries.get(&key(at)) {
-            return state_incorrect(*e, at);
-        }
-        if !s.data.insert(pfn.as_u64()) {
-            return SeamOut::of(status::METADATA);
-        }
-        let pfn = pfn.as_u64();
-        s.entries
-            .insert(key(at), Entry::Leaf { pfn, blocked: None });
-        done()
     }
 
     fn walk(&self, s: &State, at: Position) -> Result<(), SeamOut> {
@@ -346,10 +331,41 @@ fn state_incorrect(e: Entry, at: Position) -> SeamOut {
 }
 
 impl Seamcall for Mock {
-    fn mem_sept_add(&self, at: Position, page: PagePtr) -> SeamOut {
-        if let Err(out) = self.begin(Call::SeptAdd, Some(at)) {
+    fn call(&self, call: Call) -> SeamOut {
+        if let Err(out) = self.begin(Event::Call(call.kind()), call.entry()) {
             return out;
         }
+        match call {
+            Call::SeptAdd { at, page } => self.sept_add(at, page),
+            Call::PageAdd { at, pfn } | Call::PageAug { at, pfn } => {
+                let adds = call.kind() == Kind::PageAdd;
+                let out = if adds == self.finalized() {
+                    SeamOut::of(TdxStatus::OP_STATE_INCORRECT)
+                } else {
+                    self.page_map(at, pfn)
+                };
+                if let Some(f) = &self.after_map {
+                    f(Event::Call(call.kind()), Some(at));
+                }
+                out
+            }
+            Call::RangeBlock { at } => self.range_block(at),
+            Call::Track {} => self.track(),
+            Call::PageRemove { at } => self.page_remove(at),
+            Call::PageWbinvd { pfn, .. } => self.page_wbinvd(pfn),
+            Call::SeptRd { at } => self.sept_rd(at),
+            Call::ReclaimTable { .. } | Call::ReclaimData { .. } if self.is_hkid_assigned() => {
+                SeamOut::of(TdxStatus::LIFECYCLE_STATE_INCORRECT)
+            }
+            Call::ReclaimTable { page } => self.reclaim_table(page),
+            Call::ReclaimData { pfn, .. } => self.reclaim_data(pfn),
+        }
+    }
+}
+
+// The SEAMCALLs.
+impl Mock {
+    fn sept_add(&self, at: Position, page: PagePtr) -> SeamOut {
         let mut s = self.lock();
         if let Err(out) = self.walk(&s, at).and_then(|()| s.lock_entry(at)) {
             return out;
@@ -366,21 +382,24 @@ impl Seamcall for Mock {
         done()
     }
 
-    fn mem_page_map(&self, at: Position, pfn: Pfn) -> SeamOut {
-        if let Err(out) = self.begin(Call::PageMap, Some(at)) {
+    fn page_map(&self, at: Position, pfn: Pfn) -> SeamOut {
+        let mut s = self.lock();
+        if let Err(out) = self.walk(&s, at).and_then(|()| s.lock_entry(at)) {
             return out;
         }
-        let out = self.page_map(at, pfn);
-        if let Some(f) = &self.after_map {
-            f(Call::PageMap, Some(at));
+        if let Some(e) = s.entries.get(&key(at)) {
+            return state_incorrect(*e, at);
         }
-        out
+        if !s.data.insert(pfn.as_u64()) {
+            return SeamOut::of(status::METADATA);
+        }
+        let pfn = pfn.as_u64();
+        s.entries
+            .insert(key(at), Entry::Leaf { pfn, blocked: None });
+        done()
     }
 
-    fn mem_range_block(&self, at: Position) -> SeamOut {
-        if let Err(out) = self.begin(Call::Block, Some(at)) {
-            return out;
-        }
+    fn range_block(&self, at: Position) -> SeamOut {
         let mut s = self.lock();
         if let Err(out) = s.lock_entry(at) {
             return out;
@@ -396,10 +415,7 @@ impl Seamcall for Mock {
         }
     }
 
-    fn mem_track(&self) -> SeamOut {
-        if let Err(out) = self.begin(Call::Track, None) {
-            return out;
-        }
+    fn track(&self) -> SeamOut {
         let mut s = self.lock();
         if s.inside.is_some_and(|since| since < s.epoch) {
             return SeamOut::of(TdxStatus::PREVIOUS_TLB_EPOCH_BUSY);
@@ -408,10 +424,7 @@ impl Seamcall for Mock {
         done()
     }
 
-    fn mem_page_remove(&self, at: Position) -> SeamOut {
-        if let Err(out) = self.begin(Call::Remove, Some(at)) {
-            return out;
-        }
+    fn page_remove(&self, at: Position) -> SeamOut {
         let mut s = self.lock();
         if let Err(out) = s.lock_entry(at) {
             return out;
@@ -432,20 +445,14 @@ impl Seamcall for Mock {
         done()
     }
 
-    fn phymem_page_wbinvd(&self, at: Position, pfn: Pfn) -> SeamOut {
-        if let Err(out) = self.begin(Call::Wbinvd, Some(at)) {
-            return out;
-        }
+    fn page_wbinvd(&self, pfn: Pfn) -> SeamOut {
         if self.lock().data.contains(&pfn.as_u64()) {
             return SeamOut::of(TdxStatus::PAGE_METADATA_INCORRECT.with_operand(OperandId::RCX));
         }
         done()
     }
 
-    fn mem_sept_rd(&self, at: Position) -> SeamOut {
-        if let Err(out) = self.begin(Call::Read, Some(at)) {
-            return out;
-        }
+    fn sept_rd(&self, at: Position) -> SeamOut {
         let mut s = self.lock();
         match self.walk(&s, at).and_then(|()| s.lock_entry(at)) {
             Ok(()) => done(),
@@ -453,13 +460,7 @@ impl Seamcall for Mock {
         }
     }
 
-    fn phymem_data_reclaim(&self, at: Position, pfn: Pfn) -> SeamOut {
-        if let Err(out) = self.begin(Call::DataReclaim, Some(at)) {
-            return out;
-        }
-        if self.is_hkid_assigned() {
-            return SeamOut::of(TdxStatus::LIFECYCLE_STATE_INCORRECT);
-        }
+    fn reclaim_data(&self, pfn: Pfn) -> SeamOut {
         // As of the TDX module: the S-EPT is not looked at.
         if self.lock().data.remove(&pfn.as_u64()) {
             done()
@@ -468,13 +469,7 @@ impl Seamcall for Mock {
         }
     }
 
-    fn phymem_page_reclaim(&self, page: PagePtr) -> SeamOut {
-        if let Err(out) = self.begin(Call::Reclaim, None) {
-            return out;
-        }
-        if self.is_hkid_assigned() {
-            return SeamOut::of(TdxStatus::LIFECYCLE_STATE_INCORRECT);
-        }
+    fn reclaim_table(&self, page: PagePtr) -> SeamOut {
         let mut s = self.lock();
         let Some((level, gfn)) = s.sept.remove(&(page.as_ptr() as usize)) else {
             return SeamOut::of(TdxStatus::PAGE_METADATA_INCORRECT.with_operand(OperandId::RCX));
@@ -503,10 +498,10 @@ impl SeptBackend for Mock {
 
     fn kick_vcpus(&self) {
         if let Some(f) = &self.observer {
-            f(Call::Kick, None);
+            f(Event::Kick, None);
         }
         let mut s = self.lock();
-        s.log.push((Call::Kick, None));
+        s.log.push((Event::Kick, None));
         s.inside = None;
         s.guest_locks.clear();
     }
@@ -515,7 +510,7 @@ impl SeptBackend for Mock {
         let mut s = self.lock();
         s.hold = hold;
         s.log
-            .push((if hold { Call::Hold } else { Call::Release }, None));
+            .push((if hold { Event::Hold } else { Event::Release }, None));
     }
 
     fn is_finalized(&self) -> bool {

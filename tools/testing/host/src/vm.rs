@@ -14,6 +14,7 @@ use crate::mirror::spte::{Spte, SpteKind};
 use crate::mirror::table::{PageMap, PageSupplier, Root, Table};
 use crate::mock::Mock;
 use crate::sept::Sept;
+use crate::tdx::call::Kind;
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::ops::Deref;
 use std::sync::atomic::{AtomicI64, AtomicU32, AtomicU64, AtomicUsize, Ordering::SeqCst};
@@ -382,6 +383,11 @@ impl Td {
 
     pub fn mirror(&self) -> &Mirror<Sept<Mock>, Host> {
         &self.mirror
+    }
+
+    /// SEAMCALLs of one kind, as the S-EPT counts them.
+    pub fn made(&self, kind: Kind) -> u64 {
+        self.mirror.external().calls().made(kind)
     }
 
     pub fn mock(&self) -> &Mock {

@@ -15,16 +15,20 @@ use std::time::{Duration, Instant};
 use tdx_mirror_host::aside::Aside;
 use tdx_mirror_host::base::level::Level;
 use tdx_mirror_host::mirror::error::MapOutcome;
-use tdx_mirror_host::mock::{Call, Mock};
+use tdx_mirror_host::mock::{
+    Event::{self, Call},
+    Mock,
+};
+use tdx_mirror_host::tdx::call::Kind;
 use tdx_mirror_host::vm::Td;
 
-const SEAMCALLS: [Call; 6] = [
-    Call::SeptAdd,
-    Call::PageMap,
-    Call::Block,
-    Call::Track,
-    Call::Remove,
-    Call::Wbinvd,
+const SEAMCALLS: [Event; 6] = [
+    Call(Kind::SeptAdd),
+    Call(Kind::PageAug),
+    Call(Kind::RangeBlock),
+    Call(Kind::Track),
+    Call(Kind::PageRemove),
+    Call(Kind::PageWbinvd),
 ];
 
 // Shows: R23.

@@ -11,8 +11,13 @@ use tdx_mirror_host::base::level::Level;
 use tdx_mirror_host::base::td::Operand;
 use tdx_mirror_host::mirror::error::{Bug, MapError, MapOutcome, RetryReason};
 use tdx_mirror_host::mirror::lock::Shared;
-use tdx_mirror_host::mock::{status, Call, Mock};
+use tdx_mirror_host::mock::{
+    status,
+    Event::{self, Call},
+    Mock,
+};
 use tdx_mirror_host::sept::{DEBT_SLOTS, FAULT_TRIES, PAY_TRIES, ZAP_TRIES};
+use tdx_mirror_host::tdx::call::Kind;
 use tdx_mirror_host::tdx::status::TdxStatus;
 use tdx_mirror_host::vm::{Outcome, Td};
 
@@ -75,16 +80,14 @@ fn a_mark_is_cleared_at_once_where_that_is_possible() {
         let td = td();
         // Busy for the whole budget, and for some tries after it.
         td.mock()
-            .fail(Call::PageMap, 0, FAULT_TRIES, status::ENTRY_BUSY);
+            .fail(Call(Kind::PageAug), 0, FAULT_TRIES, status::ENTRY_BUSY);
         if extra > 0 {
-            td.mock().fail(Call::Read, 0, extra, status::ENTRY_BUSY);
+            td.mock()
+                .fail(Call(Kind::SeptRd), 0, extra, status::ENTRY_BUSY);
         }
         assert_eq!(td.map(5, 1005), ENTRY);
-        assert_eq!(td.mock().count(Call::Read) as u32, extra + 1);
-        assert_eq!(
-            td.mirror().external().stats().read_calls.get(),
-            u64::from(extra) + 1
-        );
+        assert_eq!(td.mock().count(Call(Kind::SeptRd)) as u32, extra + 1);
+        assert_eq!(td.made(Kind::SeptRd), u64::from(extra) + 1);
         assert_eq!(td.mock().marks(), 0);
         assert_eq!(debts(&td), (1, 1, 0, 0));
         assert!(!owes(&td, 5));
@@ -99,9 +102,9 @@ fn tries_to_pay_at_once_are_bounded() {
     give_up(&td, 5);
     let log: Vec<_> = td.mock().log().into_iter().map(|(c, _)| c).collect();
     let (maps, reads) = log.split_at(FAULT_TRIES as usize);
-    assert!(maps.iter().all(|c| *c == Call::PageMap));
+    assert!(maps.iter().all(|c| *c == Call(Kind::PageAug)));
     assert_eq!(reads.len() as u32, PAY_TRIES);
-    assert!(reads.iter().all(|c| *c == Call::Read));
+    assert!(reads.iter().all(|c| *c == Call(Kind::SeptRd)));
     assert_eq!(debts(&td), (1, 0, 0, 1));
     let stats = td.mirror().external().stats();
     assert_eq!(stats.busy.get(), u64::from(FAULT_TRIES + PAY_TRIES));
@@ -169,7 +172,7 @@ fn the_next_map_of_the_entry_pays() {
     assert_eq!(td.map(5, 1005), FIXED);
     // The general payment comes first, then the map itself.
     let log: Vec<_> = td.mock().log().into_iter().map(|(c, _)| c).collect();
-    assert_eq!(log, [Call::Read, Call::PageMap]);
+    assert_eq!(log, [Call(Kind::SeptRd), Call(Kind::PageAug)]);
     assert_eq!(debts(&td), (1, 1, 0, 0));
     assert_eq!(td.mock().marks(), 0);
 }
@@ -180,11 +183,11 @@ fn the_map_itself_pays_if_the_payment_is_busy() {
     let td = td();
     give_up(&td, 5);
     td.mock().accept_end(Level::L4K, 5);
-    td.mock().fail(Call::Read, 0, 1, status::TREE_BUSY);
+    td.mock().fail(Call(Kind::SeptRd), 0, 1, status::TREE_BUSY);
     td.mock().clear_log();
     assert_eq!(td.map(5, 1005), FIXED);
     let log: Vec<_> = td.mock().log().into_iter().map(|(c, _)| c).collect();
-    assert_eq!(log, [Call::Read, Call::PageMap]);
+    assert_eq!(log, [Call(Kind::SeptRd), Call(Kind::PageAug)]);
     assert_eq!(debts(&td), (1, 1, 0, 0));
 }
 
@@ -196,7 +199,7 @@ fn a_map_elsewhere_pays() {
     // Not while the guest has the lock: one try, and it stays in the book.
     td.mock().clear_log();
     assert_eq!(td.map(6, 1006), FIXED);
-    assert_eq!(td.mock().count(Call::Read), 1);
+    assert_eq!(td.mock().count(Call(Kind::SeptRd)), 1);
     assert_eq!(debts(&td), (1, 0, 0, 1));
     td.mock().accept_end(Level::L4K, 5);
     // A spurious one does as well.
@@ -232,31 +235,33 @@ fn one_debt_is_counted_once_however_often_it_is_given_up() {
 fn a_mark_of_an_earlier_try_counts() {
     // Busy with the entry first, and at last with the tree.
     let td = td();
-    td.mock().fail(Call::PageMap, 0, 1, status::ENTRY_BUSY);
     td.mock()
-        .fail(Call::PageMap, 0, FAULT_TRIES - 1, status::TREE_BUSY);
+        .fail(Call(Kind::PageAug), 0, 1, status::ENTRY_BUSY);
+    td.mock()
+        .fail(Call(Kind::PageAug), 0, FAULT_TRIES - 1, status::TREE_BUSY);
     assert_eq!(td.map(5, 1005), TREE);
     assert_eq!(debts(&td), (1, 1, 0, 0));
     assert_eq!(td.mock().marks(), 0);
     // Busy with the tree first, and at last with the entry.
     let td = self::td();
     td.mock()
-        .fail(Call::PageMap, 0, FAULT_TRIES - 1, status::TREE_BUSY);
-    td.mock().fail(Call::PageMap, 0, 1, status::ENTRY_BUSY);
+        .fail(Call(Kind::PageAug), 0, FAULT_TRIES - 1, status::TREE_BUSY);
+    td.mock()
+        .fail(Call(Kind::PageAug), 0, 1, status::ENTRY_BUSY);
     assert_eq!(td.map(5, 1005), ENTRY);
     assert_eq!(debts(&td), (1, 1, 0, 0));
     assert_eq!(td.mock().marks(), 0);
     // Never with the entry: nothing is owed, nothing is read.
     let td = self::td();
     td.mock()
-        .fail(Call::PageMap, 0, FAULT_TRIES, status::TREE_BUSY);
+        .fail(Call(Kind::PageAug), 0, FAULT_TRIES, status::TREE_BUSY);
     assert_eq!(td.map(5, 1005), TREE);
     assert_eq!(debts(&td), (0, 0, 0, 0));
-    assert_eq!(td.mock().count(Call::Read), 0);
+    assert_eq!(td.mock().count(Call(Kind::SeptRd)), 0);
     // A try that got the entry's lock cleared what the one before left.
     let td = self::td();
     td.mock()
-        .fail(Call::PageMap, 0, FAULT_TRIES - 1, status::ENTRY_BUSY);
+        .fail(Call(Kind::PageAug), 0, FAULT_TRIES - 1, status::ENTRY_BUSY);
     assert_eq!(td.map(5, 1005), FIXED);
     assert_eq!(debts(&td), (0, 0, 0, 0));
     assert_eq!(td.mock().marks(), 0);
@@ -267,9 +272,10 @@ fn a_mark_of_an_earlier_try_counts() {
 fn build_pays_as_well() {
     let td = Td::in_build();
     assert_eq!(td.map(0, 1000), FIXED);
-    td.mock().fail(Call::PageMap, 0, 1, status::ENTRY_BUSY);
+    td.mock()
+        .fail(Call(Kind::PageAdd), 0, 1, status::ENTRY_BUSY);
     assert_eq!(td.map(5, 1005), Err(MapError::Busy(Operand::SeptEntry)));
-    assert_eq!(td.mock().count(Call::Read), 1);
+    assert_eq!(td.mock().count(Call(Kind::SeptRd)), 1);
     assert_eq!(debts(&td), (1, 1, 0, 0));
     assert_eq!(td.mock().marks(), 0);
 }
@@ -292,13 +298,13 @@ fn a_zap_pays_with_certainty() {
     assert_eq!(
         log,
         [
-            Call::Read,
-            Call::Hold,
-            Call::Kick,
-            Call::Read,
-            Call::Read,
-            Call::Read,
-            Call::Release
+            Call(Kind::SeptRd),
+            Event::Hold,
+            Event::Kick,
+            Call(Kind::SeptRd),
+            Call(Kind::SeptRd),
+            Call(Kind::SeptRd),
+            Event::Release
         ]
     );
     for gfn in [5, 6, 7] {
@@ -312,7 +318,8 @@ fn a_zap_pays_with_certainty() {
 fn a_lock_that_no_vcpu_holds_is_a_bug() {
     let td = td();
     give_up(&td, 5);
-    td.mock().fail(Call::Read, 0, ZAP_TRIES, status::ENTRY_BUSY);
+    td.mock()
+        .fail(Call(Kind::SeptRd), 0, ZAP_TRIES, status::ENTRY_BUSY);
     assert_eq!(td.zap(0, 1), 1, "the zap goes on");
     assert_eq!(debts(&td), (1, 0, 1, 0));
     let bugs = td.host().bugs();
@@ -330,29 +337,33 @@ fn a_dead_td_owes_nobody() {
     // At a map.
     let td = td();
     give_up(&td, 5);
-    td.mock().fail(Call::Read, 0, 1, TdxStatus::TD_FATAL);
+    td.mock()
+        .fail(Call(Kind::SeptRd), 0, 1, TdxStatus::TD_FATAL);
     assert_eq!(td.map(0, 1000), Ok(MapOutcome::Spurious));
     assert_eq!(debts(&td), (1, 0, 1, 0));
     assert!(td.host().bugs().is_empty());
     // At a zap: no kick for it, and no bug.
     let td = self::td();
     give_up(&td, 5);
-    td.mock().fail(Call::Read, 0, 1, TdxStatus::TD_FATAL);
+    td.mock()
+        .fail(Call(Kind::SeptRd), 0, 1, TdxStatus::TD_FATAL);
     assert_eq!(td.zap(1 << 30, 1 << 31), 0);
     assert_eq!(debts(&td), (1, 0, 1, 0));
-    assert_eq!(td.mock().count(Call::Kick), 0);
+    assert_eq!(td.mock().count(Event::Kick), 0);
     assert!(td.host().bugs().is_empty());
     // When giving up: kept, as nobody knows better.
     let td = self::td();
     td.mock()
-        .fail(Call::PageMap, 0, FAULT_TRIES, status::ENTRY_BUSY);
-    td.mock().fail(Call::Read, 0, 1, TdxStatus::TD_FATAL);
+        .fail(Call(Kind::PageAug), 0, FAULT_TRIES, status::ENTRY_BUSY);
+    td.mock()
+        .fail(Call(Kind::SeptRd), 0, 1, TdxStatus::TD_FATAL);
     assert_eq!(td.map(5, 1005), ENTRY);
-    assert_eq!(td.mock().count(Call::Read), 1, "not retried");
+    assert_eq!(td.mock().count(Call(Kind::SeptRd)), 1, "not retried");
     assert_eq!(debts(&td), (1, 0, 0, 1));
     // A map that fails for another reason leaves the book as it was.
-    td.mock().fail(Call::Read, 0, 1, status::TREE_BUSY);
-    td.mock().fail(Call::PageMap, 0, 1, TdxStatus::TD_FATAL);
+    td.mock().fail(Call(Kind::SeptRd), 0, 1, status::TREE_BUSY);
+    td.mock()
+        .fail(Call(Kind::PageAug), 0, 1, TdxStatus::TD_FATAL);
     assert_eq!(td.map(5, 1005), Err(MapError::Bugged));
     assert_eq!(debts(&td), (1, 0, 0, 1));
 }
@@ -369,11 +380,18 @@ fn zap_of_the_entry_itself_pays() {
         td.mock().set_finalized(built);
         // Mapped behind the mirror's back, so that the book is not asked.
         use tdx_mirror_host::mirror::spte::Spte;
+        use tdx_mirror_host::tdx::call::Call as SeamCall;
         use tdx_mirror_host::tdx::seamcall::Seamcall;
         let page = Pfn::new(1005).unwrap();
         let at = td.poke(5, Spte::leaf(page, Level::L4K));
-        assert!(td.mock().mem_page_map(at, page).status.is_success());
-        td.mock().fail(Call::Read, 0, 1, TdxStatus::SYS_BUSY);
+        let call = if built {
+            SeamCall::PageAug { at, pfn: page }
+        } else {
+            SeamCall::PageAdd { at, pfn: page }
+        };
+        assert!(td.mock().call(call).status.is_success());
+        td.mock()
+            .fail(Call(Kind::SeptRd), 0, 1, TdxStatus::SYS_BUSY);
         assert_eq!(td.zap(5, 6), 1);
         assert_eq!(debts(&td).3, 0);
         assert!(td.host().bugs().is_empty());
@@ -452,7 +470,7 @@ fn marks_and_book_under_threads() {
     const OPS: u32 = 20_480;
     const LONGEST: Duration = Duration::from_secs(60);
     let mock = Mock::new(Level::L512G).observe(|call, _| {
-        if matches!(call, Call::PageMap | Call::Read) {
+        if matches!(call, Call(Kind::PageAug) | Call(Kind::SeptRd)) {
             thread::yield_now();
         }
     });
@@ -565,9 +583,9 @@ fn a_mark_left_behind_a_map_is_not_forgotten() {
     let td = td.get().unwrap();
     assert_eq!(td.map(0, 1000), FIXED);
     td.mock()
-        .fail(Call::PageMap, 0, FAULT_TRIES, status::ENTRY_BUSY);
+        .fail(Call(Kind::PageAug), 0, FAULT_TRIES, status::ENTRY_BUSY);
     td.mock()
-        .fail(Call::Read, 0, PAY_TRIES + 1, status::ENTRY_BUSY);
+        .fail(Call(Kind::SeptRd), 0, PAY_TRIES + 1, status::ENTRY_BUSY);
     assert_eq!(td.map(5, 1005), ENTRY);
     assert_eq!(debts(td), (1, 0, 0, 1));
     // Its own payment is busy once more, so that the map itself is what clears the mark.
@@ -590,7 +608,7 @@ fn accept_succeeds_in_the_end() {
     let entered = Arc::new(AtomicU32::new(0));
     let count = entered.clone();
     let mock = Mock::new(Level::L512G).observe(move |call, _| {
-        if call == Call::Read {
+        if call == Call(Kind::SeptRd) {
             count.fetch_add(1, SeqCst);
         }
     });

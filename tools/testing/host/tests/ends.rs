@@ -9,7 +9,12 @@ use tdx_mirror_host::base::level::{Level, Position};
 use tdx_mirror_host::mirror::entry;
 use tdx_mirror_host::mirror::error::{Bug, MapError, MapOutcome};
 use tdx_mirror_host::mirror::spte::{IllegalTransition, Spte, SpteKind};
-use tdx_mirror_host::mock::{status, Call, Entry, Mock};
+use tdx_mirror_host::mock::{
+    status, Entry,
+    Event::{self, Call},
+    Mock,
+};
+use tdx_mirror_host::tdx::call::Kind;
 use tdx_mirror_host::tdx::status::{OperandId, TdxStatus};
 use tdx_mirror_host::vm::Td;
 
@@ -45,8 +50,8 @@ fn a_zap_that_meets_what_cannot_be() {
             matches!(bugs[..], [Bug::Unexpected { at: where_, found: value }] if where_ == at && value == found),
             "{bugs:?}"
         );
-        assert_eq!(td.mock().count(Call::Block), 2);
-        assert_eq!(td.mock().count(Call::Remove), 2);
+        assert_eq!(td.mock().count(Call(Kind::RangeBlock)), 2);
+        assert_eq!(td.mock().count(Call(Kind::PageRemove)), 2);
         // A blocked leaf is in doubt; nothing else is written over.
         let blocked = found == Spte::blocked(pfn(99));
         assert_eq!(td.host().holds(99), blocked);
@@ -119,15 +124,15 @@ fn a_leaf_with_other_bits_is_removed_as_one_leaf() {
         assert_eq!(td.zap(6, 7), 0);
         assert!(td.mock().log().is_empty(), "bit {bit}: a neighbour's zap");
         assert_eq!(td.zap(5, 6), 1);
-        let calls: Vec<Call> = td.mock().log().into_iter().map(|(c, _)| c).collect();
+        let calls: Vec<Event> = td.mock().log().into_iter().map(|(c, _)| c).collect();
         assert_eq!(
             calls,
             [
-                Call::Block,
-                Call::Track,
-                Call::Kick,
-                Call::Remove,
-                Call::Wbinvd
+                Call(Kind::RangeBlock),
+                Call(Kind::Track),
+                Event::Kick,
+                Call(Kind::PageRemove),
+                Call(Kind::PageWbinvd)
             ],
             "bit {bit}"
         );
@@ -205,7 +210,10 @@ fn teardown_meets_what_cannot_be() {
             matches!(bugs[..], [Bug::Unexpected { at: where_, found: value }] if where_ == at && value == found)
         );
         let blocked = found != Spte::FROZEN && found != Spte::from_raw(0);
-        assert_eq!(td.mock().count(Call::DataReclaim), usize::from(blocked));
+        assert_eq!(
+            td.mock().count(Call(Kind::ReclaimData)),
+            usize::from(blocked)
+        );
         assert_eq!(td.mirror().stats().resolved.get(), u64::from(blocked));
         assert_eq!(td.host().used_external(), 0, "the tables go all the same");
     }
@@ -216,12 +224,13 @@ fn teardown_meets_what_cannot_be() {
 fn quarantined_pages_wait_for_the_hkid() {
     let td = Td::built();
     map_all(&td, 0..8);
-    td.mock().fail(Call::Remove, 0, 8, TdxStatus::TD_FATAL);
+    td.mock()
+        .fail(Call(Kind::PageRemove), 0, 8, TdxStatus::TD_FATAL);
     assert_eq!(td.zap(0, 8), 0);
     td.mock().clear_log();
     // Too early: no call, all is leaked and none let go of.
     td.exclusive(|x| td.mirror().teardown(x));
-    assert_eq!(td.mock().count(Call::DataReclaim), 0);
+    assert_eq!(td.mock().count(Call(Kind::ReclaimData)), 0);
     assert_eq!(td.mirror().stats().leaked.get(), 8 + 3);
     assert_eq!(td.host().held_pages().len(), 8);
     let failed = TdxStatus::LIFECYCLE_STATE_INCORRECT.raw();
@@ -243,19 +252,20 @@ fn each_quarantined_page_is_tried_once() {
     ] {
         let td = Td::built();
         map_all(&td, 0..8);
-        td.mock().fail(Call::Remove, 2, 3, TdxStatus::TD_FATAL);
+        td.mock()
+            .fail(Call(Kind::PageRemove), 2, 3, TdxStatus::TD_FATAL);
         assert_eq!(td.zap(0, 8), 5);
         td.mock().clear_log();
-        td.mock().fail(Call::DataReclaim, 1, 1, bad);
+        td.mock().fail(Call(Kind::ReclaimData), 1, 1, bad);
         td.teardown();
-        assert_eq!(td.mock().count(Call::DataReclaim), 3, "{bad:?}");
+        assert_eq!(td.mock().count(Call(Kind::ReclaimData)), 3, "{bad:?}");
         let stats = td.mirror().stats();
         assert_eq!((stats.quarantined.get(), stats.resolved.get()), (3, 2));
         assert_eq!(stats.leaked.get(), 1);
         assert_eq!(td.host().held_pages(), [10_003]);
         let calls = td.mirror().external().stats();
-        assert_eq!(calls.data_reclaim_calls.get(), 3);
-        assert_eq!(calls.reclaim_calls.get(), 3);
+        assert_eq!(td.made(Kind::ReclaimData), 3);
+        assert_eq!(td.made(Kind::ReclaimTable), 3);
         assert_eq!((calls.busy.get(), calls.giveups.get()), (0, 0));
         let text = format!("{:?}", td.host().leaks()[0]);
         let wanted = format!(
@@ -282,7 +292,7 @@ fn both_accounts_after_each_step() {
     assert_eq!(td.map(0, 1), FIXED);
     both(3);
     // A link that fails changes neither.
-    td.mock().fail(Call::SeptAdd, 0, 5, status::TREE_BUSY);
+    td.mock().fail(Call(Kind::SeptAdd), 0, 5, status::TREE_BUSY);
     assert!(td.map(1 << 27, 2).is_ok());
     both(3);
     td.mock().clear_fails();
@@ -291,7 +301,8 @@ fn both_accounts_after_each_step() {
     assert_eq!(td.zap(0, 1 << 36), 2);
     both(6);
     // What is lost leaves both accounts as well.
-    td.mock().fail(Call::Reclaim, 2, 2, status::METADATA);
+    td.mock()
+        .fail(Call(Kind::ReclaimTable), 2, 2, status::METADATA);
     td.teardown();
     let stats = td.mirror().stats();
     assert_eq!((stats.tables.get(), stats.external_tables.get()), (0, 0));

@@ -4,18 +4,20 @@
 
 use tdx_mirror_host::base::level::Level;
 use tdx_mirror_host::base::stats::{Count, Counter, Histogram};
+use tdx_mirror_host::base::td::Operand;
 use tdx_mirror_host::mirror::error::{MapError, MapOutcome};
 use tdx_mirror_host::mirror::mmu::BATCH_SIZES;
 use tdx_mirror_host::mirror::spte::{Spte, SpteKind};
-use tdx_mirror_host::mock::{status, Call};
-use tdx_mirror_host::sept::{ByOperand, FAULT_TRIES, OPERANDS, OPS};
+use tdx_mirror_host::mock::{status, Event::Call};
+use tdx_mirror_host::sept::{ByOperand, FAULT_TRIES};
+use tdx_mirror_host::tdx::call::{Kind, FIGURES};
 use tdx_mirror_host::vm::Td;
 
 /// The counters that are not 0, by name.
 fn named(counts: &ByOperand<Counter>) -> Vec<(&'static str, &'static str, u64)> {
     let counts = counts.each().filter(|(_, _, count)| *count != 0);
     counts
-        .map(|(op, operand, n)| (OPS[op], OPERANDS[operand], n))
+        .map(|(label, operand, n)| (FIGURES[label], Operand::ALL[operand].label(), n))
         .collect()
 }
 
@@ -77,7 +79,7 @@ fn each_end_of_a_map_has_its_counter() {
     assert_eq!(td.map(0, 1), Ok(MapOutcome::Spurious));
     assert_eq!(stats(), [1, 1, 0, 0, 1, 0, 0, 0]);
     td.mock()
-        .fail(Call::PageMap, 0, FAULT_TRIES, status::TREE_BUSY);
+        .fail(Call(Kind::PageAug), 0, FAULT_TRIES, status::TREE_BUSY);
     assert!(matches!(td.map(1, 2), Ok(MapOutcome::Retry(_))));
     assert_eq!(stats(), [1, 1, 0, 1, 1, 0, 0, 0]);
     assert_eq!(td.map(1 << 36, 2), Err(MapError::Invalid));
@@ -86,7 +88,8 @@ fn each_end_of_a_map_has_its_counter() {
     assert!(matches!(td.map(2, 3), Ok(MapOutcome::Retry(_))));
     assert_eq!(stats(), [1, 1, 1, 1, 1, 1, 0, 0]);
     td.poke(at.gfn().as_u64(), Spte::NON_PRESENT);
-    td.mock().fail(Call::PageMap, 0, 1, status::STATE_INCORRECT);
+    td.mock()
+        .fail(Call(Kind::PageAug), 0, 1, status::STATE_INCORRECT);
     assert_eq!(td.map(2, 3), Err(MapError::Bugged));
     assert_eq!(td.map(2, 3), Err(MapError::Bugged));
     assert_eq!(stats(), [1, 1, 1, 1, 1, 1, 0, 2]);
@@ -96,22 +99,19 @@ fn each_end_of_a_map_has_its_counter() {
 #[test]
 fn a_map_that_is_busy_while_the_td_is_built_has_its_counter() {
     let td = Td::in_build();
-    td.mock().fail(Call::PageMap, 0, 1, status::TREE_BUSY);
+    td.mock().fail(Call(Kind::PageAdd), 0, 1, status::TREE_BUSY);
     assert!(matches!(td.map(0, 1), Err(MapError::Busy(_))));
     assert_eq!(td.mirror().stats().maps_busy.get(), 1);
     assert_eq!(td.map(0, 1), Ok(MapOutcome::Fixed));
-    let sept = td.mirror().external();
-    // Both were TDH.MEM.PAGE.ADD.
-    assert_eq!(
-        (sept.stats().add_calls.get(), sept.stats().map_calls.get()),
-        (2, 2)
-    );
+    let made = || (td.made(Kind::PageAdd), td.made(Kind::PageAug));
+    assert_eq!(made(), (2, 0));
     td.mock().set_finalized(true);
     assert_eq!(td.map(1, 2), Ok(MapOutcome::Fixed));
-    assert_eq!(
-        (sept.stats().add_calls.get(), sept.stats().map_calls.get()),
-        (2, 3)
-    );
+    assert_eq!(made(), (2, 1));
+    // The figures count both together.
+    let page_map = FIGURES.iter().position(|label| *label == "page_map");
+    let sept = td.mirror().external();
+    assert_eq!(sept.calls().each().nth(page_map.unwrap()), Some((3, 0, 0)));
 }
 
 // Shows: R4.
@@ -119,22 +119,22 @@ fn a_map_that_is_busy_while_the_td_is_built_has_its_counter() {
 fn retries_and_giveups_are_counted_by_operation_and_operand() {
     let td = Td::built();
     assert_eq!(td.map(0, 1), Ok(MapOutcome::Fixed));
-    let given = td.mirror().external().given();
+    let calls = td.mirror().external().calls();
     assert_eq!(
-        (named(&given.retries), named(&given.giveups)),
+        (named(&calls.retries), named(&calls.giveups)),
         (vec![], vec![])
     );
     let fail = |call, times, status| td.mock().fail(call, 0, times, status);
-    fail(Call::PageMap, 2, status::TREE_BUSY);
+    fail(Call(Kind::PageAug), 2, status::TREE_BUSY);
     assert_eq!(td.map(1, 2), Ok(MapOutcome::Fixed));
-    fail(Call::PageMap, FAULT_TRIES, status::ENTRY_BUSY);
+    fail(Call(Kind::PageAug), FAULT_TRIES, status::ENTRY_BUSY);
     assert!(matches!(td.map(2, 3), Ok(MapOutcome::Retry(_))));
-    fail(Call::Block, 1, status::TREE_BUSY);
-    fail(Call::Track, 1, status::EPOCH_BUSY);
+    fail(Call(Kind::RangeBlock), 1, status::TREE_BUSY);
+    fail(Call(Kind::Track), 1, status::EPOCH_BUSY);
     assert_eq!(td.zap(1, 2), 1);
     let tries = u64::from(FAULT_TRIES);
     assert_eq!(
-        named(&given.retries),
+        named(&calls.retries),
         [
             ("page_map", "sept_tree", 2),
             ("page_map", "sept_entry", tries - 1),
@@ -142,21 +142,20 @@ fn retries_and_giveups_are_counted_by_operation_and_operand() {
             ("track", "td_epoch", 1),
         ]
     );
-    assert_eq!(named(&given.giveups), [("page_map", "sept_entry", 1)]);
+    assert_eq!(named(&calls.giveups), [("page_map", "sept_entry", 1)]);
     let stats = td.mirror().external().stats();
     let sum = |counts: &ByOperand<Counter>| counts.each().map(|(_, _, n)| n).sum::<u64>();
-    assert_eq!(sum(&given.retries), stats.retries.get());
-    assert_eq!(sum(&given.giveups), stats.giveups.get());
+    assert_eq!(sum(&calls.retries), stats.retries.get());
+    assert_eq!(sum(&calls.giveups), stats.giveups.get());
     assert_eq!(stats.busy.get(), stats.retries.get() + stats.giveups.get());
-    assert!(given.others().all(|others| others == (0, 0)));
+    assert!(calls
+        .each()
+        .all(|(_, failed, informational)| (failed, informational) == (0, 0)));
     // What is no contention is a failure of its operation, once.
-    fail(Call::Remove, 1, status::STATE_INCORRECT);
+    fail(Call(Kind::PageRemove), 1, status::STATE_INCORRECT);
     assert_eq!(td.zap(0, 1), 0);
-    let failed: Vec<u64> = given.others().map(|(failed, _)| failed).collect();
-    assert_eq!(
-        failed[OPS.iter().position(|op| *op == "page_remove").unwrap()],
-        1
-    );
+    let failed: Vec<u64> = calls.each().map(|(_, failed, _)| failed).collect();
+    assert_eq!(failed[Kind::PageRemove.figure()], 1);
     assert_eq!(failed.iter().sum::<u64>(), 1);
 }
 

@@ -9,7 +9,8 @@ use tdx_mirror_host::base::level::Level;
 use tdx_mirror_host::mirror::error::{Leak, MapOutcome};
 use tdx_mirror_host::mirror::lock::Shared;
 use tdx_mirror_host::mirror::spte::SpteKind;
-use tdx_mirror_host::mock::{status, Call, Mock};
+use tdx_mirror_host::mock::{status, Event::Call, Mock};
+use tdx_mirror_host::tdx::call::Kind;
 use tdx_mirror_host::vm::{Outcome, Td};
 
 /// Frames at the end of what a PFN can be, far beyond any memory of the machine that runs this:
@@ -36,12 +37,14 @@ fn frames_without_memory_live_and_die() {
     assert!(!td.mock().owns(NO_MEMORY[0]));
     assert!(td.mock().owns(NO_MEMORY[2]));
     td.check_same(&gfns);
-    td.mock().fail(Call::Remove, 0, 1, status::STATE_INCORRECT);
+    td.mock()
+        .fail(Call(Kind::PageRemove), 0, 1, status::STATE_INCORRECT);
     assert_eq!(td.zap(512, 513), 0);
     assert!(matches!(td.kind(512), SpteKind::Quarantined(p) if p.as_u64() == NO_MEMORY[2]));
     assert!(td.host().holds(NO_MEMORY[2]));
     assert_eq!(td.zap(1 << 27, (1 << 27) + 1), 1);
-    td.mock().fail(Call::DataReclaim, 0, 1, status::METADATA);
+    td.mock()
+        .fail(Call(Kind::ReclaimData), 0, 1, status::METADATA);
     td.teardown();
     assert!(
         matches!(td.host().leaks()[..], [Leak::Data { pfn, .. }] if pfn.as_u64() == NO_MEMORY[2])
@@ -70,9 +73,9 @@ fn what_races_can_find_is_no_bug() {
             return;
         };
         // Only for vCPU 0's, and only in a map.
-        if at.gfn().as_u64() <= 5 && matches!(call, Call::SeptAdd | Call::PageMap) {
+        if at.gfn().as_u64() <= 5 && matches!(call, Call(Kind::SeptAdd) | Call(Kind::PageAug)) {
             log.lock().unwrap().push(map_inside(td, 5, 7));
-            if call == Call::PageMap {
+            if call == Call(Kind::PageAug) {
                 log.lock().unwrap().push(map_inside(td, 6, 8));
             }
         }
@@ -103,7 +106,7 @@ fn walks_count_the_frozen_entries_that_they_meet() {
     let td: Arc<OnceLock<Td>> = Arc::default();
     let inner = td.clone();
     let mock = Mock::new(Level::L512G).observe(move |call, _| {
-        if call == Call::PageMap {
+        if call == Call(Kind::PageAug) {
             let td = inner.get().unwrap();
             assert_eq!(td.kind(5), SpteKind::Frozen);
             assert_eq!(td.kind(6), SpteKind::NonPresent);

@@ -6,9 +6,10 @@ use tdx_mirror_host::base::addr::Gfn;
 use tdx_mirror_host::base::level::Level;
 use tdx_mirror_host::base::td::Operand;
 use tdx_mirror_host::mirror::error::{MapOutcome, RetryReason};
-use tdx_mirror_host::mock::{status, Call};
+use tdx_mirror_host::mock::{status, Event::Call};
 use tdx_mirror_host::sept::progress::Conditions;
 use tdx_mirror_host::sept::{DEBT_SLOTS, FAULT_TRIES, PAY_TRIES};
+use tdx_mirror_host::tdx::call::Kind;
 use tdx_mirror_host::vm::Td;
 
 /// Tries of a map that find the entry held, then ones that find the tree held; the payment finds
@@ -17,11 +18,14 @@ fn mixed(entry: u32) -> Td {
     let td = Td::built();
     assert_eq!(td.map(1, 1), Ok(MapOutcome::Fixed));
     if entry > 0 {
-        td.mock().fail(Call::PageMap, 0, entry, status::ENTRY_BUSY);
+        td.mock()
+            .fail(Call(Kind::PageAug), 0, entry, status::ENTRY_BUSY);
     }
     let tree = FAULT_TRIES - entry;
-    td.mock().fail(Call::PageMap, 0, tree, status::TREE_BUSY);
-    td.mock().fail(Call::Read, 0, PAY_TRIES, status::ENTRY_BUSY);
+    td.mock()
+        .fail(Call(Kind::PageAug), 0, tree, status::TREE_BUSY);
+    td.mock()
+        .fail(Call(Kind::SeptRd), 0, PAY_TRIES, status::ENTRY_BUSY);
     assert_eq!(
         td.map(2, 2),
         Ok(MapOutcome::Retry(RetryReason::Contended(Operand::SeptTree)))
@@ -51,10 +55,10 @@ fn one_try_at_the_entry_leaves_a_mark_whatever_follows() {
 fn owe(td: &Td, gfn: u64) {
     let before = td.mirror().external().debts_owed();
     td.mock()
-        .fail(Call::PageMap, 0, FAULT_TRIES, status::ENTRY_BUSY);
+        .fail(Call(Kind::PageAug), 0, FAULT_TRIES, status::ENTRY_BUSY);
     // The map before it pays first, which must fail as well while something is owed.
     td.mock().fail(
-        Call::Read,
+        Call(Kind::SeptRd),
         0,
         PAY_TRIES + u32::from(before > 0),
         status::ENTRY_BUSY,

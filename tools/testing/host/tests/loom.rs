@@ -13,8 +13,9 @@
 use tdx_mirror_host::base::level::Level;
 use tdx_mirror_host::mirror::error::{Bug, MapError, MapOutcome, RetryReason};
 use tdx_mirror_host::mirror::spte::SpteKind;
-use tdx_mirror_host::mock::{status, Call, Mock};
+use tdx_mirror_host::mock::{status, Event::Call, Mock};
 use tdx_mirror_host::sept::{FAULT_TRIES, PAY_TRIES};
+use tdx_mirror_host::tdx::call::Kind;
 use tdx_mirror_host::vm::{Outcome, Td};
 
 use loom::sync::atomic::{AtomicUsize, Ordering};
@@ -79,7 +80,7 @@ fn pulsing_td(root: Level) -> (Arc<Td>, Pulse) {
     let busy = Mutex::new(HashSet::new());
     let mock = Mock::new(root).observe(move |call, at| {
         beat.beat();
-        if let (Call::SeptAdd | Call::PageMap, Some(at)) = (call, at) {
+        if let (Call(Kind::SeptAdd) | Call(Kind::PageAug), Some(at)) = (call, at) {
             let key = (at.level(), at.gfn());
             assert!(busy.lock().unwrap().insert(key), "two mappers at {at:?}");
             thread::yield_now();
@@ -124,8 +125,8 @@ fn two_vcpus_map_one_gfn() {
         let a = a.join().unwrap();
         settle(&td, 0, 7, a);
         settle(&td, 0, 7, b);
-        assert_eq!(td.mock().count(Call::PageMap), 1);
-        assert_eq!(td.mock().count(Call::SeptAdd), 1);
+        assert_eq!(td.mock().count(Call(Kind::PageAug)), 1);
+        assert_eq!(td.mock().count(Call(Kind::SeptAdd)), 1);
         assert!(td.host().bugs().is_empty());
         td.check_same(&[0]);
     });
@@ -143,7 +144,7 @@ fn three_vcpus_map_one_gfn() {
         for o in [a, b, c] {
             settle(&td, 0, 7, o);
         }
-        assert_eq!(td.mock().count(Call::PageMap), 1);
+        assert_eq!(td.mock().count(Call(Kind::PageAug)), 1);
         assert_eq!(td.mirror().stats().mapped.get(), 1);
         assert!(td.host().bugs().is_empty());
         td.check_same(&[0]);
@@ -160,8 +161,8 @@ fn two_vcpus_under_one_missing_table() {
         let a = a.join().unwrap();
         settle(&td, 0, 7, a);
         settle(&td, 1, 8, b);
-        assert_eq!(td.mock().count(Call::SeptAdd), 1);
-        assert_eq!(td.mock().count(Call::PageMap), 2);
+        assert_eq!(td.mock().count(Call(Kind::SeptAdd)), 1);
+        assert_eq!(td.mock().count(Call(Kind::PageAug)), 2);
         assert!(td.host().bugs().is_empty());
         td.check_same(&[0, 1]);
     });
@@ -178,7 +179,7 @@ fn two_vcpus_under_two_missing_tables() {
         let a = a.join().unwrap();
         settle(&td, 0, 7, a);
         settle(&td, 512, 8, b);
-        assert_eq!(td.mock().count(Call::SeptAdd), 3);
+        assert_eq!(td.mock().count(Call(Kind::SeptAdd)), 3);
         assert!(td.host().bugs().is_empty());
         td.check_same(&[0, 512]);
     });
@@ -217,7 +218,7 @@ fn link_failure_with_concurrent_map() {
         let td = td(Level::L2M);
         // The first of the two to link meets contention for its whole budget.
         td.mock()
-            .fail(Call::SeptAdd, 0, FAULT_TRIES, status::TREE_BUSY);
+            .fail(Call(Kind::SeptAdd), 0, FAULT_TRIES, status::TREE_BUSY);
         let a = map_thread(&td, 0, 7);
         let b = td.map(1, 8);
         let a = a.join().unwrap();
@@ -239,7 +240,8 @@ fn link_failure_with_concurrent_map() {
 fn fatal_link_with_concurrent_map() {
     explore("fatal link with a concurrent map", 40, || {
         let td = td(Level::L2M);
-        td.mock().fail(Call::SeptAdd, 0, 1, status::STATE_INCORRECT);
+        td.mock()
+            .fail(Call(Kind::SeptAdd), 0, 1, status::STATE_INCORRECT);
         let a = map_thread(&td, 0, 7);
         let b = td.map(1, 8);
         let outcomes = [a.join().unwrap(), b];
@@ -262,7 +264,7 @@ fn busy_then_thaw() {
         let td = td(Level::L2M);
         assert_eq!(td.map(1, 9), Ok(MapOutcome::Fixed));
         td.mock()
-            .fail(Call::PageMap, 0, FAULT_TRIES, status::ENTRY_BUSY);
+            .fail(Call(Kind::PageAug), 0, FAULT_TRIES, status::ENTRY_BUSY);
         let a = map_thread(&td, 0, 7);
         let b = td.map(0, 7);
         let a = a.join().unwrap();
@@ -295,13 +297,13 @@ fn freeze_seen_by_prefault() {
                 break o;
             }
             // It took nothing: no page, no SEAMCALL of its own.
-            assert!(td.mock().count(Call::PageMap) <= 2);
-            assert_eq!(td.mock().count(Call::SeptAdd), 1);
+            assert!(td.mock().count(Call(Kind::PageAug)) <= 2);
+            assert_eq!(td.mock().count(Call(Kind::SeptAdd)), 1);
         };
         let a = a.join().unwrap();
         settle(&td, 0, 7, a);
         settle(&td, 0, 7, b);
-        assert_eq!(td.mock().count(Call::PageMap), 2);
+        assert_eq!(td.mock().count(Call(Kind::PageAug)), 2);
         assert!(td.host().bugs().is_empty());
         td.check_same(&[0, 1]);
     });
@@ -367,7 +369,7 @@ fn another_pfn_is_a_bug_of_the_vm_only() {
         } else {
             assert!(outcomes.iter().any(|o| is_frozen(*o)));
         }
-        assert_eq!(td.mock().count(Call::PageMap), 1);
+        assert_eq!(td.mock().count(Call(Kind::PageAug)), 1);
         td.check_same(&[0]);
     });
 }
@@ -442,8 +444,8 @@ fn debt_recorded_while_another_pays() {
         assert_eq!(td.zap(1, 2), 1);
         // Whoever comes first gives up, and may even fail to clear its mark.
         let busy = status::ENTRY_BUSY;
-        td.mock().fail(Call::PageMap, 0, FAULT_TRIES, busy);
-        td.mock().fail(Call::Read, 0, PAY_TRIES, busy);
+        td.mock().fail(Call(Kind::PageAug), 0, FAULT_TRIES, busy);
+        td.mock().fail(Call(Kind::SeptRd), 0, PAY_TRIES, busy);
         let a = map_thread(&td, 0, 7);
         let b = map_thread(&td, 1, 8);
         let c = td.map(1, 8);
@@ -469,8 +471,9 @@ fn two_record_debts_at_once() {
         assert_eq!(td.zap(1, 2), 1);
         // Both give up, and neither can clear its mark.
         let busy = status::ENTRY_BUSY;
-        td.mock().fail(Call::PageMap, 0, 2 * FAULT_TRIES, busy);
-        td.mock().fail(Call::Read, 0, 3 * PAY_TRIES, busy);
+        td.mock()
+            .fail(Call(Kind::PageAug), 0, 2 * FAULT_TRIES, busy);
+        td.mock().fail(Call(Kind::SeptRd), 0, 3 * PAY_TRIES, busy);
         let a = map_thread(&td, 0, 7);
         let b = td.map(1, 8);
         for o in [a.join().unwrap(), b] {
@@ -494,12 +497,12 @@ fn two_pay_one_debt() {
         let td = td(Level::L2M);
         let busy = status::ENTRY_BUSY;
         assert_eq!(td.map(1, 8), Ok(MapOutcome::Fixed));
-        td.mock().fail(Call::PageMap, 0, FAULT_TRIES, busy);
-        td.mock().fail(Call::Read, 0, PAY_TRIES, busy);
+        td.mock().fail(Call(Kind::PageAug), 0, FAULT_TRIES, busy);
+        td.mock().fail(Call(Kind::SeptRd), 0, PAY_TRIES, busy);
         assert!(matches!(td.map(0, 7), Ok(MapOutcome::Retry(_))));
         assert_eq!(td.mirror().external().debts_owed(), 1);
         // One of two payments fails once more, whichever it is.
-        td.mock().fail(Call::Read, 0, 1, busy);
+        td.mock().fail(Call(Kind::SeptRd), 0, 1, busy);
         let a = map_thread(&td, 0, 7);
         let b = map_thread(&td, 1, 8);
         let c = td.map(0, 7);
@@ -522,8 +525,8 @@ fn zap_pays_what_a_map_owes() {
         let td = td(Level::L2M);
         let busy = status::ENTRY_BUSY;
         assert_eq!(td.map(1, 8), Ok(MapOutcome::Fixed));
-        td.mock().fail(Call::PageMap, 0, FAULT_TRIES, busy);
-        td.mock().fail(Call::Read, 0, PAY_TRIES, busy);
+        td.mock().fail(Call(Kind::PageAug), 0, FAULT_TRIES, busy);
+        td.mock().fail(Call(Kind::SeptRd), 0, PAY_TRIES, busy);
         let a = map_thread(&td, 0, 7);
         let b = map_thread(&td, 0, 7);
         td.zap(0, 2);

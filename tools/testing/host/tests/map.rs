@@ -13,8 +13,9 @@ use tdx_mirror_host::mirror::frozen::{FrozenError, FrozenSpte};
 use tdx_mirror_host::mirror::lock::Shared;
 use tdx_mirror_host::mirror::spte::{IllegalTransition, Spte, SpteKind};
 use tdx_mirror_host::mirror::table::OwnedTable;
-use tdx_mirror_host::mock::{status, Call, Mock};
+use tdx_mirror_host::mock::{status, Event::Call, Mock};
 use tdx_mirror_host::sept::{Sept, BUILD_TRIES, FAULT_TRIES, ZERO_STEP_THRESHOLD};
+use tdx_mirror_host::tdx::call::Kind;
 use tdx_mirror_host::tdx::status::{OperandId, TdxStatus};
 use tdx_mirror_host::vm::Td;
 
@@ -34,10 +35,10 @@ fn parents_before_children() {
     assert_eq!(
         log,
         [
-            (Call::SeptAdd, Some(Level::L512G)),
-            (Call::SeptAdd, Some(Level::L1G)),
-            (Call::SeptAdd, Some(Level::L2M)),
-            (Call::PageMap, Some(Level::L4K)),
+            (Call(Kind::SeptAdd), Some(Level::L512G)),
+            (Call(Kind::SeptAdd), Some(Level::L1G)),
+            (Call(Kind::SeptAdd), Some(Level::L2M)),
+            (Call(Kind::PageAug), Some(Level::L4K)),
         ]
     );
     td.check_same(&[0x1234]);
@@ -87,7 +88,7 @@ fn budget_is_tied_to_the_zero_step_threshold() {
 #[test]
 fn busy_k_times() {
     for busy in [status::TREE_BUSY, status::ENTRY_BUSY] {
-        for call in [Call::SeptAdd, Call::PageMap] {
+        for call in [Call(Kind::SeptAdd), Call(Kind::PageAug)] {
             for k in 0..20 {
                 let td = Td::built();
                 if k > 0 {
@@ -95,7 +96,7 @@ fn busy_k_times() {
                 }
                 let first = td.map(5, 7);
                 let of_call = td.mock().count(call) as u32;
-                let others = if call == Call::SeptAdd { 2 } else { 0 };
+                let others = if call == Call(Kind::SeptAdd) { 2 } else { 0 };
                 if k < FAULT_TRIES {
                     assert_eq!(first, FIXED);
                     assert_eq!(of_call, k + 1 + others);
@@ -134,7 +135,7 @@ fn build_does_not_retry() {
         (status::ENTRY_BUSY, Operand::SeptEntry),
         (status::TDR_BUSY, Operand::Tdr),
     ] {
-        for call in [Call::SeptAdd, Call::PageMap] {
+        for call in [Call(Kind::SeptAdd), Call(Kind::PageAdd)] {
             let td = Td::in_build();
             td.mock().fail(call, 0, 1, busy);
             assert_eq!(td.map(5, 7), Err(MapError::Busy(operand)));
@@ -160,7 +161,7 @@ fn only_contendable_operands_are_retried() {
         TdxStatus::SYS_BUSY,
     ];
     for odd in odd {
-        for call in [Call::SeptAdd, Call::PageMap] {
+        for call in [Call(Kind::SeptAdd), Call(Kind::PageAug)] {
             let td = Td::built();
             td.mock().fail(call, 0, 1, odd);
             assert_eq!(td.map(5, 7), Err(MapError::Bugged), "{odd:?}");
@@ -184,9 +185,11 @@ fn state_incorrect_is_reported_with_its_words() {
     let other = Td::new(Level::L512G, Mock::new(Level::L512G));
     assert_eq!(other.map(5, 7), FIXED);
     assert_eq!(other.zap(5, 6), 1);
+    use tdx_mirror_host::tdx::call::Call as SeamCall;
     use tdx_mirror_host::tdx::seamcall::Seamcall;
     let at = Position::covering(Gfn::new(5).unwrap(), Level::L4K);
-    let out = other.mock().mem_page_map(at, Pfn::new(8).unwrap());
+    let pfn = Pfn::new(8).unwrap();
+    let out = other.mock().call(SeamCall::PageAug { at, pfn });
     assert!(out.status.is_success());
     assert_eq!(other.map(5, 7), Err(MapError::Bugged));
     let bugs = other.host().bugs();
@@ -198,7 +201,7 @@ fn state_incorrect_is_reported_with_its_words() {
         panic!("{bugs:?}");
     };
     assert_eq!(where_, at);
-    assert_eq!(failure.op, "TDH.MEM.PAGE.ADD/AUG");
+    assert_eq!(failure.op, "TDH.MEM.PAGE.AUG");
     assert_eq!(failure.status, status::STATE_INCORRECT.raw());
     assert_eq!(failure.ext2 >> 8, 4, "the state that the entry has");
 }
@@ -217,9 +220,9 @@ fn mirror_has_nothing_that_the_s_ept_lacks() {
             for step in 0..4 {
                 let td = if built { Td::built() } else { Td::in_build() };
                 let (call, skip) = if step < 3 {
-                    (Call::SeptAdd, step)
+                    (Call(Kind::SeptAdd), step)
                 } else {
-                    (Call::PageMap, 0)
+                    (Call(Kind::PageAug).of_phase(built), 0)
                 };
                 td.mock().fail(call, skip, FAULT_TRIES, bad);
                 assert_ne!(td.map(0x4_0005, 7), FIXED);
@@ -490,13 +493,17 @@ fn a_parameter_can_only_shrink_the_budget() {
     ] {
         let sept = Sept::with_fault_tries(Mock::new(Level::L4K), asked);
         sept.backend()
-            .fail(Call::PageMap, 0, 100, status::TREE_BUSY);
+            .fail(Call(Kind::PageAug), 0, 100, status::TREE_BUSY);
         // SAFETY: nobody else has this S-EPT.
         let l = unsafe { Shared::assume_held() };
         let at = Position::covering(Gfn::new(5).unwrap(), Level::L4K);
         assert!(sept
             .map_leaf(&l, Phase::Run, at, Pfn::new(7).unwrap())
             .is_err());
-        assert_eq!(sept.backend().count(Call::PageMap) as u32, got, "{asked}");
+        assert_eq!(
+            sept.backend().count(Call(Kind::PageAug)) as u32,
+            got,
+            "{asked}"
+        );
     }
 }

@@ -12,8 +12,12 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::Ordering::SeqCst;
 use tdx_mirror_host::mirror::error::{MapError, MapOutcome, RetryReason};
 use tdx_mirror_host::mirror::spte::SpteKind;
-use tdx_mirror_host::mock::{status, Call};
+use tdx_mirror_host::mock::{
+    status,
+    Event::{self, Call},
+};
 use tdx_mirror_host::sept::FAULT_TRIES;
+use tdx_mirror_host::tdx::call::{Kind, KINDS};
 use tdx_mirror_host::tdx::status::TdxStatus;
 use tdx_mirror_host::vm::Td;
 
@@ -58,7 +62,7 @@ enum Op {
 /// A status that the next calls of one kind answer.
 #[derive(Clone, Debug)]
 struct Inject {
-    call: Call,
+    call: Event,
     skip: u32,
     times: u32,
     status: TdxStatus,
@@ -78,13 +82,13 @@ fn op() -> impl Strategy<Value = Op> {
 
 fn inject() -> impl Strategy<Value = Option<Inject>> {
     let call = prop_oneof![
-        Just(Call::SeptAdd),
-        Just(Call::PageMap),
-        Just(Call::Block),
-        Just(Call::Track),
-        Just(Call::Remove),
-        Just(Call::Wbinvd),
-        Just(Call::Reclaim),
+        Just(Call(Kind::SeptAdd)),
+        Just(Call(Kind::PageAug)),
+        Just(Call(Kind::RangeBlock)),
+        Just(Call(Kind::Track)),
+        Just(Call(Kind::PageRemove)),
+        Just(Call(Kind::PageWbinvd)),
+        Just(Call(Kind::ReclaimTable)),
     ];
     let status = prop_oneof![
         6 => Just(status::TREE_BUSY),
@@ -127,21 +131,33 @@ impl Model {
     }
 
     /// Whether `status` is contention for `call`, by the table of locks.
-    fn contention(&self, call: Call, status: TdxStatus) -> bool {
+    fn contention(&self, call: Event, status: TdxStatus) -> bool {
         match status {
             status::TREE_BUSY | status::ENTRY_BUSY => matches!(
                 call,
-                Call::SeptAdd | Call::PageMap | Call::Block | Call::Remove
+                Call(Kind::SeptAdd)
+                    | Call(Kind::PageAdd)
+                    | Call(Kind::PageAug)
+                    | Call(Kind::RangeBlock)
+                    | Call(Kind::PageRemove)
             ),
-            status::EPOCH_BUSY | TdxStatus::PREVIOUS_TLB_EPOCH_BUSY => call == Call::Track,
+            status::EPOCH_BUSY | TdxStatus::PREVIOUS_TLB_EPOCH_BUSY => call == Call(Kind::Track),
             status::TDR_BUSY => {
-                !self.built && matches!(call, Call::SeptAdd | Call::PageMap | Call::Remove)
+                !self.built
+                    && matches!(
+                        call,
+                        Call(Kind::SeptAdd) | Call(Kind::PageAdd) | Call(Kind::PageRemove)
+                    )
             }
             _ => false,
         }
     }
 
     fn step(&mut self, op: &Op, inject: &Option<Inject>) {
+        let inject = &inject.clone().map(|mut i| {
+            i.call = i.call.of_phase(self.built);
+            i
+        });
         if let Some(i) = inject {
             self.td.mock().fail(i.call, i.skip, i.times, i.status);
         }
@@ -171,10 +187,11 @@ impl Model {
     }
 
     fn map(&mut self, gfn: u64, pfn: u64, inject: &Option<Inject>) {
-        let before = self.td.mock().count(Call::PageMap) + self.td.mock().count(Call::SeptAdd);
+        let page = Call(Kind::PageAug).of_phase(self.built);
+        let count = || self.td.mock().count(page) + self.td.mock().count(Call(Kind::SeptAdd));
+        let before = count();
         let got = self.td.map(gfn, pfn);
-        let calls =
-            self.td.mock().count(Call::PageMap) + self.td.mock().count(Call::SeptAdd) - before;
+        let calls = count() - before;
         if self.bugged {
             assert_eq!(got, Err(MapError::Bugged));
             assert_eq!(calls, 0, "SEAMCALL of a dead VM");
@@ -260,14 +277,17 @@ impl Model {
         let held = self.td.host().held_pages();
         let owned = held.iter().filter(|p| self.td.mock().owns(**p)).count() as u64;
         let leaves_lost = held.len() as u64 - owned;
-        if let Some(i) = inject.as_ref().filter(|i| i.call == Call::Reclaim) {
+        if let Some(i) = inject
+            .as_ref()
+            .filter(|i| i.call == Call(Kind::ReclaimTable))
+        {
             self.td.mock().fail(i.call, i.skip, i.times, i.status);
         }
         let tables = self.td.mock().tables() as u64;
         self.td.teardown();
         let lost = inject
             .as_ref()
-            .filter(|i| i.call == Call::Reclaim)
+            .filter(|i| i.call == Call(Kind::ReclaimTable))
             .map_or(0, |i| {
                 tables
                     .saturating_sub(u64::from(i.skip))
@@ -303,19 +323,11 @@ impl Model {
         assert_eq!(pfns.len(), self.mapped.len(), "injective in the PFN");
         assert_eq!(self.td.mirror().is_bugged(), self.bugged);
         let s = self.td.mirror().external().stats();
-        assert_eq!(
-            s.map_calls.get() as usize,
-            self.td.mock().count(Call::PageMap)
-        );
-        assert_eq!(
-            s.link_calls.get() as usize,
-            self.td.mock().count(Call::SeptAdd)
-        );
-        assert_eq!(
-            s.remove_calls.get() as usize,
-            self.td.mock().count(Call::Remove)
-        );
-        assert_eq!(s.kicks.get() as usize, self.td.mock().count(Call::Kick));
+        for kind in KINDS {
+            let made = self.td.made(*kind) as usize;
+            assert_eq!(made, self.td.mock().count(Call(*kind)), "{kind:?}");
+        }
+        assert_eq!(s.kicks.get() as usize, self.td.mock().count(Event::Kick));
     }
 }
 

@@ -7,20 +7,29 @@ use std::sync::{Arc, OnceLock};
 
 use tdx_mirror_host::base::level::Level;
 use tdx_mirror_host::mirror::error::{MapError, MapOutcome};
-use tdx_mirror_host::mock::{status, Call, Mock};
+use tdx_mirror_host::mock::{
+    status,
+    Event::{self, Call},
+    Mock,
+};
 use tdx_mirror_host::sept::FAULT_TRIES;
+use tdx_mirror_host::tdx::call::Kind;
 use tdx_mirror_host::vm::Td;
 
 const FIXED: Result<MapOutcome, MapError> = Ok(MapOutcome::Fixed);
 
-fn kinds() -> [Td; 2] {
-    [Td::built(), Td::in_build()]
+/// A TD in each phase, and the call that maps a page of it.
+fn kinds() -> [(Td, Event); 2] {
+    [
+        (Td::built(), Call(Kind::PageAug)),
+        (Td::in_build(), Call(Kind::PageAdd)),
+    ]
 }
 
 // Shows: R4.
 #[test]
 fn a_map_asks_once() {
-    for td in kinds() {
+    for (td, _) in kinds() {
         // Three tables and the leaf; the leaf alone; nothing.
         assert_eq!((td.map(5, 7), td.mock().asked()), (FIXED, 1));
         assert_eq!((td.map(6, 8), td.mock().asked()), (FIXED, 1));
@@ -32,12 +41,12 @@ fn a_map_asks_once() {
 // Shows: R4, R15.
 #[test]
 fn a_map_that_meets_contention_asks_once() {
-    for td in kinds() {
+    for (td, page) in kinds() {
         assert_eq!((td.map(1, 1), td.mock().asked()), (FIXED, 1));
         // All tries, and those of a payment of the mark that they left.
         let mock = td.mock();
-        mock.fail(Call::PageMap, 0, FAULT_TRIES, status::ENTRY_BUSY);
-        mock.fail(Call::Read, 0, FAULT_TRIES, status::ENTRY_BUSY);
+        mock.fail(page, 0, FAULT_TRIES, status::ENTRY_BUSY);
+        mock.fail(Call(Kind::SeptRd), 0, FAULT_TRIES, status::ENTRY_BUSY);
         let outcome = td.map(2, 2);
         assert!(outcome != FIXED, "{outcome:?}");
         assert_eq!(mock.asked(), 1);
@@ -50,13 +59,14 @@ fn a_map_that_meets_contention_asks_once() {
 // Shows: R25.
 #[test]
 fn a_zap_asks_once() {
-    for td in kinds() {
+    for (td, _) in kinds() {
         for gfn in 0..600 {
             assert_eq!(td.map(gfn, gfn), FIXED);
         }
         td.mock().asked();
         // Two batches, each with contention.
-        td.mock().fail(Call::Remove, 3, 1, status::TREE_BUSY);
+        td.mock()
+            .fail(Call(Kind::PageRemove), 3, 1, status::TREE_BUSY);
         assert_eq!((td.zap(0, 600), td.mock().asked()), (600, 1));
         assert_eq!((td.zap(0, 600), td.mock().asked()), (0, 1));
     }
@@ -85,8 +95,8 @@ fn a_zap_asks_again_once_it_has_yielded() {
     let yields = u32::try_from(td.host().yields.load(SeqCst)).unwrap();
     assert_eq!((yields, td.mock().asked()), (2, 3));
     // The first batch needed no tracking, both others did.
-    assert_eq!(td.mock().count(Call::Block), 4);
-    assert_eq!(td.mock().count(Call::Track), 2);
-    assert_eq!(td.mock().count(Call::Remove), 6);
+    assert_eq!(td.mock().count(Call(Kind::RangeBlock)), 4);
+    assert_eq!(td.mock().count(Call(Kind::Track)), 2);
+    assert_eq!(td.mock().count(Call(Kind::PageRemove)), 6);
     td.check_same(&[0, 1, 2, 3, 4, 5]);
 }

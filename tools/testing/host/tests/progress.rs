@@ -8,13 +8,14 @@ use tdx_mirror_host::base::level::Level;
 use tdx_mirror_host::base::td::Operand;
 use tdx_mirror_host::mirror::error::{MapOutcome, RetryReason};
 use tdx_mirror_host::mirror::lock::Shared;
-use tdx_mirror_host::mock::{status, Call, Mock};
+use tdx_mirror_host::mock::{status, Event::Call, Mock};
 use tdx_mirror_host::sept::progress::{
     Action, Conditions, EnterBusy, Notes, Policy, Progress, Why,
 };
 use tdx_mirror_host::sept::{
     FAULT_TRIES, HOLD_ROUNDS, LOCAL_ROUNDS, MAX_ENTERS, PAY_TRIES, ZERO_STEP_THRESHOLD,
 };
+use tdx_mirror_host::tdx::call::Kind;
 use tdx_mirror_host::tdx::status::{OperandId, TdxStatus};
 use tdx_mirror_host::vm::Td;
 
@@ -533,7 +534,7 @@ fn a_frozen_entry_costs_at_most_five_enters() {
     let seen = Arc::new(Mutex::new((Notes::default(), Vec::new())));
     let (inner, policy, log) = (td.clone(), p.clone(), seen.clone());
     let mock = Mock::new(Level::L512G).observe(move |call, at| {
-        if call != Call::PageMap || at.is_none_or(|at| at.gfn().as_u64() != 5) {
+        if call != Call(Kind::PageAug) || at.is_none_or(|at| at.gfn().as_u64() != 5) {
             return;
         }
         let td = inner.get().unwrap();
@@ -604,7 +605,7 @@ fn contention_for_ever_costs_at_most_five_enters() {
         assert_eq!(run.end, Some(end));
         assert_eq!(p.stats().killed.get(), u64::from(policy == Policy::Kill));
         // Each round is bounded as well: the map's tries, and those to pay.
-        let calls = td.mock().count(Call::PageMap) + td.mock().count(Call::Read);
+        let calls = td.mock().count(Call(Kind::PageAug)) + td.mock().count(Call(Kind::SeptRd));
         let most = run.maps * (FAULT_TRIES + PAY_TRIES + 1);
         assert!(
             calls as u32 <= most,
@@ -633,7 +634,8 @@ fn a_fault_is_served_within_its_rounds() {
     ] {
         let td = Td::built();
         assert_eq!(td.map(0, 100), Ok(MapOutcome::Fixed));
-        td.mock().fail(Call::PageMap, 0, busy, status::TREE_BUSY);
+        td.mock()
+            .fail(Call(Kind::PageAug), 0, busy, status::TREE_BUSY);
         let p = Progress::new(Policy::Kill);
         let mut notes = Notes::default();
         let run = run_vcpu(&p, &mut notes, || td.map(5, 7).unwrap());
@@ -652,7 +654,8 @@ fn a_fault_is_served_within_its_rounds() {
     let td = Td::built();
     assert_eq!(td.map(0, 100), Ok(MapOutcome::Fixed));
     let busy = (LOCAL_ROUNDS + 1) * FAULT_TRIES;
-    td.mock().fail(Call::PageMap, 0, busy, status::TREE_BUSY);
+    td.mock()
+        .fail(Call(Kind::PageAug), 0, busy, status::TREE_BUSY);
     let p = Progress::new(Policy::Kill);
     let run = run_vcpu(&p, &mut Notes::default(), || td.map(5, 7).unwrap());
     assert_eq!((run.faults, run.end), (2, None));

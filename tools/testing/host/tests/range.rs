@@ -9,8 +9,13 @@ use tdx_mirror_host::base::level::{Level, Position};
 use tdx_mirror_host::mirror::error::{Bug, MapError, MapOutcome};
 use tdx_mirror_host::mirror::mmu::{Config, ZAP_BATCH};
 use tdx_mirror_host::mirror::spte::{Spte, SpteKind};
-use tdx_mirror_host::mock::{status, Call, Entry, Mock};
+use tdx_mirror_host::mock::{
+    status, Entry,
+    Event::{self, Call},
+    Mock,
+};
 use tdx_mirror_host::sept::ZAP_TRIES;
+use tdx_mirror_host::tdx::call::{Call as SeamCall, Kind};
 use tdx_mirror_host::tdx::seamcall::Seamcall;
 use tdx_mirror_host::tdx::status::{OperandId, TdxStatus};
 use tdx_mirror_host::vm::Td;
@@ -34,8 +39,8 @@ fn pfn(n: u64) -> Pfn {
 }
 
 /// The calls, with equal ones in a row counted together.
-fn runs(td: &Td) -> Vec<(Call, usize)> {
-    let mut runs: Vec<(Call, usize)> = Vec::new();
+fn runs(td: &Td) -> Vec<(Event, usize)> {
+    let mut runs: Vec<(Event, usize)> = Vec::new();
     for (call, _) in td.mock().log() {
         match runs.last_mut() {
             Some((last, n)) if *last == call => *n += 1,
@@ -46,7 +51,7 @@ fn runs(td: &Td) -> Vec<(Call, usize)> {
 }
 
 fn seamcalls(td: &Td) -> usize {
-    let others = [Call::Kick, Call::Hold, Call::Release];
+    let others = [Event::Kick, Event::Hold, Event::Release];
     td.mock()
         .log()
         .iter()
@@ -64,16 +69,16 @@ fn a_zap_of_512_pages_takes_1537_seamcalls() {
     assert_eq!(seamcalls(&td), 1537);
     let log: Vec<_> = td.mock().log().into_iter().map(|(c, _)| c).collect();
     let (blocks, rest) = log.split_at(512);
-    assert!(blocks.iter().all(|c| *c == Call::Block));
-    assert_eq!(rest[..2], [Call::Track, Call::Kick]);
+    assert!(blocks.iter().all(|c| *c == Call(Kind::RangeBlock)));
+    assert_eq!(rest[..2], [Call(Kind::Track), Event::Kick]);
     for pair in rest[2..].chunks(2) {
-        assert_eq!(pair, [Call::Remove, Call::Wbinvd]);
+        assert_eq!(pair, [Call(Kind::PageRemove), Call(Kind::PageWbinvd)]);
     }
     let stats = td.mirror().external().stats();
     assert_eq!(stats.kicks.get(), 1);
-    assert_eq!((stats.block_calls.get(), stats.track_calls.get()), (512, 1));
+    assert_eq!((td.made(Kind::RangeBlock), td.made(Kind::Track)), (512, 1));
     assert_eq!(
-        (stats.remove_calls.get(), stats.wbinvd_calls.get()),
+        (td.made(Kind::PageRemove), td.made(Kind::PageWbinvd)),
         (512, 512)
     );
     assert_eq!(td.mirror().stats().zap_batches.get(), 1);
@@ -88,8 +93,8 @@ fn the_rest_of_a_batch_has_a_track_of_its_own() {
         map_all(&td, 0..leaves);
         // More than is mapped: what is empty costs no SEAMCALL.
         assert_eq!(td.zap(0, 1 << 36), leaves);
-        assert_eq!(td.mock().count(Call::Track), tracks);
-        assert_eq!(td.mock().count(Call::Kick), tracks);
+        assert_eq!(td.mock().count(Call(Kind::Track)), tracks);
+        assert_eq!(td.mock().count(Event::Kick), tracks);
         assert_eq!(seamcalls(&td), 3 * leaves as usize + tracks);
         assert_eq!(td.mirror().stats().zap_batches.get(), tracks as u64);
         td.check_same(&(0..leaves).collect::<Vec<_>>());
@@ -112,7 +117,7 @@ fn a_batch_spans_tables_and_gaps() {
     let gfns = [500, 511, 512, 513, 600];
     map_all(&td, gfns);
     assert_eq!(td.zap(500, 601), 5);
-    assert_eq!(td.mock().count(Call::Track), 1);
+    assert_eq!(td.mock().count(Call(Kind::Track)), 1);
     td.check_same(&gfns);
 }
 
@@ -123,11 +128,11 @@ fn one_page_at_a_time() {
     map_all(&td, 0..3);
     assert_eq!(td.zap(0, 512), 3);
     let page = [
-        (Call::Block, 1),
-        (Call::Track, 1),
-        (Call::Kick, 1),
-        (Call::Remove, 1),
-        (Call::Wbinvd, 1),
+        (Call(Kind::RangeBlock), 1),
+        (Call(Kind::Track), 1),
+        (Event::Kick, 1),
+        (Call(Kind::PageRemove), 1),
+        (Call(Kind::PageWbinvd), 1),
     ];
     assert_eq!(runs(&td), [page, page, page].concat());
     assert_eq!(td.mirror().stats().zap_batches.get(), 3);
@@ -143,8 +148,8 @@ fn the_size_of_a_batch_is_a_parameter() {
         map_all(&td, gfns.iter().copied());
         assert_eq!(td.zap(0, 600), 600);
         let batch = batch.clamp(1, ZAP_BATCH) as usize;
-        assert_eq!(td.mock().count(Call::Track), 600usize.div_ceil(batch));
-        assert_eq!(td.mock().count(Call::Kick), 600usize.div_ceil(batch));
+        assert_eq!(td.mock().count(Call(Kind::Track)), 600usize.div_ceil(batch));
+        assert_eq!(td.mock().count(Event::Kick), 600usize.div_ceil(batch));
         td.check_same(&gfns);
     }
     let config = Config::new(36, Level::L512G).unwrap();
@@ -160,7 +165,7 @@ fn before_finalize_there_is_no_block_and_no_track() {
     let td = Td::in_build();
     map_all(&td, 0..600);
     assert_eq!(td.zap(0, 600), 600);
-    for call in [Call::Block, Call::Track, Call::Kick] {
+    for call in [Call(Kind::RangeBlock), Call(Kind::Track), Event::Kick] {
         assert_eq!(td.mock().count(call), 0);
     }
     assert_eq!(seamcalls(&td), 1200);
@@ -272,7 +277,7 @@ fn a_batch_ends_after_512_empty_entries() {
         map_all(&td, [0, other]);
         assert_eq!(td.zap(0, other + 1), 2);
         assert_eq!(td.mirror().stats().zap_batches.get(), batches);
-        assert_eq!(td.mock().count(Call::Track) as u64, batches);
+        assert_eq!(td.mock().count(Call(Kind::Track)) as u64, batches);
         // What follows the last leaf is a batch without a leaf: no TRACK, and it is none.
         let td = Td::built();
         map_all(&td, [0]);
@@ -285,18 +290,18 @@ fn a_batch_ends_after_512_empty_entries() {
 #[test]
 fn each_leaf_of_a_zap_has_its_own_operands() {
     for (call, not_its) in [
-        (Call::Block, status::EPOCH_BUSY),
-        (Call::Block, TdxStatus::PREVIOUS_TLB_EPOCH_BUSY),
-        (Call::Remove, status::EPOCH_BUSY),
-        (Call::Remove, TdxStatus::PREVIOUS_TLB_EPOCH_BUSY),
-        (Call::Track, status::TREE_BUSY),
-        (Call::Track, status::ENTRY_BUSY),
-        (Call::Track, status::TDR_BUSY),
-        (Call::Wbinvd, status::TREE_BUSY),
-        (Call::Wbinvd, status::ENTRY_BUSY),
+        (Call(Kind::RangeBlock), status::EPOCH_BUSY),
+        (Call(Kind::RangeBlock), TdxStatus::PREVIOUS_TLB_EPOCH_BUSY),
+        (Call(Kind::PageRemove), status::EPOCH_BUSY),
+        (Call(Kind::PageRemove), TdxStatus::PREVIOUS_TLB_EPOCH_BUSY),
+        (Call(Kind::Track), status::TREE_BUSY),
+        (Call(Kind::Track), status::ENTRY_BUSY),
+        (Call(Kind::Track), status::TDR_BUSY),
+        (Call(Kind::PageWbinvd), status::TREE_BUSY),
+        (Call(Kind::PageWbinvd), status::ENTRY_BUSY),
     ] {
         for built in [true, false] {
-            if !built && matches!(call, Call::Block | Call::Track) {
+            if !built && matches!(call, Call(Kind::RangeBlock) | Call(Kind::Track)) {
                 continue;
             }
             let td = td(1);
@@ -308,7 +313,7 @@ fn each_leaf_of_a_zap_has_its_own_operands() {
             assert!(td.mirror().is_bugged());
             let stats = td.mirror().external().stats();
             assert_eq!((stats.busy.get(), stats.giveups.get()), (0, 0));
-            assert_eq!(td.mock().count(Call::Hold), 0);
+            assert_eq!(td.mock().count(Event::Hold), 0);
         }
     }
 }
@@ -365,19 +370,23 @@ fn expect_lost(td: &Td, lost: &[u64], bugs: usize, what: &str) {
 // Shows: R25, R41.
 #[test]
 fn an_error_at_each_leaf_of_a_batch() {
-    for call in [Call::Block, Call::Remove, Call::Wbinvd] {
+    for call in [
+        Call(Kind::RangeBlock),
+        Call(Kind::PageRemove),
+        Call(Kind::PageWbinvd),
+    ] {
         for bad in fatal() {
             for k in 0..8 {
                 let td = Td::built();
                 map_all(&td, 0..8);
                 td.mock().fail(call, k, 1, bad);
                 let what = format!("{call:?} of leaf {k} answers {bad:?}");
-                let blocks = if call == Call::Block { 7 } else { 8 };
+                let blocks = if call == Call(Kind::RangeBlock) { 7 } else { 8 };
                 expect_lost(&td, &[u64::from(k)], 1, &what);
                 let stats = td.mirror().external().stats();
-                assert_eq!(stats.block_calls.get(), 8, "{what}: no retry");
-                assert_eq!(stats.remove_calls.get(), blocks, "{what}");
-                assert_eq!(stats.track_calls.get(), 1, "{what}");
+                assert_eq!(td.made(Kind::RangeBlock), 8, "{what}: no retry");
+                assert_eq!(td.made(Kind::PageRemove), blocks, "{what}");
+                assert_eq!(td.made(Kind::Track), 1, "{what}");
                 assert_eq!(stats.kicks.get(), 1, "{what}");
                 let bugs = td.host().bugs();
                 assert!(matches!(bugs[..], [Bug::External { at, failure }]
@@ -392,11 +401,12 @@ fn an_error_at_each_leaf_of_a_batch() {
 fn no_leaf_can_be_blocked() {
     let td = Td::built();
     map_all(&td, 0..8);
-    td.mock().fail(Call::Block, 0, 8, TdxStatus::TD_FATAL);
+    td.mock()
+        .fail(Call(Kind::RangeBlock), 0, 8, TdxStatus::TD_FATAL);
     expect_lost(&td, &[0, 1, 2, 3, 4, 5, 6, 7], 8, "all");
     let stats = td.mirror().external().stats();
-    assert_eq!(stats.track_calls.get(), 0, "nothing to track");
-    assert_eq!(stats.remove_calls.get(), 0);
+    assert_eq!(td.made(Kind::Track), 0, "nothing to track");
+    assert_eq!(td.made(Kind::PageRemove), 0);
     assert_eq!(stats.kicks.get(), 0);
     assert_eq!(td.mirror().stats().zap_batches.get(), 1);
 }
@@ -408,11 +418,11 @@ fn a_failed_track_quarantines_what_is_blocked() {
         let td = Td::built();
         map_all(&td, 0..8);
         // One leaf is not even blocked.
-        td.mock().fail(Call::Block, 3, 1, bad);
-        td.mock().fail(Call::Track, 0, 1, bad);
+        td.mock().fail(Call(Kind::RangeBlock), 3, 1, bad);
+        td.mock().fail(Call(Kind::Track), 0, 1, bad);
         expect_lost(&td, &[0, 1, 2, 3, 4, 5, 6, 7], 2, "track");
-        assert_eq!(td.mirror().external().stats().remove_calls.get(), 0);
-        assert_eq!(td.mirror().external().stats().track_calls.get(), 1);
+        assert_eq!(td.made(Kind::PageRemove), 0);
+        assert_eq!(td.made(Kind::Track), 1);
         let bugs = td.host().bugs();
         assert!(matches!(bugs[1], Bug::External { at, failure }
             if at.gfn().as_u64() == 0 && failure.op == "TDH.MEM.TRACK"));
@@ -420,14 +430,14 @@ fn a_failed_track_quarantines_what_is_blocked() {
     // The next batch has its own luck.
     let td = td(4);
     map_all(&td, 0..8);
-    td.mock().fail(Call::Track, 0, 1, TdxStatus::SYS_BUSY);
+    td.mock().fail(Call(Kind::Track), 0, 1, TdxStatus::SYS_BUSY);
     expect_lost(&td, &[0, 1, 2, 3], 1, "first batch");
 }
 
 // Shows: R25, R41.
 #[test]
 fn an_error_before_finalize() {
-    for call in [Call::Remove, Call::Wbinvd] {
+    for call in [Call(Kind::PageRemove), Call(Kind::PageWbinvd)] {
         for k in 0..8 {
             let td = Td::in_build();
             map_all(&td, 0..8);
@@ -441,14 +451,14 @@ fn an_error_before_finalize() {
 #[test]
 fn each_seamcall_of_a_batch_may_be_busy_once() {
     for (call, busy) in [
-        (Call::Block, status::TREE_BUSY),
-        (Call::Block, status::ENTRY_BUSY),
-        (Call::Track, status::EPOCH_BUSY),
-        (Call::Track, TdxStatus::PREVIOUS_TLB_EPOCH_BUSY),
-        (Call::Remove, status::TREE_BUSY),
-        (Call::Remove, status::ENTRY_BUSY),
+        (Call(Kind::RangeBlock), status::TREE_BUSY),
+        (Call(Kind::RangeBlock), status::ENTRY_BUSY),
+        (Call(Kind::Track), status::EPOCH_BUSY),
+        (Call(Kind::Track), TdxStatus::PREVIOUS_TLB_EPOCH_BUSY),
+        (Call(Kind::PageRemove), status::TREE_BUSY),
+        (Call(Kind::PageRemove), status::ENTRY_BUSY),
     ] {
-        let leaves = if call == Call::Track { 1 } else { 8 };
+        let leaves = if call == Call(Kind::Track) { 1 } else { 8 };
         for k in 0..leaves {
             let td = Td::built();
             map_all(&td, 0..8);
@@ -460,8 +470,8 @@ fn each_seamcall_of_a_batch_may_be_busy_once() {
             assert_eq!((stats.busy.get(), stats.retries.get()), (1, 1));
             assert_eq!(stats.giveups.get(), 0);
             assert_eq!(stats.kicks.get(), 2, "one for the retry, one after TRACK");
-            assert_eq!(td.mock().count(Call::Hold), 1);
-            assert_eq!(td.mock().count(Call::Release), 1);
+            assert_eq!(td.mock().count(Event::Hold), 1);
+            assert_eq!(td.mock().count(Event::Release), 1);
             assert_eq!(td.mock().marks(), 0);
             td.check_same(&(0..8).collect::<Vec<_>>());
         }
@@ -472,17 +482,21 @@ fn each_seamcall_of_a_batch_may_be_busy_once() {
 #[test]
 fn busy_with_all_vcpus_out_is_a_bug() {
     for (call, busy) in [
-        (Call::Block, status::TREE_BUSY),
-        (Call::Block, status::ENTRY_BUSY),
-        (Call::Track, status::EPOCH_BUSY),
-        (Call::Track, TdxStatus::PREVIOUS_TLB_EPOCH_BUSY),
-        (Call::Remove, status::ENTRY_BUSY),
+        (Call(Kind::RangeBlock), status::TREE_BUSY),
+        (Call(Kind::RangeBlock), status::ENTRY_BUSY),
+        (Call(Kind::Track), status::EPOCH_BUSY),
+        (Call(Kind::Track), TdxStatus::PREVIOUS_TLB_EPOCH_BUSY),
+        (Call(Kind::PageRemove), status::ENTRY_BUSY),
     ] {
         let td = Td::built();
         map_all(&td, 0..8);
         td.mock().fail(call, 0, ZAP_TRIES, busy);
         let all: &[u64] = &[0, 1, 2, 3, 4, 5, 6, 7];
-        let lost = if call == Call::Track { all } else { &all[..1] };
+        let lost = if call == Call(Kind::Track) {
+            all
+        } else {
+            &all[..1]
+        };
         expect_lost(&td, lost, 1, "busy twice");
         let stats = td.mirror().external().stats();
         assert_eq!((stats.busy.get(), stats.retries.get()), (2, 1));
@@ -497,18 +511,22 @@ fn all_seamcalls_of_a_batch_busy_once() {
     map_all(&td, 0..8);
     for k in 0..8 {
         // The second try of the leaf before is let through.
-        td.mock().fail(Call::Block, k.min(1), 1, status::TREE_BUSY);
         td.mock()
-            .fail(Call::Remove, k.min(1), 1, status::ENTRY_BUSY);
+            .fail(Call(Kind::RangeBlock), k.min(1), 1, status::TREE_BUSY);
+        td.mock()
+            .fail(Call(Kind::PageRemove), k.min(1), 1, status::ENTRY_BUSY);
     }
-    td.mock().fail(Call::Track, 0, 1, status::EPOCH_BUSY);
+    td.mock().fail(Call(Kind::Track), 0, 1, status::EPOCH_BUSY);
     assert_eq!(td.zap(0, 8), 8);
     let stats = td.mirror().external().stats();
     assert_eq!(stats.busy.get(), 17);
     assert_eq!(stats.kicks.get(), 18);
-    assert_eq!(td.mock().count(Call::Hold), 1, "from the first to the end");
-    assert_eq!(td.mock().count(Call::Release), 1);
-    assert_eq!(td.mock().log().last().map(|(c, _)| *c), Some(Call::Release));
+    assert_eq!(td.mock().count(Event::Hold), 1, "from the first to the end");
+    assert_eq!(td.mock().count(Event::Release), 1);
+    assert_eq!(
+        td.mock().log().last().map(|(c, _)| *c),
+        Some(Event::Release)
+    );
     assert!(td.host().bugs().is_empty());
     td.check_same(&(0..8).collect::<Vec<_>>());
 }
@@ -524,7 +542,7 @@ fn one_kick_and_the_batch_is_undisturbed() {
             return;
         };
         // A vCPU that is held out accepts nothing.
-        if matches!(call, Call::Block | Call::Remove) && !td.mock().holding() {
+        if matches!(call, Call(Kind::RangeBlock) | Call(Kind::PageRemove)) && !td.mock().holding() {
             let _ = td.mock().accept_begin(at.level(), at.gfn().as_u64());
         }
     });
@@ -534,10 +552,10 @@ fn one_kick_and_the_batch_is_undisturbed() {
     assert_eq!(td.zap(0, 512), 512);
     assert!(td.host().bugs().is_empty());
     let stats = td.mirror().external().stats();
-    assert_eq!(stats.track_calls.get(), 8);
+    assert_eq!(td.made(Kind::Track), 8);
     assert_eq!(stats.busy.get(), 8, "one for each batch");
     assert_eq!(stats.kicks.get(), 16);
-    assert_eq!(td.mock().count(Call::Release), 8);
+    assert_eq!(td.mock().count(Event::Release), 8);
     assert!(!td.mock().holding());
     td.check_same(&(0..512).collect::<Vec<_>>());
 }
@@ -548,23 +566,27 @@ fn a_leaf_that_is_blocked_already_is_blocked() {
     let td = Td::built();
     map_all(&td, 0..8);
     let at = Position::covering(Gfn::new(3).unwrap(), Level::L4K);
-    assert!(td.mock().mem_range_block(at).status.is_success());
+    assert!(td
+        .mock()
+        .call(SeamCall::RangeBlock { at })
+        .status
+        .is_success());
     td.mock().enter_guest();
     td.mock().clear_log();
     assert_eq!(td.zap(0, 8), 8);
     assert!(td.host().bugs().is_empty());
-    assert_eq!(td.mock().count(Call::Block), 8, "it is no error");
+    assert_eq!(td.mock().count(Call(Kind::RangeBlock)), 8, "it is no error");
     td.check_same(&(0..8).collect::<Vec<_>>());
     // As the TDX module words it, and only of BLOCK.
     let blocked = TdxStatus::GPA_RANGE_ALREADY_BLOCKED.with_operand(OperandId::RCX);
     let td = Td::built();
     map_all(&td, 0..8);
-    td.mock().fail(Call::Remove, 2, 1, blocked);
+    td.mock().fail(Call(Kind::PageRemove), 2, 1, blocked);
     expect_lost(&td, &[2], 1, "REMOVE");
     // A module that says so and did not leaves a leaf that cannot be removed.
     let td = Td::built();
     map_all(&td, 0..8);
-    td.mock().fail(Call::Block, 5, 1, blocked);
+    td.mock().fail(Call(Kind::RangeBlock), 5, 1, blocked);
     expect_lost(&td, &[5], 1, "BLOCK that did nothing");
 }
 
@@ -576,10 +598,12 @@ fn huge_leaf() {
     // No map makes one yet, but the rest of the protocol has the level as a parameter.
     let at = td.poke(512, Spte::leaf(pfn(0x200), Level::L2M));
     assert_eq!(at.level(), Level::L2M);
-    assert!(td.mock().mem_page_map(at, pfn(0x200)).status.is_success());
+    let pfn = pfn(0x200);
+    let out = td.mock().call(SeamCall::PageAug { at, pfn });
+    assert!(out.status.is_success());
     td.mock().clear_log();
     assert_eq!(td.zap(512, 1024), 1);
-    assert!(td.mock().log()[..1] == [(Call::Block, Some(at))]);
+    assert!(td.mock().log()[..1] == [(Call(Kind::RangeBlock), Some(at))]);
     assert!(td.host().bugs().is_empty());
     assert_eq!(td.kind(512), SpteKind::NonPresent);
     assert!(!td.mock().owns(0x200));
@@ -624,14 +648,14 @@ fn walkers_see_each_state_of_a_batch() {
     assert_eq!(
         *seen.lock().unwrap(),
         [
-            (Call::Block, Leaf(a), Leaf(b)),
-            (Call::Block, Blocked(a), Leaf(b)),
-            (Call::Track, Blocked(a), Blocked(b)),
-            (Call::Kick, Blocked(a), Blocked(b)),
-            (Call::Remove, Blocked(a), Blocked(b)),
-            (Call::Wbinvd, Blocked(a), Blocked(b)),
-            (Call::Remove, NonPresent, Blocked(b)),
-            (Call::Wbinvd, NonPresent, Blocked(b)),
+            (Call(Kind::RangeBlock), Leaf(a), Leaf(b)),
+            (Call(Kind::RangeBlock), Blocked(a), Leaf(b)),
+            (Call(Kind::Track), Blocked(a), Blocked(b)),
+            (Event::Kick, Blocked(a), Blocked(b)),
+            (Call(Kind::PageRemove), Blocked(a), Blocked(b)),
+            (Call(Kind::PageWbinvd), Blocked(a), Blocked(b)),
+            (Call(Kind::PageRemove), NonPresent, Blocked(b)),
+            (Call(Kind::PageWbinvd), NonPresent, Blocked(b)),
         ]
     );
 }

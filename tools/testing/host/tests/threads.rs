@@ -10,7 +10,8 @@ use std::time::{Duration, Instant};
 use tdx_mirror_host::base::level::Level;
 use tdx_mirror_host::mirror::error::{MapError, MapOutcome, RetryReason};
 use tdx_mirror_host::mirror::spte::SpteKind;
-use tdx_mirror_host::mock::{Call, Mock};
+use tdx_mirror_host::mock::{Event::Call, Mock};
+use tdx_mirror_host::tdx::call::Kind;
 use tdx_mirror_host::vm::Td;
 
 /// A small generator, so that a run can be repeated.
@@ -29,7 +30,7 @@ impl Rng {
 fn jealous(delay: impl Fn() + Send + Sync + 'static) -> Mock {
     let busy = Mutex::new(HashSet::new());
     Mock::new(Level::L512G).observe(move |call, at| {
-        if let (Call::SeptAdd | Call::PageMap, Some(at)) = (call, at) {
+        if let (Call(Kind::SeptAdd) | Call(Kind::PageAug), Some(at)) = (call, at) {
             let key = (at.level(), at.gfn());
             assert!(busy.lock().unwrap().insert(key), "two mappers at {at:?}");
             delay();
@@ -118,7 +119,7 @@ fn a_stuck_seamcall_stops_its_own_gfn_only() {
     let arrived = Arc::new(Barrier::new(2));
     let (g, a) = (gate.clone(), arrived.clone());
     let mock = Mock::new(Level::L512G).observe(move |call, at| {
-        if call == Call::PageMap && at.is_some_and(|at| at.gfn().as_u64() == 5) {
+        if call == Call(Kind::PageAug) && at.is_some_and(|at| at.gfn().as_u64() == 5) {
             a.wait();
             let mut open = g.0.lock().unwrap();
             while !*open {
@@ -196,12 +197,12 @@ fn zap_waits_for_a_map_under_way() {
     let started = Arc::new(Barrier::new(2));
     let (flag, start) = (seen.clone(), started.clone());
     let mock = Mock::new(Level::L512G).observe(move |call, _| match call {
-        Call::PageMap => {
+        Call(Kind::PageAug) => {
             start.wait();
             thread::sleep(Duration::from_millis(20));
             flag.store(true, SeqCst);
         }
-        Call::Block => assert!(flag.load(SeqCst), "zap in the middle of a map"),
+        Call(Kind::RangeBlock) => assert!(flag.load(SeqCst), "zap in the middle of a map"),
         _ => (),
     });
     let td = Td::new(Level::L512G, mock);

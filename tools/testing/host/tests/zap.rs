@@ -8,13 +8,18 @@ use tdx_mirror_host::base::level::Level;
 use tdx_mirror_host::mirror::error::{Bug, Leak, MapError, MapOutcome};
 use tdx_mirror_host::mirror::external::{self, ExternalPage};
 use tdx_mirror_host::mirror::spte::SpteKind;
-use tdx_mirror_host::mock::{status, Call, Entry, Mock};
+use tdx_mirror_host::mock::{
+    status, Entry,
+    Event::{self, Call},
+    Mock,
+};
+use tdx_mirror_host::tdx::call::{Call as SeamCall, Kind};
 use tdx_mirror_host::tdx::status::{OperandId, TdxStatus};
 use tdx_mirror_host::vm::Td;
 
 const FIXED: Result<MapOutcome, MapError> = Ok(MapOutcome::Fixed);
 
-fn calls(td: &Td) -> Vec<Call> {
+fn calls(td: &Td) -> Vec<Event> {
     td.mock().log().into_iter().map(|(c, _)| c).collect()
 }
 
@@ -35,11 +40,11 @@ fn zap_blocks_tracks_kicks_and_removes() {
     assert_eq!(
         calls(&td),
         [
-            Call::Block,
-            Call::Track,
-            Call::Kick,
-            Call::Remove,
-            Call::Wbinvd
+            Call(Kind::RangeBlock),
+            Call(Kind::Track),
+            Event::Kick,
+            Call(Kind::PageRemove),
+            Call(Kind::PageWbinvd)
         ]
     );
     assert_eq!(td.kind(5), SpteKind::NonPresent);
@@ -51,7 +56,7 @@ fn zap_blocks_tracks_kicks_and_removes() {
 fn zap_in_build_needs_no_block() {
     let td = mapped(false, &[5]);
     assert_eq!(td.zap(5, 6), 1);
-    assert_eq!(calls(&td), [Call::Remove, Call::Wbinvd]);
+    assert_eq!(calls(&td), [Call(Kind::PageRemove), Call(Kind::PageWbinvd)]);
     td.check_same(&[5]);
 }
 
@@ -65,7 +70,10 @@ fn blocked_in_the_mirror_while_blocked_in_the_s_ept() {
     let mock = Mock::new(Level::L512G).observe(move |call, _| {
         if matches!(
             call,
-            Call::Block | Call::Track | Call::Remove | Call::Wbinvd
+            Call(Kind::RangeBlock)
+                | Call(Kind::Track)
+                | Call(Kind::PageRemove)
+                | Call(Kind::PageWbinvd)
         ) {
             let kind = inner.get().unwrap().kind(5);
             log.lock().unwrap().push((call, kind));
@@ -79,10 +87,10 @@ fn blocked_in_the_mirror_while_blocked_in_the_s_ept() {
     assert_eq!(
         *seen.lock().unwrap(),
         [
-            (Call::Block, SpteKind::Leaf(p)),
-            (Call::Track, SpteKind::Blocked(p)),
-            (Call::Remove, SpteKind::Blocked(p)),
-            (Call::Wbinvd, SpteKind::Blocked(p)),
+            (Call(Kind::RangeBlock), SpteKind::Leaf(p)),
+            (Call(Kind::Track), SpteKind::Blocked(p)),
+            (Call(Kind::PageRemove), SpteKind::Blocked(p)),
+            (Call(Kind::PageWbinvd), SpteKind::Blocked(p)),
         ]
     );
 }
@@ -105,7 +113,7 @@ fn range_is_exact() {
             let gone = td.kind(gfn) == SpteKind::NonPresent;
             assert_eq!(gone, (start..end).contains(&gfn), "gfn {gfn:#x}");
         }
-        assert_eq!(td.mock().count(Call::Remove), inside);
+        assert_eq!(td.mock().count(Call(Kind::PageRemove)), inside);
         td.check_same(&gfns);
     }
 }
@@ -127,7 +135,11 @@ fn no_map_removes() {
         assert_eq!(td.map(5, 100), Ok(MapOutcome::Spurious));
         let _ = td.walk(6);
     }
-    for call in [Call::Block, Call::Track, Call::Remove] {
+    for call in [
+        Call(Kind::RangeBlock),
+        Call(Kind::Track),
+        Call(Kind::PageRemove),
+    ] {
         assert_eq!(td.mock().count(call), 0);
     }
 }
@@ -148,12 +160,12 @@ fn nothing_freezes_under_the_write_lock() {
 #[test]
 fn busy_at_each_seamcall_of_a_zap() {
     for (call, busy) in [
-        (Call::Block, status::TREE_BUSY),
-        (Call::Block, status::ENTRY_BUSY),
-        (Call::Track, status::EPOCH_BUSY),
-        (Call::Track, TdxStatus::PREVIOUS_TLB_EPOCH_BUSY),
-        (Call::Remove, status::TREE_BUSY),
-        (Call::Remove, status::ENTRY_BUSY),
+        (Call(Kind::RangeBlock), status::TREE_BUSY),
+        (Call(Kind::RangeBlock), status::ENTRY_BUSY),
+        (Call(Kind::Track), status::EPOCH_BUSY),
+        (Call(Kind::Track), TdxStatus::PREVIOUS_TLB_EPOCH_BUSY),
+        (Call(Kind::PageRemove), status::TREE_BUSY),
+        (Call(Kind::PageRemove), status::ENTRY_BUSY),
     ] {
         let td = mapped(true, &[5]);
         td.mock().fail(call, 0, 1, busy);
@@ -163,12 +175,12 @@ fn busy_at_each_seamcall_of_a_zap() {
         let i = log.iter().position(|c| *c == call).unwrap();
         assert_eq!(
             log[i..i + 4],
-            [call, Call::Hold, Call::Kick, call],
+            [call, Event::Hold, Event::Kick, call],
             "held before the kick"
         );
-        assert_eq!(log.last(), Some(&Call::Release), "let in after the batch");
-        assert_eq!(td.mock().count(Call::Release), 1);
-        let kicks = td.mock().count(Call::Kick) as u64;
+        assert_eq!(log.last(), Some(&Event::Release), "let in after the batch");
+        assert_eq!(td.mock().count(Event::Release), 1);
+        let kicks = td.mock().count(Event::Kick) as u64;
         assert_eq!(kicks, 2, "one for the retry, one after TRACK");
         assert_eq!(td.mirror().external().stats().kicks.get(), kicks);
         assert!(td.host().bugs().is_empty());
@@ -180,15 +192,17 @@ fn busy_at_each_seamcall_of_a_zap() {
 #[test]
 fn zap_in_build_meets_a_busy_tdr() {
     let td = mapped(false, &[5]);
-    td.mock().fail(Call::Remove, 0, 1, status::TDR_BUSY);
+    td.mock()
+        .fail(Call(Kind::PageRemove), 0, 1, status::TDR_BUSY);
     assert_eq!(td.zap(5, 6), 1);
     assert!(td.host().bugs().is_empty());
     td.check_same(&[5]);
     // Nothing takes the TDR for long once the TD is built: then it is a bug.
     let td = mapped(true, &[5]);
-    td.mock().fail(Call::Remove, 0, 1, status::TDR_BUSY);
+    td.mock()
+        .fail(Call(Kind::PageRemove), 0, 1, status::TDR_BUSY);
     assert_eq!(td.zap(5, 6), 0);
-    assert_eq!(td.mock().count(Call::Remove), 1);
+    assert_eq!(td.mock().count(Call(Kind::PageRemove)), 1);
     assert!(td.mirror().is_bugged());
 }
 
@@ -198,7 +212,7 @@ fn previous_epoch_busy_of_a_real_vcpu() {
     td.mock().enter_guest();
     // An epoch passes without a kick, as after a TRACK of somebody else.
     use tdx_mirror_host::tdx::seamcall::Seamcall;
-    assert!(td.mock().mem_track().status.is_success());
+    assert!(td.mock().call(SeamCall::Track {}).status.is_success());
     assert_eq!(td.zap(5, 7), 2);
     assert!(td.host().bugs().is_empty());
     assert_eq!(td.mirror().external().stats().busy.get(), 1);
@@ -208,8 +222,12 @@ fn previous_epoch_busy_of_a_real_vcpu() {
 // Shows: B7.
 #[test]
 fn vcpus_are_let_in_again_whatever_happens() {
-    for call in [Call::Block, Call::Track, Call::Remove] {
-        let busy = if call == Call::Track {
+    for call in [
+        Call(Kind::RangeBlock),
+        Call(Kind::Track),
+        Call(Kind::PageRemove),
+    ] {
+        let busy = if call == Call(Kind::Track) {
             status::EPOCH_BUSY
         } else {
             status::TREE_BUSY
@@ -220,8 +238,8 @@ fn vcpus_are_let_in_again_whatever_happens() {
             td.mock().fail(call, 0, 1, second);
             assert_eq!(td.zap(5, 6), 0);
             assert!(!td.mock().holding());
-            assert_eq!(td.mock().count(Call::Hold), 1);
-            assert_eq!(td.mock().count(Call::Release), 1);
+            assert_eq!(td.mock().count(Event::Hold), 1);
+            assert_eq!(td.mock().count(Event::Release), 1);
             assert_eq!(td.mock().count(call), 2, "1 try, kick, 1 try");
         }
     }
@@ -231,11 +249,11 @@ fn vcpus_are_let_in_again_whatever_happens() {
 #[test]
 fn failed_zap_quarantines() {
     let fatal = [
-        (Call::Block, TdxStatus::TD_FATAL),
-        (Call::Remove, status::STATE_INCORRECT),
-        (Call::Remove, TdxStatus::TLB_TRACKING_NOT_DONE),
+        (Call(Kind::RangeBlock), TdxStatus::TD_FATAL),
+        (Call(Kind::PageRemove), status::STATE_INCORRECT),
+        (Call(Kind::PageRemove), TdxStatus::TLB_TRACKING_NOT_DONE),
         (
-            Call::Wbinvd,
+            Call(Kind::PageWbinvd),
             TdxStatus::OPERAND_BUSY.with_operand(OperandId::RCX),
         ),
     ];
@@ -259,7 +277,7 @@ fn failed_zap_quarantines() {
         // A second zap leaves it alone.
         assert_eq!(td.zap(0, 100), 0);
         assert!(td.mock().log().is_empty());
-        if call != Call::Wbinvd {
+        if call != Call(Kind::PageWbinvd) {
             assert!(matches!(
                 td.mock().entry(Level::L4K, 5),
                 Some(Entry::Leaf { pfn: 100, .. })
@@ -268,12 +286,12 @@ fn failed_zap_quarantines() {
         // At the end the TDX module gives it back, unless it was the kernel's again before WBINVD
         // failed: then nobody can tell, and it is a leak, said and counted.  All tables go.
         td.teardown();
-        let lost = u64::from(call == Call::Wbinvd);
+        let lost = u64::from(call == Call(Kind::PageWbinvd));
         let stats = td.mirror().stats();
         assert_eq!((stats.resolved.get(), stats.leaked.get()), (1 - lost, lost));
         assert_eq!(td.host().holds(100), lost == 1);
         assert_eq!(td.host().leaks().len() as u64, lost);
-        assert_eq!(td.mock().count(Call::DataReclaim), 1);
+        assert_eq!(td.mock().count(Call(Kind::ReclaimData)), 1);
         assert_eq!(td.host().used_external(), 0);
         assert_eq!(td.host().accounted.load(SeqCst), 0);
     }
@@ -329,7 +347,7 @@ fn children_are_reclaimed_first() {
     assert_eq!(tables, 3 + 1 + 2 + 3);
     td.mock().clear_log();
     td.teardown();
-    assert_eq!(td.mock().count(Call::Reclaim), tables);
+    assert_eq!(td.mock().count(Call(Kind::ReclaimTable)), tables);
     assert_eq!(td.mock().early_reclaims(), 0);
     assert_eq!(td.mock().tables(), 0);
     assert_eq!(td.host().used_external(), 0);
@@ -350,7 +368,7 @@ fn teardown_before_the_hkid_is_released_leaks() {
     assert_eq!(td.zap(5, 6), 1);
     td.mock().clear_log();
     td.exclusive(|x| td.mirror().teardown(x));
-    assert_eq!(td.mock().count(Call::Reclaim), 0);
+    assert_eq!(td.mock().count(Call(Kind::ReclaimTable)), 0);
     assert_eq!(td.mirror().stats().leaked.get(), 3);
     assert_eq!(td.host().used_external(), 3, "never given back");
 }
@@ -366,10 +384,14 @@ fn failed_reclaim_leaks_without_retry() {
         let td = mapped(true, &[5]);
         assert_eq!(td.zap(5, 6), 1);
         td.mock().clear_log();
-        td.mock().fail(Call::Reclaim, 1, 1, bad);
+        td.mock().fail(Call(Kind::ReclaimTable), 1, 1, bad);
         let dropped = external::dropped_pages();
         td.teardown();
-        assert_eq!(td.mock().count(Call::Reclaim), 3, "{bad:?}: one per table");
+        assert_eq!(
+            td.mock().count(Call(Kind::ReclaimTable)),
+            3,
+            "{bad:?}: one per table"
+        );
         assert_eq!(td.mirror().stats().leaked.get(), 1);
         assert!(external::dropped_pages() > dropped);
         assert_eq!(td.host().used_external(), 1, "never given back");
@@ -401,11 +423,11 @@ fn leaf_left_at_teardown_is_a_bug_and_reclaimed() {
     ] {
         let td = mapped(true, &[5]);
         if let Some(bad) = bad {
-            td.mock().fail(Call::DataReclaim, 0, 1, bad);
+            td.mock().fail(Call(Kind::ReclaimData), 0, 1, bad);
         }
         td.teardown();
         assert!(matches!(td.host().bugs()[..], [Bug::Unexpected { .. }]));
-        assert_eq!(td.mock().count(Call::DataReclaim), 1, "never again");
+        assert_eq!(td.mock().count(Call(Kind::ReclaimData)), 1, "never again");
         let stats = td.mirror().stats();
         let lost = u64::from(bad.is_some());
         assert_eq!(stats.quarantined.get(), 1);

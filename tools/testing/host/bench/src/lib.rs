@@ -18,6 +18,7 @@ use tdx_mirror_host::mirror::mmu::{Config, Mirror, Vm};
 use tdx_mirror_host::mirror::spte::Spte;
 use tdx_mirror_host::mirror::table::{PageMap, PageSupplier, Root};
 use tdx_mirror_host::sept::{Sept, SeptBackend};
+use tdx_mirror_host::tdx::call::Call;
 use tdx_mirror_host::tdx::seamcall::{SeamOut, Seamcall};
 use tdx_mirror_host::tdx::status::TdxStatus;
 
@@ -70,31 +71,8 @@ pub struct Nothing;
 const DONE: SeamOut = SeamOut::of(TdxStatus::SUCCESS);
 
 impl Seamcall for Nothing {
-    fn mem_sept_add(&self, _at: Position, _page: PagePtr) -> SeamOut {
-        DONE
-    }
-    fn mem_page_map(&self, _at: Position, _pfn: Pfn) -> SeamOut {
-        DONE
-    }
-    fn mem_range_block(&self, _at: Position) -> SeamOut {
-        DONE
-    }
-    fn mem_track(&self) -> SeamOut {
-        DONE
-    }
-    fn mem_page_remove(&self, _at: Position) -> SeamOut {
-        DONE
-    }
-    fn phymem_page_wbinvd(&self, _at: Position, _pfn: Pfn) -> SeamOut {
-        DONE
-    }
-    fn mem_sept_rd(&self, _at: Position) -> SeamOut {
-        DONE
-    }
-    fn phymem_page_reclaim(&self, _page: PagePtr) -> SeamOut {
-        DONE
-    }
-    fn phymem_data_reclaim(&self, _at: Position, _pfn: Pfn) -> SeamOut {
+    #[inline(always)]
+    fn call(&self, _call: Call) -> SeamOut {
         DONE
     }
 }

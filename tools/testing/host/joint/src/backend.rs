@@ -12,11 +12,12 @@ use tdx_emu_host::module::{
     Entry, GuestExit, GuestRegs, GuestRun, Inject, Regs, Unavailable, Vcpu, VcpuInit,
 };
 use tdx_emu_host::vmm::{self, regs};
-use tdx_mirror_host::base::addr::{PagePtr, Pfn};
+use tdx_mirror_host::base::addr::Pfn;
 use tdx_mirror_host::base::level::Position;
 use tdx_mirror_host::base::stats::Counter;
-use tdx_mirror_host::mock::Call;
+use tdx_mirror_host::mock::Event::{self, Call};
 use tdx_mirror_host::sept::SeptBackend;
+use tdx_mirror_host::tdx::call::{Call as SeamCall, KINDS};
 use tdx_mirror_host::tdx::seamcall::{SeamOut, Seamcall};
 use tdx_mirror_host::tdx::status::TdxStatus;
 
@@ -104,7 +105,7 @@ impl GuestRun<Memory> for Guest {
 /// Answers to give instead of making the call.
 #[derive(Clone, Copy, Debug)]
 pub struct Fail {
-    pub call: Call,
+    pub call: Event,
     /// Calls of that kind to let through first.
     pub skip: u32,
     /// How many calls to fail then.
@@ -121,7 +122,7 @@ struct HeldEntry {
     left: u32,
 }
 
-type Observer = Box<dyn Fn(Call, Option<Position>) + Send + Sync>;
+type Observer = Box<dyn Fn(Event, Option<Position>) + Send + Sync>;
 
 /// One TD of the software TDX module.
 pub struct Backend {
@@ -136,7 +137,7 @@ pub struct Backend {
     holds: AtomicI64,
     /// Calls that failed because they were made to.
     failed: AtomicU64,
-    counts: [AtomicU64; 16],
+    counts: [AtomicU64; 3 + KINDS.len()],
     /// Called at each SEAMCALL, before it.
     observer: Option<Observer>,
     /// Makes all vCPUs leave the guest.
@@ -151,8 +152,14 @@ impl std::fmt::Debug for Backend {
     }
 }
 
-const fn number(call: Call) -> usize {
-    call as usize
+/// The index of the counter of an event.
+const fn number(event: Event) -> usize {
+    match event {
+        Event::Kick => 0,
+        Event::Hold => 1,
+        Event::Release => 2,
+        Call(kind) => 3 + kind as usize,
+    }
 }
 
 /// GPA and level, as RCX has them.
@@ -172,7 +179,7 @@ impl Backend {
             held: Mutex::new(None),
             holds: AtomicI64::new(0),
             failed: AtomicU64::new(0),
-            counts: [const { AtomicU64::new(0) }; 16],
+            counts: [const { AtomicU64::new(0) }; 3 + KINDS.len()],
             observer: None,
             kicker: None,
             holder: None,
@@ -180,7 +187,7 @@ impl Backend {
     }
 
     /// Has `f` called at each SEAMCALL, before it.
-    pub fn observe(mut self, f: impl Fn(Call, Option<Position>) + Send + Sync + 'static) -> Self {
+    pub fn observe(mut self, f: impl Fn(Event, Option<Position>) + Send + Sync + 'static) -> Self {
         self.observer = Some(Box::new(f));
         self
     }
@@ -210,7 +217,7 @@ impl Backend {
         self.keyed.store(false, SeqCst);
     }
 
-    pub fn count(&self, call: Call) -> u64 {
+    pub fn count(&self, call: Event) -> u64 {
         self.counts[number(call)].load(SeqCst)
     }
 
@@ -256,7 +263,7 @@ impl Backend {
         }
     }
 
-    fn begin(&self, call: Call, at: Option<Position>) -> Result<(), SeamOut> {
+    fn begin(&self, call: Event, at: Option<Position>) -> Result<(), SeamOut> {
         self.counts[number(call)].fetch_add(1, SeqCst);
         if let Some(f) = &self.observer {
             f(call, at);
@@ -289,19 +296,6 @@ impl Backend {
         Err(SeamOut::of(status))
     }
 
-    fn seamcall(&self, call: Call, at: Option<Position>, leaf: u64, r: Regs) -> SeamOut {
-        if let Err(out) = self.begin(call, at) {
-            return out;
-        }
-        let (rax, out) = self.machine.vmm.call(leaf, r);
-        SeamOut {
-            status: TdxStatus::new(rax),
-            ext1: out.rcx,
-            ext2: out.rdx,
-            ext3: out.r8,
-        }
-    }
-
     /// The page that PAGE.ADD copies to `at`.
     fn source(at: Position) -> u64 {
         layout::SOURCE
@@ -313,54 +307,46 @@ impl Backend {
     }
 }
 
-impl Seamcall for Backend {
-    fn mem_sept_add(&self, at: Position, page: PagePtr) -> SeamOut {
-        let r = regs(place(at), self.td.tdr, page.as_ptr() as u64, 0);
-        self.seamcall(Call::SeptAdd, Some(at), 3, r)
-    }
-
-    fn mem_page_map(&self, at: Position, pfn: Pfn) -> SeamOut {
-        if self.is_finalized() {
-            let r = regs(place(at), self.td.tdr, pfn.pa(), 0);
-            return self.seamcall(Call::PageMap, Some(at), 6, r);
+impl Backend {
+    /// The operands in the registers of the leaf.
+    fn registers(&self, call: SeamCall) -> Regs {
+        let (tdr, place) = (self.td.tdr, call.entry().map(place));
+        match call {
+            SeamCall::SeptAdd { page, .. } => {
+                regs(place.unwrap_or(0), tdr, page.as_ptr() as u64, 0)
+            }
+            SeamCall::PageAdd { at, pfn } => regs(at.gfn().gpa(), tdr, pfn.pa(), Self::source(at)),
+            SeamCall::Track {} => regs(tdr, 0, 0, 0),
+            SeamCall::PageWbinvd { pfn, .. } => regs(pfn.pa() | (self.td.hkid << 46), 0, 0, 0),
+            SeamCall::ReclaimTable { page } => regs(page.as_ptr() as u64, 0, 0, 0),
+            SeamCall::ReclaimData { pfn, .. } => regs(pfn.pa(), 0, 0, 0),
+            // What works on an entry has it in RCX and the TDR in RDX.
+            _ => regs(place.unwrap_or(0), tdr, call.page().map_or(0, Pfn::pa), 0),
         }
-        let r = regs(at.gfn().gpa(), self.td.tdr, pfn.pa(), Self::source(at));
-        self.seamcall(Call::PageMap, Some(at), 2, r)
     }
 
-    fn mem_range_block(&self, at: Position) -> SeamOut {
-        self.seamcall(Call::Block, Some(at), 7, regs(place(at), self.td.tdr, 0, 0))
+    /// The entry of which the lock may be held by a vCPU.
+    fn locked(call: SeamCall) -> Option<Position> {
+        match call {
+            SeamCall::PageWbinvd { .. } | SeamCall::ReclaimData { .. } => None,
+            _ => call.entry(),
+        }
     }
+}
 
-    fn mem_track(&self) -> SeamOut {
-        self.seamcall(Call::Track, None, 38, regs(self.td.tdr, 0, 0, 0))
-    }
-
-    fn mem_page_remove(&self, at: Position) -> SeamOut {
-        self.seamcall(
-            Call::Remove,
-            Some(at),
-            29,
-            regs(place(at), self.td.tdr, 0, 0),
-        )
-    }
-
-    fn phymem_page_wbinvd(&self, _at: Position, pfn: Pfn) -> SeamOut {
-        let pa = pfn.pa() | (self.td.hkid << 46);
-        self.seamcall(Call::Wbinvd, None, 41, regs(pa, 0, 0, 0))
-    }
-
-    fn mem_sept_rd(&self, at: Position) -> SeamOut {
-        self.seamcall(Call::Read, Some(at), 25, regs(place(at), self.td.tdr, 0, 0))
-    }
-
-    fn phymem_page_reclaim(&self, page: PagePtr) -> SeamOut {
-        let r = regs(page.as_ptr() as u64, 0, 0, 0);
-        self.seamcall(Call::Reclaim, None, 28, r)
-    }
-
-    fn phymem_data_reclaim(&self, _at: Position, pfn: Pfn) -> SeamOut {
-        self.seamcall(Call::DataReclaim, None, 28, regs(pfn.pa(), 0, 0, 0))
+impl Seamcall for Backend {
+    fn call(&self, call: SeamCall) -> SeamOut {
+        if let Err(out) = self.begin(Call(call.kind()), Self::locked(call)) {
+            return out;
+        }
+        let leaf = u64::from(call.kind().leaf().as_u16());
+        let (rax, out) = self.machine.vmm.call(leaf, self.registers(call));
+        SeamOut {
+            status: TdxStatus::new(rax),
+            ext1: out.rcx,
+            ext2: out.rdx,
+            ext3: out.r8,
+        }
     }
 }
 
@@ -376,7 +362,7 @@ impl SeptBackend for Backend {
     }
 
     fn kick_vcpus(&self) {
-        self.counts[number(Call::Kick)].fetch_add(1, SeqCst);
+        self.counts[number(Event::Kick)].fetch_add(1, SeqCst);
         match &self.kicker {
             Some(f) => f(),
             None => {

@@ -6,7 +6,8 @@ use std::collections::BTreeMap;
 use std::sync::atomic::Ordering::SeqCst;
 
 use tdx_mirror_host::mirror::spte::SpteKind;
-use tdx_mirror_host::mock::Call;
+use tdx_mirror_host::mock::Event::{self, Call};
+use tdx_mirror_host::tdx::call::KINDS;
 
 use crate::compare::{self, Census, Sept};
 use crate::model::Model;
@@ -77,18 +78,11 @@ impl Model {
             stats.quarantined.get()
         );
         let (calls, b) = (self.td.mirror.external().stats(), self.td.backend());
-        for (ours, call) in [
-            (&calls.map_calls, Call::PageMap),
-            (&calls.link_calls, Call::SeptAdd),
-            (&calls.block_calls, Call::Block),
-            (&calls.track_calls, Call::Track),
-            (&calls.remove_calls, Call::Remove),
-            (&calls.wbinvd_calls, Call::Wbinvd),
-            (&calls.read_calls, Call::Read),
-            (&calls.kicks, Call::Kick),
-        ] {
-            assert_eq!(ours.get(), b.count(call), "{call:?}");
+        for kind in KINDS {
+            let made = self.td.mirror.external().calls().made(*kind);
+            assert_eq!(made, b.count(Call(*kind)), "{kind:?}");
         }
+        assert_eq!(calls.kicks.get(), b.count(Event::Kick));
         let owed = self.td.mirror.external().debts_owed();
         let done = calls.debts_paid.get() + calls.debts_lost.get();
         assert_eq!(calls.debts.get(), done + owed, "marks");

@@ -11,8 +11,12 @@ use tdx_mirror_host::base::addr::{Gfn, Pfn};
 use tdx_mirror_host::base::level::{Level, Position};
 use tdx_mirror_host::mirror::error::{Leak, MapError, MapOutcome, RetryReason};
 use tdx_mirror_host::mirror::spte::SpteKind;
-use tdx_mirror_host::mock::{status, Call};
+use tdx_mirror_host::mock::{
+    status,
+    Event::{self, Call},
+};
 use tdx_mirror_host::sept::{DEBT_SLOTS, FAULT_TRIES, MAX_ENTERS};
+use tdx_mirror_host::tdx::call::Kind;
 use tdx_mirror_host::tdx::status::TdxStatus;
 
 use crate::backend::Fail;
@@ -95,18 +99,26 @@ impl Model {
     }
 
     fn calls(&self) -> u64 {
-        self.td.backend().count(Call::PageMap) + self.td.backend().count(Call::SeptAdd)
+        [Kind::PageAdd, Kind::PageAug, Kind::SeptAdd]
+            .map(|kind| self.td.backend().count(Call(kind)))
+            .iter()
+            .sum()
     }
 
     /// Whether `status` is contention for `call`, by the table of locks.
-    fn contention(&self, call: Call, status: TdxStatus) -> bool {
+    fn contention(&self, call: Event, status: TdxStatus) -> bool {
         let on_entry = matches!(
             call,
-            Call::SeptAdd | Call::PageMap | Call::Block | Call::Remove | Call::Read
+            Call(Kind::SeptAdd)
+                | Call(Kind::PageAdd)
+                | Call(Kind::PageAug)
+                | Call(Kind::RangeBlock)
+                | Call(Kind::PageRemove)
+                | Call(Kind::SeptRd)
         );
         match status {
             status::TREE_BUSY | status::ENTRY_BUSY => on_entry,
-            status::EPOCH_BUSY | TdxStatus::PREVIOUS_TLB_EPOCH_BUSY => call == Call::Track,
+            status::EPOCH_BUSY | TdxStatus::PREVIOUS_TLB_EPOCH_BUSY => call == Call(Kind::Track),
             status::TDR_BUSY => !self.built && on_entry,
             _ => false,
         }
@@ -156,9 +168,18 @@ impl Model {
         }
     }
 
+    /// The call that goes wrong is the one that is made in this phase of the TD.
+    fn of_phase(&self, mut fault: Fault) -> Fault {
+        if let Fault::Answer { call, .. } = &mut fault {
+            *call = call.of_phase(self.built);
+        }
+        fault
+    }
+
     /// One operation, then the comparison.
     pub fn run(mut self: Box<Self>, step: &Step) -> Box<Self> {
         let (op, fault) = *step;
+        let fault = fault.map(|fault| self.of_phase(fault));
         if op == Op::Reboot || self.dead_for >= AFTERLIFE {
             let (machine, every, tally) = (self.td.machine.clone(), self.every, self.tally.clone());
             self.end(fault);
@@ -352,7 +373,7 @@ impl Model {
 
     fn zap(&mut self, start: u64, end: u64, may_yield: bool, fault: Option<Fault>) {
         let was_bugged = self.bugged;
-        let reads = self.td.backend().count(Call::Read);
+        let reads = self.td.backend().count(Call(Kind::SeptRd));
         let failed = self.td.backend().failed();
         self.td.host().resched.store(2, SeqCst);
         let zapped = self.td.zap(start, end, may_yield);
@@ -383,12 +404,12 @@ impl Model {
                 self.fails(fault) || twice,
                 "lost without a cause: {fault:?}"
             );
-            assert!(lost > 0 || self.td.backend().count(Call::Read) > reads);
+            assert!(lost > 0 || self.td.backend().count(Call(Kind::SeptRd)) > reads);
         }
         let read = matches!(
             fault,
             Some(Fault::Answer {
-                call: Call::Read,
+                call: Call(Kind::SeptRd),
                 ..
             })
         );
@@ -502,7 +523,9 @@ impl Model {
         this.zap(0, 1 << crate::td::GFN_BITS, true, None);
         this.check_whole();
         let reclaim = match fault {
-            Some(Fault::Answer { call, .. }) => matches!(call, Call::Reclaim | Call::DataReclaim),
+            Some(Fault::Answer { call, .. }) => {
+                matches!(call, Call(Kind::ReclaimTable) | Call(Kind::ReclaimData))
+            }
             _ => false,
         };
         if reclaim {
@@ -526,7 +549,7 @@ impl Model {
         if matches!(
             fault,
             Some(Fault::Answer {
-                call: Call::Reclaim,
+                call: Call(Kind::ReclaimTable),
                 ..
             })
         ) {

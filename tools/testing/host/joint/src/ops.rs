@@ -3,7 +3,11 @@
 //! Random operations.
 
 use proptest::prelude::*;
-use tdx_mirror_host::mock::{status, Call};
+use tdx_mirror_host::mock::{
+    status,
+    Event::{self, Call},
+};
+use tdx_mirror_host::tdx::call::Kind;
 use tdx_mirror_host::tdx::status::TdxStatus;
 
 /// GFNs around the edges of tables of each level.
@@ -84,7 +88,7 @@ pub enum Op {
 pub enum Fault {
     /// Calls of a kind are answered with a status and not made.
     Answer {
-        call: Call,
+        call: Event,
         skip: u32,
         times: u32,
         status: TdxStatus,
@@ -135,15 +139,15 @@ fn op() -> impl Strategy<Value = Op> {
 
 fn fault() -> impl Strategy<Value = Fault> {
     let call = prop_oneof![
-        3 => Just(Call::SeptAdd),
-        4 => Just(Call::PageMap),
-        3 => Just(Call::Block),
-        3 => Just(Call::Track),
-        3 => Just(Call::Remove),
-        1 => Just(Call::Wbinvd),
-        1 => Just(Call::Reclaim),
-        1 => Just(Call::DataReclaim),
-        2 => Just(Call::Read),
+        3 => Just(Call(Kind::SeptAdd)),
+        4 => Just(Call(Kind::PageAug)),
+        3 => Just(Call(Kind::RangeBlock)),
+        3 => Just(Call(Kind::Track)),
+        3 => Just(Call(Kind::PageRemove)),
+        1 => Just(Call(Kind::PageWbinvd)),
+        1 => Just(Call(Kind::ReclaimTable)),
+        1 => Just(Call(Kind::ReclaimData)),
+        2 => Just(Call(Kind::SeptRd)),
     ];
     let status = prop_oneof![
         16 => Just(status::TREE_BUSY),

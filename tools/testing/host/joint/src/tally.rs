@@ -5,7 +5,7 @@
 use std::fmt;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
-use tdx_mirror_host::mock::Call;
+use tdx_mirror_host::mock::Event;
 
 use crate::td::Td;
 
@@ -48,7 +48,7 @@ impl Tally {
             s.giveups.get(),
             s.debts.get(),
             s.debts_paid.get(),
-            td.backend().count(Call::Kick),
+            td.backend().count(Event::Kick),
             td.host().yields.load(Relaxed),
         ];
         for (sum, value) in self.0.iter().zip(values) {

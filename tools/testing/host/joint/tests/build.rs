@@ -9,7 +9,8 @@ use tdx_joint_host::td::{data_pfn, Machine, Td};
 use tdx_mirror_host::base::td::Operand;
 use tdx_mirror_host::mirror::error::{MapError, MapOutcome};
 use tdx_mirror_host::mirror::spte::SpteKind;
-use tdx_mirror_host::mock::{status, Call};
+use tdx_mirror_host::mock::{status, Event::Call};
+use tdx_mirror_host::tdx::call::Kind;
 
 const GFN: u64 = 0x4_0000;
 /// Bytes that one TDH.MR.EXTEND measures, and how many of these a page has.
@@ -57,10 +58,10 @@ fn mr_extend_fails_at_each_chunk() {
             assert_eq!(td.zap(GFN, GFN + 1, false), 1);
             let (kind, sept) = compare::at_gfn(&td, GFN).unwrap_or_else(|e| panic!("{e}"));
             assert_eq!((kind, sept), (SpteKind::NonPresent, Sept::Free));
-            for call in [Call::Block, Call::Track] {
+            for call in [Call(Kind::RangeBlock), Call(Kind::Track)] {
                 assert_eq!(td.backend().count(call), 0, "{call:?} of a TD in build");
             }
-            assert_eq!(td.backend().count(Call::Remove), 1);
+            assert_eq!(td.backend().count(Call(Kind::PageRemove)), 1);
             assert!(td.host().bugs.lock().unwrap().is_empty());
         }
         assert_eq!(add_and_measure(&td), 0);
@@ -87,10 +88,10 @@ fn each_step_of_a_build_fails() {
     let machine = Machine::new();
     // Three tables and a page, in this order.
     let steps = [
-        (Call::SeptAdd, 0),
-        (Call::SeptAdd, 1),
-        (Call::SeptAdd, 2),
-        (Call::PageMap, 0),
+        (Call(Kind::SeptAdd), 0),
+        (Call(Kind::SeptAdd), 1),
+        (Call(Kind::SeptAdd), 2),
+        (Call(Kind::PageAdd), 0),
     ];
     for (done, (call, skip)) in steps.into_iter().enumerate() {
         for (answer, want) in [
@@ -109,13 +110,17 @@ fn each_step_of_a_build_fails() {
             let census = compare::whole(&td).unwrap_or_else(|e| panic!("{e}"));
             assert_eq!((census.leaves, census.tables), (vec![], done as u64));
             assert_eq!(td.host().external.lock().unwrap().len(), done);
-            let calls = td.backend().count(Call::SeptAdd) + td.backend().count(Call::PageMap);
+            let calls =
+                td.backend().count(Call(Kind::SeptAdd)) + td.backend().count(Call(Kind::PageAdd));
             assert_eq!(calls, done as u64 + 1, "one try while the TD is built");
             // Contention is told, and the next try goes on where this one stopped.
             if want != MapError::Bugged {
                 assert!(!td.mirror.is_bugged());
                 assert_eq!(td.map(GFN, data_pfn(0)), Ok(MapOutcome::Fixed));
-                assert_eq!(td.backend().count(Call::SeptAdd), 3 + u64::from(done < 3));
+                assert_eq!(
+                    td.backend().count(Call(Kind::SeptAdd)),
+                    3 + u64::from(done < 3)
+                );
             }
             end(td);
         }
@@ -133,7 +138,7 @@ fn a_fault_after_the_build_in_the_same_order() {
         compare::whole(&td).unwrap_or_else(|e| panic!("{e}"));
     }
     // Three tables, none, one, two.
-    assert_eq!(td.backend().count(Call::SeptAdd), 6);
-    assert_eq!(td.backend().count(Call::PageMap), 4);
+    assert_eq!(td.backend().count(Call(Kind::SeptAdd)), 6);
+    assert_eq!(td.backend().count(Call(Kind::PageAug)), 4);
     end(td);
 }

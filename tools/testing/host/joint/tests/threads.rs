@@ -17,9 +17,10 @@ use tdx_joint_host::td::{data_pfn, Machine, Td, ALREADY_ACCEPTED, ASK, CODE, LP,
 use tdx_joint_host::watch::Watch;
 use tdx_mirror_host::mirror::error::{MapOutcome, RetryReason};
 use tdx_mirror_host::mirror::spte::SpteKind;
-use tdx_mirror_host::mock::Call;
+use tdx_mirror_host::mock::Event::{self, Call};
 use tdx_mirror_host::sept::progress::{Conditions, Notes, Policy, Progress};
 use tdx_mirror_host::sept::MAX_ENTERS;
+use tdx_mirror_host::tdx::call::{Kind, KINDS};
 use tdx_mirror_host::tdx::status::TdxStatus;
 
 const VCPUS: usize = 2;
@@ -273,17 +274,12 @@ fn settle(s: &Stress<'_>, present: u64, removed: u64) {
     let seen = machine.stat("leaf_present_transitions") - present;
     assert_eq!(seen, stats.leaf_transitions.get());
     assert_eq!(machine.stat("leaf_removed") - removed, stats.zapped.get());
-    for (ours, call) in [
-        (&sept.stats().map_calls, Call::PageMap),
-        (&sept.stats().link_calls, Call::SeptAdd),
-        (&sept.stats().block_calls, Call::Block),
-        (&sept.stats().track_calls, Call::Track),
-        (&sept.stats().remove_calls, Call::Remove),
-        (&sept.stats().read_calls, Call::Read),
-        (&sept.stats().kicks, Call::Kick),
-    ] {
-        assert_eq!(ours.get(), td.backend().count(call), "{call:?}");
+    for kind in KINDS {
+        let made = sept.calls().made(*kind);
+        assert_eq!(made, td.backend().count(Call(*kind)), "{kind:?}");
     }
+    let kicks = td.backend().count(Event::Kick);
+    assert_eq!(sept.stats().kicks.get(), kicks);
     let calls = sept.stats();
     let done = calls.debts_paid.get() + calls.debts_lost.get();
     assert_eq!(calls.debts.get(), done + sept.debts_owed());
@@ -536,7 +532,7 @@ fn a_stuck_seamcall_stops_its_own_gfn_only() {
         |c| c,
         |b| {
             gated(&gate, b).observe(move |call, at| {
-                if call == Call::PageMap && at.is_some_and(|at| at.gfn().as_u64() == 5) {
+                if call == Call(Kind::PageAug) && at.is_some_and(|at| at.gfn().as_u64() == 5) {
                     a.wait();
                     let mut open = o.0.lock().unwrap();
                     while !*open {
