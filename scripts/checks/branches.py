@@ -14,7 +14,7 @@ EVENTS = ("spte_changed", "fault", "zap", "seamcall", "busy", "kick", "track", "
 # Where what is observed goes to, and the clock.
 SINK = re.compile(r"rust_do_trace_\w+$|tdx_mirror_cycles$")
 # Functions that exist for what is observed, behind the branches.
-OURS = re.compile(r"watch::trace::(\w+::emit|changed|contended|kept|cycles)$|HookSeamcalls>?::traced(_kick)?$|KernelVm>?::timed$")
+OURS = re.compile(r"watch::trace::(\w+::emit|changed|contended|kept)$|kernel::tsc::cycles$|HookSeamcalls>?::traced(_kick)?$|KernelVm>?::timed$")
 
 FUNCTION = re.compile(r"^([0-9a-f]+) <([^>]+)>:$")
 SECTION = re.compile(r"^Disassembly of section (\S+):$")

@@ -204,7 +204,7 @@ def kernel_doc(result):
         return
     if not lib.need(result, "python3", "python3"):
         return
-    names = lib.files("include/*.h")
+    names = lib.files("include/*.h") + [n for n in lib.of_product(".h") if "/**" in lib.read(n)]
     if not names:
         result.missing("include/*.h", "run this in a whole checkout")
         return

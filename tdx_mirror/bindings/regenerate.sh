@@ -3,8 +3,8 @@
 #
 # Regenerates contract.rs, the Rust view of include/linux/tdx_mirror.h, of
 # tdx_mirror/kvm/test_ops.h and of tdx_mirror/{kernel,kvm}/ffi.h, with bindgen
-# 0.71.  With --check it changes nothing and fails if the checked-in file
-# differs.  BINDGEN and RUSTFMT name the tools.
+# 0.71. With --check it changes nothing and fails if the checked-in file
+# differs. BINDGEN and RUSTFMT name the tools.
 
 set -eu
 

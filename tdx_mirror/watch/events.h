@@ -3,8 +3,8 @@
  * Events of the mirror page table of TDX guests.
  *
  * Every event begins with @td, the number of the TD since the module was
- * loaded, which is the second part of the name of its debugfs directory.  GPAs
- * lack the shared bit.  Levels are KVM's enum pg_level, those of the entry.
+ * loaded, which is the second part of the name of its debugfs directory. GPAs
+ * lack the shared bit. Levels are KVM's enum pg_level, those of the entry.
  */
 #undef TRACE_SYSTEM
 #define TRACE_SYSTEM tdx_mirror
@@ -125,7 +125,7 @@ TRACE_EVENT(zap,
  * A SEAMCALL that the mirror asked for.  @leaf is the leaf's number, @gpa and
  * @level are 0 where it names no entry, @pa is the data page that it takes, 0
  * where it takes none.  @status is RAX, @operand the operand in it if it is
- * OPERAND_BUSY or OPERAND_INVALID.  The time is that of KVM's hook as a whole.
+ * OPERAND_BUSY or OPERAND_INVALID. The time is that of KVM's hook as a whole.
  */
 TRACE_EVENT(seamcall,
 	TP_PROTO(u32 td, u32 leaf, u64 gpa, u32 level, u64 pa, u64 status, u64 cycles),

@@ -12,7 +12,7 @@
 //!
 //! While `read_sept` of the folder above is 1 and once the TD is finalized, `map` and `audit` read the
 //! S-EPT with TDH.MEM.SEPT.RD, [`CHUNK`] entries at a time with `mmu_lock` held for write, which makes
-//! faults wait as long as a zap of as many pages does.  Else they have the mirror alone.
+//! faults wait as long as a zap of as many pages does. Else they have the mirror alone.
 
 use core::fmt;
 use kernel::{
@@ -210,7 +210,7 @@ fn audit(td: &Arc<Td>, f: &mut fmt::Formatter<'_>) -> fmt::Result {
             return Ok(());
         }
         // While the TD's key is given back, the TDX module refuses to read before KVM says that the
-        // key is gone.  What cannot be read is not known to differ.
+        // key is gone. What cannot be read is not known to differ.
         let count = match entry.external {
             Ok(_) => &mut differences,
             Err(_) => &mut unread,
@@ -237,7 +237,7 @@ fn is_frozen(td: &Td, at: Position) -> bool {
 }
 
 /// The entries that are frozen now, as many as are watched.
-fn frozen_now(td: &Td) -> Result<KVec<Position>> {
+fn frozen_now(td: &Td) -> Result<KVec<Option<Position>>> {
     let mut found = KVec::with_capacity(WATCHED, GFP_KERNEL_ACCOUNT)?;
     let mut next = Some(0u64);
     while let Some(from) = next {
@@ -245,7 +245,7 @@ fn frozen_now(td: &Td) -> Result<KVec<Position>> {
             td.mirror().look(rcu, from, CHUNK, &mut |at, kind| {
                 if kind == SpteKind::Frozen {
                     // What there is no room for is not watched.
-                    let _ = found.push_within_capacity(at);
+                    let _ = found.push_within_capacity(Some(at));
                 }
             })
         });
@@ -265,14 +265,16 @@ fn frozen(file: &Frozen, f: &mut fmt::Formatter<'_>) -> fmt::Result {
     let threshold = file.threshold.load(Relaxed);
     let mut found = frozen_now(&file.td).map_err(|_| fmt::Error)?;
     for _ in 1..LOOKS {
-        if found.is_empty() {
+        if found.iter().all(Option::is_none) {
             return Ok(());
         }
         let step = threshold.div_ceil(LOOKS.saturating_sub(1));
         fsleep(Delta::from_millis(i64::from(step)));
-        found.retain(|at| is_frozen(&file.td, *at));
+        for entry in &mut found {
+            *entry = entry.filter(|at| is_frozen(&file.td, *at));
+        }
     }
-    for at in &found {
+    for at in found.iter().flatten() {
         let operation = match at.level() {
             Level::L4K => "page_map",
             _ => "sept_add",
