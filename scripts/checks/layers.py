@@ -27,7 +27,7 @@ CRATES = {
         "kvm": ["base", "tdx", "mirror", "sept", "kernel", "watch::trace", "watch::record", "bindings", "::kernel"],
         "kvm::entry": ["base", "mirror", "kernel", "kvm", "watch", "bindings", "::kernel"],
         "kvm::test_ops": ["base", "mirror", "kvm", "watch", "bindings", "::kernel"],
-        "watch": ["base", "mirror", "sept", "kernel", "kvm::td", "kvm::vm", "bindings", "::kernel"],
+        "watch": ["base", "tdx", "mirror", "sept", "kernel", "kvm::td", "kvm::vm", "bindings", "::kernel"],
         "watch::record": ["base", "kernel", "::kernel"],
         "watch::trace": ["base", "tdx", "mirror", "::kernel"],
         "main": ["kvm", "watch", "kunit", "bindings", "::kernel"],
