@@ -11,12 +11,13 @@ use kernel::{
     fmt, //
 };
 
-use crate::base::addr::{PagePtr, Pfn};
+use crate::base::addr::PagePtr;
 use crate::base::level::{Level, Position};
 use crate::bindings::{self, tdx_mirror_backend, tdx_mirror_err};
 use crate::mirror::error::ConfigError;
 use crate::mirror::mmu::Config;
 use crate::mirror::spte::KvmEncoding;
+use crate::tdx::call::Call;
 
 /// Why a backend is refused.
 pub(crate) enum Refusal {
@@ -198,74 +199,47 @@ fn answer(hook: impl FnOnce(*mut Answer)) -> Answer {
     out
 }
 
+fn gfn(at: Position) -> u64 {
+    at.gfn().as_u64()
+}
+
+fn level(at: Position) -> c_int {
+    at.level().as_kvm()
+}
+
 fn page(ptr: *mut c_void) -> Option<PagePtr> {
     PagePtr::new(ptr.cast())
 }
 
-// The SEAMCALLs. Locks as in `struct tdx_mirror_backend`.
 impl Hooks {
-    /// TDH.MEM.SEPT.ADD.
-    pub(crate) fn link_external_spt(&self, at: Position, spt: PagePtr) -> Answer {
-        let (gfn, level) = (at.gfn().as_u64(), at.level().as_kvm());
-        // SAFETY: By the type invariant.
+    /// Issues a SEAMCALL. Locks as in `struct tdx_mirror_backend`.
+    #[inline(always)]
+    pub(crate) fn issue(&self, call: Call) -> Answer {
+        let ctx = self.ctx;
+        // SAFETY: By the type invariant, of all hooks.
         answer(|e| unsafe {
-            (self.link_external_spt)(self.ctx, gfn, level, spt.as_ptr().cast(), e)
-        })
-    }
-
-    /// TDH.MEM.PAGE.AUG or, before the TD is finalized, TDH.MEM.PAGE.ADD.
-    pub(crate) fn set_external_spte(&self, at: Position, pfn: Pfn) -> Answer {
-        let (gfn, level) = (at.gfn().as_u64(), at.level().as_kvm());
-        // SAFETY: By the type invariant.
-        answer(|e| unsafe { (self.set_external_spte)(self.ctx, gfn, level, pfn.as_u64(), e) })
-    }
-
-    /// TDH.MEM.RANGE.BLOCK.
-    pub(crate) fn block_external_spte(&self, at: Position) -> Answer {
-        let (gfn, level) = (at.gfn().as_u64(), at.level().as_kvm());
-        // SAFETY: By the type invariant.
-        answer(|e| unsafe { (self.block_external_spte)(self.ctx, gfn, level, e) })
-    }
-
-    /// TDH.MEM.TRACK.
-    pub(crate) fn track_external(&self) -> Answer {
-        // SAFETY: By the type invariant.
-        answer(|e| unsafe { (self.track_external)(self.ctx, e) })
-    }
-
-    /// TDH.MEM.PAGE.REMOVE.
-    pub(crate) fn remove_external_spte(&self, at: Position) -> Answer {
-        let (gfn, level) = (at.gfn().as_u64(), at.level().as_kvm());
-        // SAFETY: By the type invariant.
-        answer(|e| unsafe { (self.remove_external_spte)(self.ctx, gfn, level, e) })
-    }
-
-    /// TDH.PHYMEM.PAGE.WBINVD of a page that was just removed.
-    pub(crate) fn wbinvd_external_page(&self, pfn: Pfn, level: Level) -> Answer {
-        // SAFETY: By the type invariant.
-        answer(|e| unsafe {
-            (self.wbinvd_external_page)(self.ctx, pfn.as_u64(), level.as_kvm(), e)
-        })
-    }
-
-    /// TDH.PHYMEM.PAGE.RECLAIM and WBINVD of an S-EPT page.
-    pub(crate) fn free_external_spt(&self, spt: PagePtr) -> Answer {
-        // SAFETY: By the type invariant.
-        answer(|e| unsafe { (self.free_external_spt)(self.ctx, spt.as_ptr().cast(), e) })
-    }
-
-    /// TDH.MEM.SEPT.RD.
-    pub(crate) fn read_external_spte(&self, at: Position) -> Answer {
-        let (gfn, level) = (at.gfn().as_u64(), at.level().as_kvm());
-        // SAFETY: By the type invariant.
-        answer(|e| unsafe { (self.read_external_spte)(self.ctx, gfn, level, e) })
-    }
-
-    /// TDH.PHYMEM.PAGE.RECLAIM of a data page.
-    pub(crate) fn reclaim_external_page(&self, pfn: Pfn, level: Level) -> Answer {
-        // SAFETY: By the type invariant.
-        answer(|e| unsafe {
-            (self.reclaim_external_page)(self.ctx, pfn.as_u64(), level.as_kvm(), e)
+            match call {
+                Call::SeptAdd { at, page } => {
+                    (self.link_external_spt)(ctx, gfn(at), level(at), page.as_ptr().cast(), e)
+                }
+                // KVM chooses by the state of the TD that `is_finalized` was answered from.
+                Call::PageAdd { at, pfn } | Call::PageAug { at, pfn } => {
+                    (self.set_external_spte)(ctx, gfn(at), level(at), pfn.as_u64(), e)
+                }
+                Call::RangeBlock { at } => (self.block_external_spte)(ctx, gfn(at), level(at), e),
+                Call::Track {} => (self.track_external)(ctx, e),
+                Call::PageRemove { at } => (self.remove_external_spte)(ctx, gfn(at), level(at), e),
+                Call::PageWbinvd { at, pfn } => {
+                    (self.wbinvd_external_page)(ctx, pfn.as_u64(), level(at), e)
+                }
+                Call::SeptRd { at } => (self.read_external_spte)(ctx, gfn(at), level(at), e),
+                Call::ReclaimTable { page } => {
+                    (self.free_external_spt)(ctx, page.as_ptr().cast(), e)
+                }
+                Call::ReclaimData { at, pfn } => {
+                    (self.reclaim_external_page)(ctx, pfn.as_u64(), level(at), e)
+                }
+            }
         })
     }
 }

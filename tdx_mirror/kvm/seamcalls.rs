@@ -31,30 +31,12 @@ impl HookSeamcalls {
         }
     }
 
-    #[inline(always)]
-    fn issue(&self, call: Call) -> Answer {
-        match call {
-            Call::SeptAdd { at, page } => self.hooks.link_external_spt(at, page),
-            // KVM chooses by the state of the TD that `is_finalized` was answered from.
-            Call::PageAdd { at, pfn } | Call::PageAug { at, pfn } => {
-                self.hooks.set_external_spte(at, pfn)
-            }
-            Call::RangeBlock { at } => self.hooks.block_external_spte(at),
-            Call::Track {} => self.hooks.track_external(),
-            Call::PageRemove { at } => self.hooks.remove_external_spte(at),
-            Call::PageWbinvd { at, pfn } => self.hooks.wbinvd_external_page(pfn, at.level()),
-            Call::SeptRd { at } => self.hooks.read_external_spte(at),
-            Call::ReclaimTable { page } => self.hooks.free_external_spt(page),
-            Call::ReclaimData { at, pfn } => self.hooks.reclaim_external_page(pfn, at.level()),
-        }
-    }
-
     /// Issues a SEAMCALL and traces it.
     #[cold]
     #[inline(never)]
     fn traced(&self, call: Call) -> SeamOut {
         let begin = tsc::cycles();
-        let answer = self.issue(call);
+        let answer = self.hooks.issue(call);
         let cycles = tsc::cycles().wrapping_sub(begin);
         trace::called(self.td, call, answer.status, cycles);
         seam_out(answer)
@@ -87,7 +69,7 @@ impl Seamcall for HookSeamcalls {
         if trace::is_called_on(call.kind()) {
             self.traced(call)
         } else {
-            seam_out(self.issue(call))
+            seam_out(self.hooks.issue(call))
         }
     }
 }

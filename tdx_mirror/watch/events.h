@@ -34,16 +34,36 @@
 	{ -16, "busy" },				\
 	{ -22, "invalid" }
 
-/* The leaves of the table in tdx_mirror/tdx/call.rs. */
+/* The leaves of tdx_mirror/tdx/leaf.rs, whether a mirror calls them or not. */
 #define TDX_MIRROR_TRACE_LEAVES				\
+	{ 0, "VP.ENTER" },				\
+	{ 1, "MNG.ADDCX" },				\
 	{ 2, "MEM.PAGE.ADD" },				\
 	{ 3, "MEM.SEPT.ADD" },				\
+	{ 4, "VP.ADDCX" },				\
 	{ 6, "MEM.PAGE.AUG" },				\
 	{ 7, "MEM.RANGE.BLOCK" },			\
+	{ 8, "MNG.KEY.CONFIG" },			\
+	{ 9, "MNG.CREATE" },				\
+	{ 10, "VP.CREATE" },				\
+	{ 15, "MEM.PAGE.DEMOTE" },			\
+	{ 16, "MR.EXTEND" },				\
+	{ 17, "MR.FINALIZE" },				\
+	{ 18, "VP.FLUSH" },				\
+	{ 19, "MNG.VPFLUSHDONE" },			\
+	{ 20, "MNG.KEY.FREEID" },			\
+	{ 21, "MNG.INIT" },				\
+	{ 22, "VP.INIT" },				\
+	{ 23, "MEM.PAGE.PROMOTE" },			\
+	{ 24, "PHYMEM.PAGE.RDMD" },			\
 	{ 25, "MEM.SEPT.RD" },				\
+	{ 27, "MNG.KEY.RECLAIMID" },			\
 	{ 28, "PHYMEM.PAGE.RECLAIM" },			\
 	{ 29, "MEM.PAGE.REMOVE" },			\
+	{ 30, "MEM.SEPT.REMOVE" },			\
 	{ 38, "MEM.TRACK" },				\
+	{ 39, "MEM.RANGE.UNBLOCK" },			\
+	{ 40, "PHYMEM.CACHE.WB" },			\
 	{ 41, "PHYMEM.PAGE.WBINVD" }
 
 /* What may be contended, enum Operand of tdx_mirror/base/td.rs. */

@@ -23,11 +23,25 @@ LEVELS = {1: PAGE, 2: PAGE << 9, 3: PAGE << 18, 4: PAGE << 27, 5: PAGE << 36}
 OUTCOMES = {"0": ("frozen", "contended", "no_page"), "1": ("fixed",), "2": ("spurious",),
             "-5": ("bugged",), "-16": ("busy",), "-22": ("invalid",)}
 OPERANDS = {"1": "sept_tree", "2": "sept_entry", "3": "td_epoch", "4": "previous_epoch", "5": "tdr"}
-# Leaf number, name in the trace, operation of the figures.
-LEAVES = {"2": ("MEM.PAGE.ADD", "page_map"), "3": ("MEM.SEPT.ADD", "sept_add"), "6": ("MEM.PAGE.AUG", "page_map"),
-          "7": ("MEM.RANGE.BLOCK", "range_block"), "25": ("MEM.SEPT.RD", "sept_rd"),
-          "28": ("PHYMEM.PAGE.RECLAIM", "page_reclaim"), "29": ("MEM.PAGE.REMOVE", "page_remove"),
-          "38": ("MEM.TRACK", "track"), "41": ("PHYMEM.PAGE.WBINVD", "page_wbinvd")}
+TDX = os.path.join(os.path.dirname(os.path.abspath(__file__)), "../../../tdx_mirror/tdx")
+
+
+def table_of_calls():
+    """Leaf number -> name in the trace, label of the figures: of the calls in tdx_mirror/tdx/call.rs."""
+    with open(os.path.join(TDX, "leaf.rs"), encoding="utf-8") as file:
+        numbers = {leaf: (number, name) for leaf, number, name in
+                   re.findall(r'^    (\w+) = (\d+), "TDH\.([\w.]+)";$', file.read(), re.M)}
+    with open(os.path.join(TDX, "call.rs"), encoding="utf-8") as file:
+        table = file.read().split("\ncalls! {\n")[1].split("\n}\n")[0]
+    found = {}
+    for label, calls in re.findall(r"^    (\w+) \{\n(.*?)^    \}$", table, re.M | re.S):
+        for leaf in re.findall(r"\} = (\w+),$", calls, re.M):
+            number, name = numbers[leaf]
+            found[number] = (name, label)
+    return found
+
+
+LEAVES = table_of_calls()
 LINE = re.compile(r"^\s*\S.*-(\d+)\s+\[\d+\]\s.*?\s(\d+\.\d+):\s+(\w+):\s+(td \d+.*)$")
 
 

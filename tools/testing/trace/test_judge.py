@@ -33,6 +33,14 @@ def verdict(lines, figures=FIGURES):
 
 
 class Test(unittest.TestCase):
+    def test_leaves_are_those_of_the_table(self):
+        self.assertEqual(judge.LEAVES["7"], ("MEM.RANGE.BLOCK", "range_block"))
+        for number in ("2", "6"):
+            self.assertEqual(judge.LEAVES[number][1], "page_map")
+        # Two calls of the table are one leaf.
+        self.assertEqual(judge.LEAVES["28"], ("PHYMEM.PAGE.RECLAIM", "page_reclaim"))
+        self.assertGreaterEqual(len(judge.LEAVES), 9)
+
     def test_good_life_passes(self):
         passed, failed = verdict(LIFE)
         self.assertEqual(failed, 0)

@@ -27,11 +27,6 @@ fn pairs(name: &str) -> BTreeMap<usize, String> {
         .collect()
 }
 
-/// A leaf's name without the `TDH.` of all.
-fn short(kind: Kind) -> &'static str {
-    kind.name().strip_prefix("TDH.").expect("a host's leaf")
-}
-
 #[test]
 fn figures_list_calls_in_this_order() {
     let labels = [
@@ -53,12 +48,21 @@ fn figures_list_calls_in_this_order() {
 }
 
 #[test]
-fn the_trace_names_the_leaves_of_the_table() {
-    let leaves = KINDS.iter().map(|kind| {
-        let number = usize::from(kind.leaf().as_u16());
-        (number, short(*kind).to_owned())
+fn the_trace_names_all_leaves() {
+    let named = pairs("TDX_MIRROR_TRACE_LEAVES");
+    let leaves = (0..=u16::MAX).filter_map(|number| {
+        let name = Leaf::new(number).name()?.strip_prefix("TDH.")?;
+        Some((usize::from(number), name.to_owned()))
     });
-    assert_eq!(pairs("TDX_MIRROR_TRACE_LEAVES"), leaves.collect());
+    assert_eq!(named, leaves.collect());
+    // Those of the table are among them.
+    for kind in KINDS {
+        let number = usize::from(kind.leaf().as_u16());
+        assert_eq!(
+            named.get(&number).map(String::as_str),
+            kind.name().strip_prefix("TDH.")
+        );
+    }
 }
 
 #[test]
