@@ -29,7 +29,7 @@ unavailable()
 	echo "cannot try: $1 (needs python3 with venv, cargo, cc and their registries)" >&2
 	exit 2
 }
-python3 -m venv venv && venv/bin/pip -q install libclang==18.1.1 >&2 || unavailable "libclang 18.1.1"
+{ python3 -m venv venv && venv/bin/pip -q install libclang==18.1.1; } >&2 || unavailable "libclang 18.1.1"
 cargo install --quiet --locked --root "$work/tools" bindgen-cli --version 0.71.1 >&2 || unavailable "bindgen 0.71.1"
 LIBCLANG_PATH=$(dirname "$(find "$work/venv" -name 'libclang*.so*' | head -n 1)")
 export LIBCLANG_PATH

@@ -12,8 +12,6 @@ PANIC = re.compile(
     r"panic|unwrap_failed|expect_failed|slice_\w*_fail|index_len_fail|index_order_fail|len_mismatch_fail|"
     r"str\w*slice_error_fail|handle_alloc_error|rust_build_error|assert_failed|rust_helper_BUG\b|const_\w*_overflow"
 )
-# Names of core and of the panic runtime that say nothing about our code.
-HARMLESS = re.compile(r"PanicInfo|panic_fmt_marker|in_panic|panic_cpu")
 
 FUNCTION = re.compile(r"^[0-9a-f]+ <([^>]+)>:$")
 RELOCATION = re.compile(r"^\s+[0-9a-f]+:\s+R_\w+\s+(\S+)")
@@ -44,7 +42,7 @@ def panicking_calls(disassembly):
         if not where:
             continue
         symbol = re.sub(r"[-+]0x[0-9a-f]+$", "", where.group(1))
-        if PANIC.search(symbol) and not HARMLESS.search(symbol):
+        if PANIC.search(symbol):
             found.append((current, symbol))
     return found
 
@@ -119,7 +117,7 @@ def panic_symbols(result):
         known = {s for _, s in calls}
         for line in out.split("\n"):
             symbol = line.split()[-1] if line.split() else ""
-            if PANIC.search(symbol) and not HARMLESS.search(symbol) and symbol not in known:
+            if PANIC.search(symbol) and symbol not in known:
                 result.bad(f"{leaf}: data: {symbol}")
         count += 1
     if result.findings and not result.todo:
