@@ -67,7 +67,7 @@ impl Seamcall for HookSeamcalls {
     #[inline(always)]
     fn call(&self, call: Call) -> SeamOut {
         if trace::is_called_on(call.kind()) {
-            self.traced(call)
+            self.traced(call.copied())
         } else {
             seam_out(self.hooks.issue(call))
         }

@@ -68,7 +68,7 @@ impl<B: SeptBackend> Sept<B> {
         if out.status.is_success() {
             return Ok(out);
         }
-        self.more_tries(call, phase, tries, &mut again, out)
+        self.more_tries(call.copied(), phase, tries, &mut again, out)
     }
 
     /// What follows a first try that was answered `out`.

@@ -86,6 +86,17 @@ macro_rules! calls {
                 }
             }
 
+            /// The same call, in memory of its own.
+            ///
+            /// Code out of line gets a call by address. If it got that of the caller's, the caller
+            /// would have to keep the call in memory, and could not know any more which one it is.
+            #[inline(always)]
+            pub const fn copied(self) -> Self {
+                match self {
+                    $($(Self::$name { $($field),* } => Self::$name { $($field),* },)*)*
+                }
+            }
+
             /// The entry of the S-EPT that it is about, if it is about one.
             #[allow(unused_variables)]
             pub const fn entry(self) -> Option<Position> {
