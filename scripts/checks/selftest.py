@@ -333,6 +333,13 @@ def selftest(result):
     count += 1
     if len(unsafe_code.unused({})) != len(unsafe_code.ALLOWED) or unsafe_code.unused(dict.fromkeys(unsafe_code.ALLOWED, 1)):
         result.bad("unsafe: an allowance that nothing needs is not found")
+    for name, source, wanted in (("tdx_mirror/mirror/map.rs", "//! Maps.\n", 1), ("tdx_mirror/mirror/table.rs", "", 0),
+                                 ("tdx_mirror/mirror/map.rs", "//! Maps.\n\n#![forbid(unsafe_code)]\n", 0),
+                                 ("tdx_mirror/mirror/map.rs", "// #![forbid(unsafe_code)]\n", 1),
+                                 ("tdx_mirror/mirror.rs", "", 0), ("tdx_mirror/sept.rs", "", 1), ("tdx_mirror/kvm/td.rs", "", 0)):
+        count += 1
+        if len(unsafe_code.unguarded(name, source)) != wanted:
+            result.bad(f"unsafe: {source!r} in {name} has {wanted}, and another number was found")
     exceptions = lib.Exceptions(["a", "b"])
     count += 2
     if not exceptions.hold(lambda e: e == "a") or exceptions.hold(lambda e: e == "c") or len(exceptions.unneeded()) != 1:

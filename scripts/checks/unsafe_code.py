@@ -4,6 +4,7 @@
 import os
 import re
 
+import layers
 import lib
 import rust_text as rt
 
@@ -125,7 +126,7 @@ def survey():
         text = lib.read(name)
         if name.startswith(lib.MODULES):
             count, bad = examine(name, text)
-            findings += bad
+            findings += bad + unguarded(name, text)
         else:
             count = len(UNSAFE.findall(rt.blank(text)))
         folders[folder_of(name)] = folders.get(folder_of(name), 0) + count
@@ -139,6 +140,21 @@ def unused(by_file):
     needed = {rule_of(name) for name in by_file}
     return [f"{rule} may hold `unsafe` and has none: take it out of scripts/checks/unsafe_code.py"
             for rule in ALLOWED if rule not in needed]
+
+
+FORBIDDEN = re.compile(r"^#!\[forbid\((?:\w+, )*unsafe_code(?:, \w+)*\)\]$", re.M)
+
+
+def unguarded(name, text):
+    """Findings: a file of a pure folder in which the compiler would take `unsafe`."""
+    folder, _, below = name.partition("/")
+    if layers.module_of(below).split("::")[0] not in layers.PURE.get(folder, ()) or name in ALLOWED:
+        return []
+    # What a file forbids, those below it may not allow.
+    below = name.removesuffix(".rs") + "/"
+    if FORBIDDEN.search(rt.blank(text)) or any(rule.startswith(below) for rule in ALLOWED):
+        return []
+    return [f"{name}: does not begin with #![forbid(unsafe_code)]"]
 
 
 def grid(rows):
@@ -171,7 +187,8 @@ Written by ``scripts/check --update unsafe``; ``make check`` fails when it is
 out of date.  The numbers are occurrences of the keyword outside comments and
 literals: blocks, functions, traits and implementations.  Each block of
 a module says in a SAFETY comment why it is sound, each function in a Safety section
-what its caller must see to.  Only the files listed below may have any.
+what its caller must see to.  Only the files listed below may have any; each other
+file of a folder that has no C side begins with ``#![forbid(unsafe_code)]``.
 
 By folder
 =========
