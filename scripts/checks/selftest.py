@@ -368,7 +368,8 @@ def selftest(result):
         if bool(text.PLACES.search(line)) != wanted:
             result.bad(f"text: {line!r}")
     for line, wanted in (("``create()`` and map() are", [(1, None, "create"), (1, None, "map")]), ("a\n``Mirror::change()``", [(2, "Mirror", "change")]),
-                         ("``Transition::classify(old, new)``", [(1, "Transition", "classify")]), ("make(1), ``x``, f(a)", [])):
+                         ("``Transition::classify(old, new)``", [(1, "Transition", "classify")]), ("make(1), ``x``, f(a)", []),
+                         ("so::\n\n  a()\n\nb()", [(5, None, "b")])):
         count += 1
         if list(text.calls_of(line)) != wanted:
             result.bad(f"functions: {line!r} names {list(text.calls_of(line))}")

@@ -134,8 +134,23 @@ IMPL = re.compile(r"^(?:unsafe )?(?:impl|trait|pub(?:\([^)]*\))? trait)\b([^{;]*
 IN_KERNEL = ("arch/x86", "virt", "include", "mm", "kernel", "drivers/virt")
 
 
+def without_examples(body):
+    """Blanks the blocks behind a `::`, whose names are those of an example."""
+    lines, inside = body.split("\n"), None
+    for number, line in enumerate(lines):
+        indent = len(line) - len(line.lstrip())
+        if inside is not None and line.strip() and indent <= inside:
+            inside = None
+        if inside is not None:
+            lines[number] = ""
+        elif line.endswith("::"):
+            inside = indent
+    return "\n".join(lines)
+
+
 def calls_of(body):
     """Yields (line, type or None, function) for each call that a text names."""
+    body = without_examples(body)
     for found in CALL.finditer(body):
         kind, name = (found[1], found[2]) if found[2] else (found[3], found[4])
         yield body.count("\n", 0, found.start()) + 1, kind, name
