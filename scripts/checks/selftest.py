@@ -8,6 +8,7 @@ import coverage
 import layers
 import lib
 import branches
+import frames
 import objects
 import rules
 import rust_text as rt
@@ -138,6 +139,7 @@ PANICKING = """#![no_std]
 #[no_mangle] pub fn unwrapped(a: Option<u8>) -> u8 { a.unwrap() }
 #[no_mangle] pub fn added(a: u8, b: u8) -> u8 { a + b }
 #[no_mangle] pub fn sliced(a: &[u8], n: usize) -> &[u8] { &a[n..] }
+#[no_mangle] pub fn deep(f: fn(&mut [u8; 1500])) { f(&mut [1; 1500]) }
 #[no_mangle] pub fn fine(a: &[u8], i: usize) -> u8 { a.get(i).copied().unwrap_or(0).wrapping_add(1) }
 """
 
@@ -271,9 +273,55 @@ def compiled(result):
             result.bad(f"panic-symbols: rustc: {out.strip()[-300:]}")
             return
         _, out = lib.run(lib.in_root(["objdump", "-dr", "--no-show-raw-insn", source[:-3] + ".o"]))
+    sizes = frames.frames_of(out)
+    if not 1500 <= sizes.get("deep", 0) < 1700 or not sizes.get("fine", 999) < 100:
+        result.bad(f"frames: {sizes} in a planted object")
     found = {function for function, _ in objects.panicking_calls(out)}
     if found != {"index", "unwrapped", "added", "sliced"}:
         result.bad(f"panic-symbols: found {sorted(found)} in a planted object")
+
+# Functions and their stack: a way out before the frame is made, one that aligns it, one that touches each
+# page on the way, one behind a computed jump, and one with a frame pointer.
+STACK = """
+Disassembly of section .text:
+
+0000000000000000 <early>:
+   0:\tpush   %rbp
+   1:\tpush   %rbx
+   2:\tje     10 <early+0x10>
+   4:\tsub    $0x400,%rsp
+   8:\tcall   30 <other>
+   c:\tadd    $0x400,%rsp
+  10:\tpop    %rbx
+  11:\tpop    %rbp
+  12:\tjmp    13 <early+0x13>
+\t\t\t13: R_X86_64_PLT32\t__x86_return_thunk-0x4
+
+0000000000000020 <aligned>:
+  20:\tpush   %rbp
+  21:\tmov    %rsp,%rbp
+  24:\tand    $0xffffffffffffffc0,%rsp
+  28:\tsub    $0x80,%rsp
+  2c:\tleave
+  2d:\tpush   %rax
+  2e:\tret
+
+0000000000000030 <pages>:
+  30:\tlea    -0x3000(%rsp),%r11
+  38:\tsub    $0x1000,%rsp
+  3c:\tmovq   $0x0,(%rsp)
+  40:\tcmp    %r11,%rsp
+  43:\tjne    38 <pages+0x8>
+  45:\tsub    $0x20,%rsp
+  49:\tret
+
+0000000000000050 <computed>:
+  50:\tsub    $0x10,%rsp
+  54:\tjmp    *%rax
+  56:\tsub    $0x500,%rsp
+  5a:\tret
+"""
+STACKS = {"early": 16 + 1024, "aligned": 8 + 64 + 128, "pages": 0x3000, "computed": 16 + 0x500}
 
 # A function with one site: off it is a no-op, behind it is what nobody else reaches.
 SITE = """
@@ -363,6 +411,9 @@ def selftest(result):
         count += 1
         if len(series.subject_findings(subject, {"kvm", "kunit", "host tests", "check", "sept"})) != wanted:
             result.bad(f"subjects: {subject!r}")
+    count += 1
+    if frames.frames_of(STACK) != STACKS:
+        result.bad(f"frames: {frames.frames_of(STACK)}, not {STACKS}")
     for line, wanted in (("see deb.debian" ".org now", True), ("cp a /wo" "rk/x", True), ("a plain line", False)):
         count += 1
         if bool(text.PLACES.search(line)) != wanted:
