@@ -6,9 +6,17 @@
 //! in a page fresh from it. It holds the S-EPT page that stands beside a mirror table and, once a
 //! table was unlinked and its S-EPT page taken away, the next one of a [`DeferredPages`].
 
-use kernel::sync::atomic::{Atomic, Relaxed, Release};
+use kernel::sync::atomic::{
+    Atomic,
+    Relaxed,
+    Release, //
+};
 
-use crate::base::addr::{PagePtr, Pfn, PAGE_SHIFT};
+use crate::base::addr::{
+    PagePtr,
+    Pfn,
+    PAGE_SHIFT, //
+};
 use crate::bindings;
 
 /// The direct map: pages lie in it as their frames do in memory, so that no table of the kernel has

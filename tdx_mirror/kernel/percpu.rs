@@ -12,12 +12,18 @@ use kernel::{
     ffi::c_void,
     prelude::*,
     sync::{
-        atomic::{Atomic, Relaxed},
+        atomic::{
+            Atomic,
+            Relaxed, //
+        },
         Arc, //
     },
 };
 
-use crate::base::stats::{Count, CountRow};
+use crate::base::stats::{
+    Count,
+    CountRow, //
+};
 use crate::bindings;
 
 /// Counters that a TD has: those of the mirror, of the S-EPT and of the vCPUs' progress, the two

@@ -9,7 +9,10 @@ use core::ptr::NonNull;
 use kernel::ffi::c_void;
 
 use crate::bindings;
-use crate::mirror::lock::{Exclusive, Shared};
+use crate::mirror::lock::{
+    Exclusive,
+    Shared, //
+};
 
 /// The `rwlock_t` that is `mmu_lock` of a VM.
 ///

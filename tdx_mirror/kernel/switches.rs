@@ -5,7 +5,10 @@
 
 use kernel::{
     bindings::static_key_false,
-    sync::atomic::{Atomic, Relaxed}, //
+    sync::atomic::{
+        Atomic,
+        Relaxed, //
+    }, //
 };
 
 use crate::bindings;

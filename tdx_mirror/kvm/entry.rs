@@ -9,7 +9,10 @@
 use core::ptr::NonNull;
 use kernel::{
     error::code,
-    ffi::{c_int, c_void},
+    ffi::{
+        c_int,
+        c_void, //
+    },
     prelude::*,
     sync::Arc, //
 };
@@ -17,7 +20,12 @@ use kernel::{
 use super::hooks::Hooks;
 use super::td::Td;
 use super::vcpu;
-use crate::base::addr::{Gfn, GfnRange, Pfn, FRAME_BITS};
+use crate::base::addr::{
+    Gfn,
+    GfnRange,
+    Pfn,
+    FRAME_BITS, //
+};
 use crate::base::level::Level;
 use crate::bindings::{
     self,
@@ -26,8 +34,14 @@ use crate::bindings::{
     tdx_mirror_ops,
     tdx_mirror_vcpu, //
 };
-use crate::kernel::{switches, warn};
-use crate::mirror::error::{MapError, MapOutcome};
+use crate::kernel::{
+    switches,
+    warn, //
+};
+use crate::mirror::error::{
+    MapError,
+    MapOutcome, //
+};
 use crate::watch::registry;
 use crate::watch::trace;
 

@@ -7,13 +7,24 @@
 
 use core::ptr::NonNull;
 use kernel::{
-    ffi::{c_int, c_long, c_void},
+    ffi::{
+        c_int,
+        c_long,
+        c_void, //
+    },
     fmt, //
 };
 
 use crate::base::addr::PagePtr;
-use crate::base::level::{Level, Position};
-use crate::bindings::{self, tdx_mirror_backend, tdx_mirror_err};
+use crate::base::level::{
+    Level,
+    Position, //
+};
+use crate::bindings::{
+    self,
+    tdx_mirror_backend,
+    tdx_mirror_err, //
+};
 use crate::mirror::error::ConfigError;
 use crate::mirror::mmu::Config;
 use crate::mirror::spte::KvmEncoding;

@@ -4,13 +4,19 @@
 
 use kernel::{
     prelude::*,
-    sync::atomic::{Atomic, Relaxed}, //
+    sync::atomic::{
+        Atomic,
+        Relaxed, //
+    }, //
 };
 
 use crate::bindings;
 use crate::mirror::mmu::ZAP_BATCH;
 use crate::sept::progress::Policy;
-use crate::sept::{BUILD_TRIES, FAULT_TRIES};
+use crate::sept::{
+    BUILD_TRIES,
+    FAULT_TRIES, //
+};
 
 /// Default of `fault_tries`, which is its largest value too: more tries could set off the TDX
 /// module's zero-step mitigation.

@@ -17,7 +17,7 @@ impl Watch {
     ///
     /// # Errors
     ///
-    /// What `register_module_notifier()` answers.
+    /// What `register_module_notifier()` returns.
     pub(crate) fn new() -> Result<Self> {
         // SAFETY: Called in task context. It is undone when the returned value is dropped, and
         // only one exists, in the module's own structure.

@@ -4,13 +4,22 @@
 
 use kernel::sync::Arc;
 
-use super::hooks::{Answer, Hooks};
+use super::hooks::{
+    Answer,
+    Hooks, //
+};
 use crate::base::td::Operand;
-use crate::kernel::percpu::{self, Block};
+use crate::kernel::percpu::{
+    self,
+    Block, //
+};
 use crate::kernel::tsc;
 use crate::sept::SeptBackend;
 use crate::tdx::call::Call;
-use crate::tdx::seamcall::{SeamOut, Seamcall};
+use crate::tdx::seamcall::{
+    SeamOut,
+    Seamcall, //
+};
 use crate::tdx::status::TdxStatus;
 use crate::watch::trace;
 

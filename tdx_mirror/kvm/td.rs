@@ -9,21 +9,40 @@ use core::convert::Infallible;
 use kernel::{
     ffi::c_void,
     prelude::*,
-    sync::{Arc, UniqueArc}, //
+    sync::{
+        Arc,
+        UniqueArc, //
+    }, //
 };
 
 use super::hooks::Hooks;
 use super::params;
 use super::seamcalls::HookSeamcalls;
-use super::vm::{Caches, KernelVm};
-use crate::base::addr::{Gfn, GfnRange, Pfn};
-use crate::base::level::{Level, Position};
+use super::vm::{
+    Caches,
+    KernelVm, //
+};
+use crate::base::addr::{
+    Gfn,
+    GfnRange,
+    Pfn, //
+};
+use crate::base::level::{
+    Level,
+    Position, //
+};
 use crate::base::stats::Count;
 use crate::base::td::Phase;
-use crate::kernel::percpu::{self, Block};
+use crate::kernel::percpu::{
+    self,
+    Block, //
+};
 use crate::kernel::rcu;
 use crate::kernel::rwlock::MmuLock;
-use crate::mirror::error::{MapError, MapOutcome};
+use crate::mirror::error::{
+    MapError,
+    MapOutcome, //
+};
 use crate::mirror::mmu::Mirror;
 use crate::mirror::spte::Spte;
 use crate::mirror::table::Root;

@@ -7,10 +7,21 @@ use kernel::prelude::*;
 
 use super::td::Td;
 use crate::base::addr::Gfn;
-use crate::base::td::{Operand, RetryReason};
-use crate::bindings::{self, tdx_mirror_vcpu};
+use crate::base::td::{
+    Operand,
+    RetryReason, //
+};
+use crate::bindings::{
+    self,
+    tdx_mirror_vcpu, //
+};
 use crate::kernel::warn;
-use crate::sept::progress::{Action, Conditions, Notes, Why};
+use crate::sept::progress::{
+    Action,
+    Conditions,
+    Notes,
+    Why, //
+};
 use crate::tdx::status::TdxStatus;
 
 const _: () = {

@@ -7,24 +7,50 @@ use kernel::{
     ffi::c_void,
     prelude::*,
     sync::{
-        atomic::{Atomic, Relaxed},
+        atomic::{
+            Atomic,
+            Relaxed, //
+        },
         Arc, //
     },
     types::NotThreadSafe, //
 };
 
 use super::hooks::Hooks;
-use crate::base::addr::{PagePtr, Pfn};
-use crate::base::level::{Level, Position};
+use crate::base::addr::{
+    PagePtr,
+    Pfn, //
+};
+use crate::base::level::{
+    Level,
+    Position, //
+};
 use crate::base::stats::Histogram;
-use crate::kernel::page::{self, DeferredPages, DirectMap};
-use crate::kernel::percpu::{self, Block};
-use crate::kernel::{switches, tsc, warn};
-use crate::mirror::error::{Bug, Leak};
+use crate::kernel::page::{
+    self,
+    DeferredPages,
+    DirectMap, //
+};
+use crate::kernel::percpu::{
+    self,
+    Block, //
+};
+use crate::kernel::{
+    switches,
+    tsc,
+    warn, //
+};
+use crate::mirror::error::{
+    Bug,
+    Leak, //
+};
 use crate::mirror::lock::Exclusive;
 use crate::mirror::mmu::Vm;
 use crate::mirror::spte::Spte;
-use crate::mirror::table::{PageMap, PageSupplier};
+use crate::mirror::table::{
+    PageMap,
+    PageSupplier, //
+};
 use crate::tdx::status::TdxStatus;
 use crate::watch::trace;
 

@@ -10,13 +10,19 @@
 //! * `<pid>-<td>/`: see [`super::td_files`].
 
 use kernel::{
-    debugfs::{Dir, File},
+    debugfs::{
+        Dir,
+        File, //
+    },
     fmt,
     prelude::*,
     uaccess::UserSliceReader, //
 };
 
-use super::{record::Record, registry};
+use super::{
+    record::Record,
+    registry, //
+};
 use crate::kernel::switches;
 use crate::kernel::uaccess::number;
 

@@ -14,7 +14,10 @@ use crate::kvm::td::Td;
 use crate::kvm::vm::FREEZES;
 use crate::mirror::mmu::BATCH_SIZES;
 use crate::sept::BY_OPERAND;
-use crate::tdx::call::{Kind, FIGURES};
+use crate::tdx::call::{
+    Kind,
+    FIGURES, //
+};
 
 const FAULTS: [&str; 8] = [
     "fixed",

@@ -24,11 +24,20 @@
 
 use core::mem;
 use kernel::{
-    debugfs::{BinaryReader, BinaryWriter},
+    debugfs::{
+        BinaryReader,
+        BinaryWriter, //
+    },
     fs::file,
     prelude::*,
-    sync::atomic::{Atomic, Relaxed},
-    uaccess::{UserSliceReader, UserSliceWriter}, //
+    sync::atomic::{
+        Atomic,
+        Relaxed, //
+    },
+    uaccess::{
+        UserSliceReader,
+        UserSliceWriter, //
+    }, //
 };
 
 use crate::base::td::Phase;
@@ -156,7 +165,7 @@ impl Recording {
         ])
     }
 
-    /// Copies records from `first` on, the header being the first of all; answers how many.
+    /// Copies records from `first` on, the header being the first of all; returns how many.
     fn copy(&self, first: usize, to: &mut [Bytes; CHUNK]) -> usize {
         let events = self.events.as_slice();
         let header = core::iter::once(self.header());

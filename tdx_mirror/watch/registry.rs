@@ -8,17 +8,27 @@ use core::{
 };
 use kernel::{
     debugfs::Dir,
-    list::{List, ListArc, ListLinks},
+    list::{
+        List,
+        ListArc,
+        ListLinks, //
+    },
     new_mutex,
     prelude::*,
     sync::{
-        atomic::{Atomic, Relaxed},
+        atomic::{
+            Atomic,
+            Relaxed, //
+        },
         Arc,
         Mutex, //
     },
 };
 
-use super::figures::{self, Figures};
+use super::figures::{
+    self,
+    Figures, //
+};
 use super::stats;
 use super::td_files::TdFiles;
 use crate::bindings::tdx_mirror_stats;

@@ -16,20 +16,32 @@
 
 use core::fmt;
 use kernel::{
-    debugfs::{Dir, File},
+    debugfs::{
+        Dir,
+        File, //
+    },
     prelude::*,
     str::CString,
     sync::{
-        atomic::{Atomic, Relaxed},
+        atomic::{
+            Atomic,
+            Relaxed, //
+        },
         Arc, //
     },
-    time::{delay::fsleep, Delta},
+    time::{
+        delay::fsleep,
+        Delta, //
+    },
     uaccess::UserSliceReader, //
 };
 
 use super::figures;
 use crate::base::addr::Gfn;
-use crate::base::level::{Level, Position};
+use crate::base::level::{
+    Level,
+    Position, //
+};
 use crate::kernel::{
     rcu,
     sched,
@@ -151,12 +163,12 @@ impl Ranges {
     }
 }
 
-/// Calls `told` for the mirror's entries, of the free ones only with `free`; with what the S-EPT
+/// Calls `visit` for the mirror's entries, of the free ones only with `free`; with what the S-EPT
 /// has there if that may be read.
 fn compare(
     td: &Td,
     free: bool,
-    told: &mut dyn FnMut(Position, SpteKind, Option<&Compared>) -> fmt::Result,
+    visit: &mut dyn FnMut(Position, SpteKind, Option<&Compared>) -> fmt::Result,
 ) -> fmt::Result {
     let mut next = Some(0u64);
     let mut result = Ok(());
@@ -169,13 +181,13 @@ fn compare(
             if switches::reads_sept() && td.hooks().is_finalized() {
                 return td.mirror().compare(x, from, CHUNK, free, &mut |entry| {
                     if result.is_ok() {
-                        result = told(entry.at, entry.kind, Some(entry));
+                        result = visit(entry.at, entry.kind, Some(entry));
                     }
                 });
             }
             td.mirror().look(x, from, CHUNK, &mut |at, kind| {
                 if result.is_ok() && (free || kind != SpteKind::NonPresent) {
-                    result = told(at, kind, None);
+                    result = visit(at, kind, None);
                 }
             })
         });

@@ -7,11 +7,20 @@
 //! own bindings know; here the two symbols of each event are declared by hand.
 
 use crate::base::addr::Pfn;
-use crate::base::level::{Level, Position};
+use crate::base::level::{
+    Level,
+    Position, //
+};
 use crate::base::td::Operand;
-use crate::mirror::error::{Bug, Leak};
+use crate::mirror::error::{
+    Bug,
+    Leak, //
+};
 use crate::mirror::spte::Spte;
-use crate::tdx::call::{Call, Kind};
+use crate::tdx::call::{
+    Call,
+    Kind, //
+};
 
 /// Declares a module for each event, with `is_on()` and `emit()`. The parameters are those of the
 /// event's `TP_PROTO`.
@@ -47,7 +56,7 @@ macro_rules! events {
                     false
                 }
 
-                /// Tells those who listen.
+                /// Reports to those who listen.
                 #[cold]
                 #[inline(never)]
                 pub(crate) fn emit($($arg: $ty),*) {
@@ -107,7 +116,7 @@ fn operand(operand: Operand) -> u32 {
 // What an event says is put together in these, out of line, so that nothing of it is done where
 // nobody listens.
 
-/// Tells of a change of the mirror.
+/// Reports a change of the mirror.
 #[cold]
 #[inline(never)]
 pub(crate) fn changed(td: u32, at: Position, old: Spte, new: Spte) {
@@ -121,7 +130,7 @@ pub(crate) fn is_called_on(kind: Kind) -> bool {
     seamcall::is_on() || kind == Kind::Track && track::is_on()
 }
 
-/// Tells of a SEAMCALL that was answered `status`.
+/// Reports a SEAMCALL that was answered `status`.
 #[cold]
 #[inline(never)]
 pub(crate) fn called(td: u32, call: Call, status: u64, cycles: u64) {
@@ -136,7 +145,7 @@ pub(crate) fn called(td: u32, call: Call, status: u64, cycles: u64) {
     }
 }
 
-/// Tells of contention.
+/// Reports contention.
 #[cold]
 #[inline(never)]
 pub(crate) fn contended(td: u32, call: Call, what: Operand, left: u32) {
@@ -145,7 +154,7 @@ pub(crate) fn contended(td: u32, call: Call, what: Operand, left: u32) {
     busy::emit(td, leaf, gpa, level, operand(what), left);
 }
 
-/// Tells of a page that is kept from the allocator.
+/// Reports a page that is kept from the allocator.
 #[cold]
 #[inline(never)]
 pub(crate) fn kept(td: u32, at: Position, pfn: Pfn) {
@@ -153,7 +162,7 @@ pub(crate) fn kept(td: u32, at: Position, pfn: Pfn) {
     quarantine::emit(td, gpa, level, pfn.as_u64());
 }
 
-/// Tells of a leak.
+/// Reports a leak.
 pub(crate) fn leaked(td: u32, what: &Leak) {
     if leak::is_on() {
         let (at, pfn, failure) = match *what {
@@ -165,7 +174,7 @@ pub(crate) fn leaked(td: u32, what: &Leak) {
     }
 }
 
-/// Tells of a broken invariant.
+/// Reports a broken invariant.
 pub(crate) fn bugged(td: u32, what: &Bug) {
     if bug::is_on() {
         let (kind, at, value, other) = match *what {

@@ -75,6 +75,11 @@ fn a_replay_does_what_was_recorded() {
     assert_eq!((report.zaps, report.zapped, report.left), (1, 3, 1));
     // After each of the eight events, and at the end.
     assert_eq!((report.audits, report.vcpus), (9, 1));
+    // A retry that says why: the S-EPT's entry was busy.
+    let mut events = small();
+    events[6].result = 0x1100.into();
+    let report = replay(&Machine::new(), &events, 1).expect("no difference");
+    assert_eq!((report.maps, report.skipped), (5, 1));
 }
 
 #[test]
