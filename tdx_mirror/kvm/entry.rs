@@ -20,6 +20,7 @@ use kernel::{
 use super::hooks::Hooks;
 use super::td::Td;
 use super::vcpu;
+use super::vm::Caches;
 use crate::base::addr::{
     Gfn,
     GfnRange,
@@ -125,8 +126,11 @@ unsafe extern "C" fn map(
         return bad_parameter();
     };
     // SAFETY: By the safety requirements.
-    let (phase, mapped) = unsafe { td.map(vcpu, gfn, pfn, level) };
-    let outcome = match mapped {
+    let shared = unsafe { td.lock().assume_read() };
+    // SAFETY: By the safety requirements.
+    let mut pages = unsafe { Caches::new(td.hooks(), vcpu) };
+    let phase = td.mirror().phase(&shared);
+    let outcome = match td.mirror().map(&shared, phase, &mut pages, gfn, pfn, level) {
         Ok(MapOutcome::Fixed) => bindings::TDX_MIRROR_MAP_FIXED as c_int,
         Ok(MapOutcome::Spurious) => bindings::TDX_MIRROR_MAP_SPURIOUS as c_int,
         Ok(MapOutcome::Retry(reason)) => {
@@ -169,7 +173,11 @@ unsafe extern "C" fn zap_range(
         return 0;
     };
     // SAFETY: By the safety requirements.
-    let (phase, zapped) = unsafe { td.zap_range(range, can_yield) };
+    let mut exclusive = unsafe { td.lock().assume_write() };
+    let phase = td.mirror().phase(&exclusive);
+    let zapped = td
+        .mirror()
+        .zap_range(&mut exclusive, phase, range, can_yield);
     if trace::zap::is_on() {
         trace::zap::emit(td.number(), range.start(), range.end(), zapped);
     }
@@ -190,7 +198,8 @@ unsafe extern "C" fn teardown(mirror: *mut tdx_mirror) {
         return;
     };
     // SAFETY: By the safety requirements.
-    unsafe { td.teardown() };
+    let exclusive = unsafe { td.lock().assume_write() };
+    td.mirror().teardown(&exclusive);
     if switches::recording() {
         td.recorder().teardown();
     }

@@ -7,7 +7,6 @@
 
 use core::convert::Infallible;
 use kernel::{
-    ffi::c_void,
     prelude::*,
     sync::{
         Arc,
@@ -18,31 +17,16 @@ use kernel::{
 use super::hooks::Hooks;
 use super::params;
 use super::seamcalls::HookSeamcalls;
-use super::vm::{
-    Caches,
-    KernelVm, //
-};
-use crate::base::addr::{
-    Gfn,
-    GfnRange,
-    Pfn, //
-};
-use crate::base::level::{
-    Level,
-    Position, //
-};
+use super::vm::KernelVm;
+use crate::base::addr::Gfn;
+use crate::base::level::Position;
 use crate::base::stats::Count;
-use crate::base::td::Phase;
 use crate::kernel::percpu::{
     self,
     Block, //
 };
 use crate::kernel::rcu;
 use crate::kernel::rwlock::MmuLock;
-use crate::mirror::error::{
-    MapError,
-    MapOutcome, //
-};
 use crate::mirror::mmu::Mirror;
 use crate::mirror::spte::Spte;
 use crate::mirror::table::Root;
@@ -151,55 +135,6 @@ impl Td {
     /// The thread that made the TD.
     pub(crate) fn pid(&self) -> i32 {
         self.pid
-    }
-
-    /// Maps one page, with the page caches of `vcpu`. Returns the phase that the TD is in as well.
-    ///
-    /// # Safety
-    ///
-    /// `mmu_lock` is held for read during the call, and `vcpu` is what KVM gave for it.
-    #[inline(always)]
-    pub(crate) unsafe fn map(
-        &self,
-        vcpu: *mut c_void,
-        gfn: Gfn,
-        pfn: Pfn,
-        level: Level,
-    ) -> (Phase, Result<MapOutcome, MapError>) {
-        // SAFETY: By the safety requirements.
-        let shared = unsafe { self.lock.assume_read() };
-        // SAFETY: By the safety requirements.
-        let mut pages = unsafe { Caches::new(&self.hooks, vcpu) };
-        let phase = self.mirror.phase(&shared);
-        let mapped = self.mirror.map(&shared, phase, &mut pages, gfn, pfn, level);
-        (phase, mapped)
-    }
-
-    /// Unmaps the leaves in `range`. Returns how many, and the phase that the TD is in.
-    ///
-    /// # Safety
-    ///
-    /// `mmu_lock` is held for write during the call, but for the time in which the mirror yields it.
-    #[inline(always)]
-    pub(crate) unsafe fn zap_range(&self, range: GfnRange, can_yield: bool) -> (Phase, u64) {
-        // SAFETY: By the safety requirements.
-        let mut exclusive = unsafe { self.lock.assume_write() };
-        let phase = self.mirror.phase(&exclusive);
-        let zapped = self
-            .mirror
-            .zap_range(&mut exclusive, phase, range, can_yield);
-        (phase, zapped)
-    }
-
-    /// Gives back all tables.
-    ///
-    /// # Safety
-    ///
-    /// `mmu_lock` is held for write during the call.
-    pub(crate) unsafe fn teardown(&self) {
-        // SAFETY: By the safety requirements.
-        let exclusive = unsafe { self.lock.assume_write() };
-        self.mirror.teardown(&exclusive);
     }
 
     /// The entry that ends the walk for `gfn`, if the TD has such a GFN.
