@@ -390,6 +390,8 @@ TEST_F(fault_retry, no_mark_starves_the_guest)
 	for (turn = 0; turn < 4; turn++) {
 		__u64 gpa = TD_RAM_GPA + turn * TD_PAGE;
 		__u64 debts = td_counter(TD_MIRROR_STATS, "debts", &found);
+		__u64 contended = td_counter(TD_MIRROR_STATS, "fault_retries_contended",
+					     &found);
 
 		td_calls_read(&before);
 		ASSERT_EQ(0, td_inject("hold entry %llx 0 guest busy=%d\n", gpa,
@@ -398,6 +400,10 @@ TEST_F(fault_retry, no_mark_starves_the_guest)
 		td_calls_read(&after);
 		EXPECT_EQ(8 << turn, after.busy - before.busy);
 		EXPECT_LT(debts, td_counter(TD_MIRROR_STATS, "debts", &found));
+		/* KVM hands back why each of the maps asked for a retry. */
+		EXPECT_LT(contended, td_counter(TD_MIRROR_STATS, "fault_retries_contended",
+						&found));
+		EXPECT_TRUE(found);
 		EXPECT_EQ(td_counter(TD_MIRROR_STATS, "debts", &found),
 			  td_counter(TD_MIRROR_STATS, "debts_paid", &found) +
 			  td_counter(TD_MIRROR_STATS, "debts_lost", &found));
