@@ -110,6 +110,7 @@ impl<B: SeptBackend> ExternalPt for Sept<B> {
         }
     }
 
+    #[inline(always)]
     fn map_leaf(
         &self,
         _l: &Shared<'_>,
