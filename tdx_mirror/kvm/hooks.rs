@@ -197,19 +197,6 @@ impl Hooks {
     }
 }
 
-/// What a hook wrote into the structure that it was given.
-fn answer(hook: impl FnOnce(*mut Answer)) -> Answer {
-    // A hook that writes nothing must not look like success.
-    let mut out = Answer {
-        status: u64::MAX,
-        ext1: 0,
-        ext2: 0,
-        ext3: 0,
-    };
-    hook(&mut out);
-    out
-}
-
 fn gfn(at: Position) -> u64 {
     at.gfn().as_u64()
 }
@@ -227,8 +214,17 @@ impl Hooks {
     #[inline(always)]
     pub(crate) fn issue(&self, call: Call) -> Answer {
         let ctx = self.ctx;
+        // A hook that writes nothing must not look like success.
+        let mut out = Answer {
+            status: u64::MAX,
+            ext1: 0,
+            ext2: 0,
+            ext3: 0,
+        };
+        let e: *mut Answer = &mut out;
+        // No closure around this: the compiler would not see through it which call it is.
         // SAFETY: By the type invariant, of all hooks.
-        answer(|e| unsafe {
+        unsafe {
             match call {
                 Call::SeptAdd { at, page } => {
                     (self.link_external_spt)(ctx, gfn(at), level(at), page.as_ptr().cast(), e)
@@ -251,7 +247,8 @@ impl Hooks {
                     (self.reclaim_external_page)(ctx, pfn.as_u64(), level(at), e)
                 }
             }
-        })
+        }
+        out
     }
 }
 
