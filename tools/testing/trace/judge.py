@@ -20,8 +20,10 @@ PAGE = 4096
 ADDRESS = 0x000ffffffffff000
 PRESENT = 1 << 11
 LEVELS = {1: PAGE, 2: PAGE << 9, 3: PAGE << 18, 4: PAGE << 27, 5: PAGE << 36}
-OUTCOMES = {"0": ("frozen", "contended", "no_page"), "1": ("fixed",), "2": ("spurious",),
-            "-5": ("bugged",), "-16": ("busy",), "-22": ("invalid",)}
+# Result of map() -> the figure that counts it: TDX_MIRROR_MAP_* and, for retries, TDX_MIRROR_RETRY_*.
+OUTCOMES = {"1": "fixed", "2": "spurious", "256": "frozen", "512": "no_page",
+            **{str(n): "contended" for n in range(0x1000, 0x1500, 0x100)},
+            "-5": "bugged", "-16": "busy", "-22": "invalid"}
 OPERANDS = {"1": "sept_tree", "2": "sept_entry", "3": "td_epoch", "4": "previous_epoch", "5": "tdr"}
 TDX = os.path.join(os.path.dirname(os.path.abspath(__file__)), "../../../tdx_mirror/tdx")
 
@@ -111,11 +113,18 @@ def calls(stats, op):
 def wanted(stats):
     """event -> how often it came by the figures; zap and bug have none."""
     return {
-        "fault": sum(stats[f"faults_{n}"] for names in OUTCOMES.values() for n in names),
+        "fault": sum(stats[f"faults_{n}"] for n in set(OUTCOMES.values())),
         "seamcall": sum(calls(stats, op) for op in {op for _, op in LEAVES.values()}),
         "busy": stats["busy"], "kick": stats["kicks"], "track": stats["track_calls"],
         "quarantine": stats["quarantined"], "leak": stats["leaked"],
     }
+
+
+def judge_faults(judge, faults, stats):
+    for name in dict.fromkeys(OUTCOMES.values()):
+        judge.same(f"bpftrace: faults {name}", sum(faults.get(n, 0) for n, of in OUTCOMES.items() if of == name),
+                   stats[f"faults_{name}"])
+    judge.that("bpftrace: each outcome of a fault is a known one", not set(faults) - set(OUTCOMES), sorted(faults))
 
 
 def judge_counts(judge, perf, bpf, both):
@@ -125,9 +134,7 @@ def judge_counts(judge, perf, bpf, both):
         judge.that(f"perf: {event} came", perf.get(event, 0) > 0, perf.get(event))
     for event in ("kick", "track", "quarantine", "leak"):
         judge.same(f"bpftrace: {event}", bpf.get(f"@{event}"), wanted(both)[event])
-    for outcome, names in OUTCOMES.items():
-        judge.same(f"bpftrace: faults {'/'.join(names)}", bpf.get("@fault", {}).get(outcome, 0),
-                   sum(both[f"faults_{n}"] for n in names))
+    judge_faults(judge, bpf.get("@fault", {}), both)
     leaves = bpf.get("@seamcall", {})
     for op in sorted({op for _, op in LEAVES.values()}):
         judge.same(f"bpftrace: {op}", sum(leaves.get(n, 0) for n, (_, of) in LEAVES.items() if of == op), calls(both, op))

@@ -5,6 +5,7 @@
 import contextlib
 import io
 import os
+import re
 import sys
 import unittest
 
@@ -58,6 +59,22 @@ class Test(unittest.TestCase):
             self.assertIn(old, LIFE[n])
             lines = LIFE[:n] + [LIFE[n].replace(old, new)] + LIFE[n + 1:]
             self.assertGreater(verdict(lines)[1], 0, (LIFE[n], new))
+
+    def test_outcomes_of_faults(self):
+        figures = judge.figures("faults_fixed 3\nfaults_frozen 2\nfaults_contended 5\n")
+        for faults, failed in (({"1": 3, "256": 2, "4096": 4, "5120": 1}, 0), ({"1": 3, "256": 2, "4096": 4}, 1),
+                               ({"1": 3, "0": 2, "4352": 5}, 2)):
+            j = judge.Judge()
+            with contextlib.redirect_stdout(io.StringIO()):
+                judge.judge_faults(j, faults, figures)
+            self.assertEqual(j.failed, failed, faults)
+
+    def test_outcomes_are_those_of_the_contract(self):
+        with open(os.path.join(os.path.dirname(os.path.abspath(__file__)), "../../../include/linux/tdx_mirror.h"),
+                  encoding="utf-8") as file:
+            values = dict(re.findall(r"^#define TDX_MIRROR_((?:MAP|RETRY)_\w+)\s+(0x\w+)$", file.read(), re.M))
+        del values["MAP_RETRY"], values["MAP_OUTCOME"], values["MAP_REASON"], values["RETRY_INVALIDATION"]
+        self.assertEqual({str(int(v, 0)) for v in values.values()}, {n for n in judge.OUTCOMES if int(n) > 0})
 
     def test_words_of_events(self):
         found = judge.events(HEAD + "busy:   td 3 MEM.TRACK gpa 0x0 level 0 operand td_epoch tries left 4\n")
