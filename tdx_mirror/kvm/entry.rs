@@ -76,8 +76,14 @@ unsafe fn make(backend: *const tdx_mirror_backend) -> Result<Arc<Td>> {
         );
         EINVAL
     })?;
+    let config = hooks.config();
     let td = Td::new(registry::next_number(), hooks)?;
-    registry::add(td.clone())?.open_files();
+    let live = registry::add(td.clone())?;
+    if switches::recording() {
+        td.recorder()
+            .create(config.gfn_bits(), config.root_level().as_kvm());
+    }
+    live.open_files();
     Ok(td)
 }
 
@@ -182,6 +188,8 @@ unsafe extern "C" fn zap_range(
         trace::zap::emit(td.number(), range.start(), range.end(), zapped);
     }
     if switches::recording() {
+        // Once more: the TD may have been finalized while the zap had let go of mmu_lock.
+        let phase = td.mirror().phase(&exclusive);
         td.recorder().zap(phase, range.start(), range.end(), zapped);
     }
     zapped

@@ -73,7 +73,7 @@ impl Td {
         // SAFETY: The TD has the progress and the block.
         let counter = || unsafe { counters.counter() };
         let progress = Progress::with_counters(params::vp_enter_policy(), counter);
-        let recorder = Recorder::new(number, config.gfn_bits(), config.root_level().as_kvm());
+        let recorder = Recorder::new(number);
         // In place: the mirror is too large for the stack.
         let td = memory.init_with::<Infallible>(pin_init::init!(Self {
             number,

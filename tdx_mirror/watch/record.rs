@@ -198,19 +198,22 @@ pub(crate) struct Recorder {
 }
 
 impl Recorder {
-    /// The recorder of the TD with the number `td`, which is created.
-    pub(crate) fn new(td: u32, gfn_bits: u32, root_level: i32) -> Self {
-        let this = Self {
+    /// The recorder of the TD with the number `td`.
+    pub(crate) fn new(td: u32) -> Self {
+        Self {
             td,
             finalized: Atomic::new(false),
-        };
-        if switches::recording() {
-            let mut event = Event::of(Kind::Create);
-            event.level = root_level as u8;
-            event.gfn = u64::from(gfn_bits);
-            this.push(&event, Phase::Build);
         }
-        this
+    }
+
+    /// The TD is created: nothing that may fail comes after this.
+    #[cold]
+    #[inline(never)]
+    pub(crate) fn create(&self, gfn_bits: u32, root_level: i32) {
+        let mut event = Event::of(Kind::Create);
+        event.level = root_level as u8;
+        event.gfn = u64::from(gfn_bits);
+        self.push(&event, Phase::Build);
     }
 
     fn push(&self, event: &Event, phase: Phase) {
