@@ -29,7 +29,7 @@ static DEFINE_IDA(tdt_hkids);
 
 /*
  * SEAMCALLs that lock one of the TDX module's two tables of keys find it busy
- * beside each other, of whichever TDs they are.  KVM has its tdx_lock for that.
+ * beside each other, of whichever TDs they are. KVM has its tdx_lock for that.
  */
 static DEFINE_MUTEX(tdt_keys_lock);
 
@@ -226,7 +226,7 @@ void tdt_destroy(struct tdt_td *td)
 }
 
 /*
- * Maps a GFN on behalf of no vCPU.  Answers as tdx_mirror_ops.map(), and adds to
+ * Maps a GFN on behalf of no vCPU. Answers as tdx_mirror_ops.map(), and adds to
  * *@retries how often it was tried again.
  */
 int tdt_prefault(struct tdt_td *td, u64 gfn, u64 *retries)
@@ -264,10 +264,16 @@ int tdt_build(struct tdt_td *td, u64 gfn, const void __user *source)
 
 int tdt_finalize(struct tdt_td *td)
 {
+	int ret = 0;
+
+	/* The phase of a TD does not change while somebody maps or zaps. */
+	write_lock(&td->mmu_lock);
 	if (tdt_call4(TDH_MR_FINALIZE, tdt_pa(td->tdr), 0, 0))
-		return -EIO;
-	td->finalized = true;
-	return 0;
+		ret = -EIO;
+	else
+		td->finalized = true;
+	write_unlock(&td->mmu_lock);
+	return ret;
 }
 
 /* The PFN that the S-EPT has for a GFN, 0 for none, ~0 for a state in between. */

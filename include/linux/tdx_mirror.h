@@ -3,7 +3,7 @@
  * The C contract between KVM and the module that owns a TD's mirror page table.
  *
  * KVM is the caller of struct tdx_mirror_ops, the module is the caller of
- * struct tdx_mirror_backend.  Both structures start with their size and the
+ * struct tdx_mirror_backend. Both structures start with their size and the
  * version of this contract; tdx_mirror_ops.create() refuses a backend of
  * another size or version with -EINVAL.
  */
@@ -19,8 +19,8 @@
 #define TDX_MIRROR_GETTER	tdx_mirror_get_ops
 
 /*
- * Exported (EXPORT_SYMBOL_GPL) by a kvm.ko that can delegate a mirror root:
- * TDX_MIRROR_ABI_VERSION of its build.  The module looks at it only to say at
+ * Exported to this module by a kvm.ko that can delegate a mirror root:
+ * TDX_MIRROR_ABI_VERSION of its build. The module looks at it only to say at
  * load that the running KVM will never call it.
  */
 extern const u32 kvm_mirror_provider_abi;
@@ -28,7 +28,7 @@ extern const u32 kvm_mirror_provider_abi;
 /*
  * The mirror's encoding of the SPTE values that KVM sees as well, see
  * FROZEN_SPTE, SHADOW_NONPRESENT_VALUE and SPTE_MMU_PRESENT_MASK in
- * arch/x86/kvm/mmu/spte.h.  create() refuses a KVM with other ones.
+ * arch/x86/kvm/mmu/spte.h. create() refuses a KVM with other ones.
  */
 #define TDX_MIRROR_SPTE_PRESENT		0x0000000000000800ULL
 #define TDX_MIRROR_SPTE_NONPRESENT	0x8000000000000000ULL
@@ -55,8 +55,8 @@ struct tdx_mirror_err {
  * @size: sizeof(struct tdx_mirror_backend) of the caller
  * @abi_version: TDX_MIRROR_ABI_VERSION of the caller
  * @ctx: first argument of every hook; the module never looks inside
- * @mmu_lock: the rwlock_t that is mmu_lock of the VM.  No entry point takes it,
- *	the module asserts with lockdep that the caller holds it.  Only the
+ * @mmu_lock: the rwlock_t that is mmu_lock of the VM. No entry point takes it,
+ *	the module asserts with lockdep that the caller holds it. Only the
  *	module's files in debugfs take it, for write and in task context, to
  *	read a part of the tables.
  * @gfn_bits: number of bits of a private GFN; GFNs are below 1 << gfn_bits
@@ -66,50 +66,52 @@ struct tdx_mirror_err {
  * @spte_nonpresent: KVM's SHADOW_NONPRESENT_VALUE, to be equal to the mirror's
  *
  * Levels are KVM's enum pg_level (1 = 4K) and name the level of the entry that
- * is operated on.  A @gfn is aligned to the level's size.  No hook sleeps but
+ * is operated on. A @gfn is aligned to the level's size. No hook sleeps but
  * @alloc_root_spt and @yield; every other one may be called with the RCU read
- * lock held.  A hook that is called against its rules makes no SEAMCALL, bugs
+ * lock held. A hook that is called against its rules makes no SEAMCALL, bugs
  * the VM and answers with a software error (status bits 63 and 47:40 set).
  *
- * @link_external_spt: TDH.MEM.SEPT.ADD.  mmu_lock held for read.
+ * @link_external_spt: TDH.MEM.SEPT.ADD. mmu_lock held for read.
  * @set_external_spte: TDH.MEM.PAGE.AUG, or PAGE.ADD before the TD is
- *	finalized.  mmu_lock held for read.  Called for exactly one transition:
+ *	finalized. mmu_lock held for read. Called for exactly one transition:
  *	leaf, non-present to present.
- * @block_external_spte: TDH.MEM.RANGE.BLOCK, one try.  mmu_lock held for write.
- * @track_external: TDH.MEM.TRACK, one try.  mmu_lock held for write.
- * @remove_external_spte: TDH.MEM.PAGE.REMOVE, one try.  mmu_lock held for write.
+ * @block_external_spte: TDH.MEM.RANGE.BLOCK, one try. mmu_lock held for write.
+ * @track_external: TDH.MEM.TRACK, one try. mmu_lock held for write.
+ * @remove_external_spte: TDH.MEM.PAGE.REMOVE, one try. mmu_lock held for write.
  * @wbinvd_external_page: TDH.PHYMEM.PAGE.WBINVD of a page just removed, then
- *	clears it where an erratum asks for that.  mmu_lock held for write.
+ *	clears it where an erratum asks for that. mmu_lock held for write.
  * @free_external_spt: TDH.PHYMEM.PAGE.RECLAIM, one try, then clears the page
- *	where an erratum asks for that.  Only once the HKID is released, which
- *	flushed the caches.  The page itself stays the module's to put back.
- * @read_external_spte: TDH.MEM.SEPT.RD, one try.  On success @err->ext1 is the
- *	entry and @err->ext2 its level and state.  Taking the entry's lock clears
+ *	where an erratum asks for that. Only once the HKID is released, which
+ *	flushed the caches. The page itself stays the module's to put back.
+ * @read_external_spte: TDH.MEM.SEPT.RD, one try. On success @err->ext1 is the
+ *	entry and @err->ext2 its level and state. Taking the entry's lock clears
  *	the host-priority mark that a busy answer left there, which keeps the
- *	guest from accepting the page.  mmu_lock held for read or for write.
+ *	guest from accepting the page. mmu_lock held for read or for write.
  * @reclaim_external_page: TDH.PHYMEM.PAGE.RECLAIM of a quarantined data page, one
- *	try, then clears the page where an erratum asks for that.  Only once the
- *	HKID is released.  The page itself stays the guest's backing.
+ *	try, then clears the page where an erratum asks for that. Only once the
+ *	HKID is released. The page itself stays the guest's backing.
  * @kick_vcpus: force all vCPUs out of the guest and wait until they are out.
  *	mmu_lock held for write.
  * @hold_vcpus: true: vCPUs may not enter the guest until called with false.
  *	mmu_lock held for write.
  * @bug_vm: the VM is unusable from now on; returns at once, never the host's end.
- * @is_finalized: whether TDH.MR.FINALIZE was done (leaves need BLOCK and TRACK)
+ * @is_finalized: whether TDH.MR.FINALIZE was done (leaves need BLOCK and TRACK).
+ *	Becomes true with mmu_lock held for write only: asked once while the lock
+ *	is held, and again after @yield.
  * @is_hkid_assigned: whether the TD's HKID is still assigned
  * @alloc_root_spt: a zeroed page for the mirror's root table, may sleep;
- *	charged to the VM's memcg.  NULL if there is none.
+ *	charged to the VM's memcg. NULL if there is none.
  * @take_spt: a page for a mirror table from @vcpu's pre-filled cache, each
- *	entry set to @spte_nonpresent.  Called by tdx_mirror_ops.map() only.
+ *	entry set to @spte_nonpresent. Called by tdx_mirror_ops.map() only.
  *	The cache holds enough for one walk, NULL if it is used up.
  * @take_external_spt: the same for a page of an S-EPT table, content undefined
  * @put_spt: gives back a page that was linked in no table, or that no walk
  *	can reach any more
  * @put_external_spt: gives back a page that the TDX module does not own
- * @account: @nr more (or fewer) mirror table pages are in use.  @spt is still
- *	allocated.  Balanced when @teardown of struct tdx_mirror_ops returns.
+ * @account: @nr more (or fewer) mirror table pages are in use. @spt is still
+ *	allocated. Balanced when @teardown of struct tdx_mirror_ops returns.
  * @account_external: the same for pages of S-EPT tables, whose content is never
- *	looked at.  Pages that are lost leave the account as well.
+ *	looked at. Pages that are lost leave the account as well.
  * @page_stats: @nr more (or fewer) leaves are mapped at @level
  * @need_resched: whether mmu_lock, held for write, should be yielded now
  * @yield: drops mmu_lock, held for write, reschedules and takes it again
@@ -163,7 +165,7 @@ struct tdx_mirror_backend {
  * What tdx_mirror_ops.map() returns if it is no error.
  *
  * RETRY: not mapped, the caller retries the fault; bits TDX_MIRROR_MAP_REASON say
- * why.  FIXED: the leaf is mapped now.  SPURIOUS: the leaf was mapped to that PFN
+ * why. FIXED: the leaf is mapped now. SPURIOUS: the leaf was mapped to that PFN
  * already.
  *
  * Errors are negative: -EIO after a bug (the VM is bugged), -EINVAL for a GFN
@@ -179,9 +181,9 @@ struct tdx_mirror_backend {
  * Why a fault is to be retried, in the bits TDX_MIRROR_MAP_REASON.
  *
  * INVALIDATION: KVM's own reason, map() was not asked: an invalidation that covers
- * the GFN is under way, or the memslot or the root changed.  map() never returns
- * it with RETRY.  FROZEN: another thread holds an entry.  NO_PAGE: the caches of
- * the vCPU had no page for a table.  The others name what the TDX module was busy
+ * the GFN is under way, or the memslot or the root changed. map() never returns
+ * it with RETRY. FROZEN: another thread holds an entry. NO_PAGE: the caches of
+ * the vCPU had no page for a table. The others name what the TDX module was busy
  * with for the whole budget of tries.
  */
 #define TDX_MIRROR_RETRY_INVALIDATION	0x0000
@@ -196,11 +198,11 @@ struct tdx_mirror_backend {
 /**
  * struct tdx_mirror_vcpu - the notes on one vCPU that KVM and the module share
  * @faults: written by KVM: EPT violations of private GPAs since the last exit that
- *	shows that the guest's RIP moved, the last one included.  Interrupts,
+ *	shows that the guest's RIP moved, the last one included. Interrupts,
  *	NMIs, SMIs, EPT violations of shared GPAs and VP.ENTERs that found an
- *	operand busy show nothing and leave it as it is.  An EPT violation of
+ *	operand busy show nothing and leave it as it is. An EPT violation of
  *	TDG.MEM.PAGE.ACCEPT for another GFN than the one before is the first
- *	again; every other exit zeroes it.  The guest's RIP is hidden from the
+ *	again; every other exit zeroes it. The guest's RIP is hidden from the
  *	host, so this is the host's upper bound of what the TDX module counts
  *	for its zero-step mitigation.
  * @rounds: written by the module: local retries of the fault under way
@@ -208,8 +210,8 @@ struct tdx_mirror_backend {
  * @held: written by the module: @gfn is to be served before the next VP.ENTER,
  *	which would come too close to the zero-step threshold otherwise
  *
- * Zero at creation of the vCPU.  Used alone by the thread that holds the vCPU's
- * mutex.  A caller that maps on behalf of no guest's fault has notes of its own.
+ * Zero at creation of the vCPU. Used alone by the thread that holds the vCPU's
+ * mutex. A caller that maps on behalf of no guest's fault has notes of its own.
  * The module keeps no pointer to it.
  */
 struct tdx_mirror_vcpu {
@@ -222,10 +224,10 @@ struct tdx_mirror_vcpu {
 /*
  * Conditions that KVM reports to tdx_mirror_ops.fault_retry().
  *
- * SIGNAL: a signal is pending.  EVENT: an event is to be injected.  SLOT_GONE:
- * the memslot is being deleted or moved, which waits for this thread.  ROOT_GONE:
- * the root that the fault began with is obsolete.  VM_DEAD: the VM is dead or
- * bugged.  PREFAULT: the fault is not the guest's, no VP.ENTER follows.
+ * SIGNAL: a signal is pending. EVENT: an event is to be injected. SLOT_GONE:
+ * the memslot is being deleted or moved, which waits for this thread. ROOT_GONE:
+ * the root that the fault began with is obsolete. VM_DEAD: the VM is dead or
+ * bugged. PREFAULT: the fault is not the guest's, no VP.ENTER follows.
  */
 #define TDX_MIRROR_FAULT_SIGNAL		0x01
 #define TDX_MIRROR_FAULT_EVENT		0x02
@@ -237,9 +239,9 @@ struct tdx_mirror_vcpu {
 /*
  * What a vCPU is to do next.
  *
- * AGAIN: map once more, after cond_resched().  ENTER: enter the guest, which faults
- * again if need be; not with TDX_MIRROR_FAULT_PREFAULT.  EXIT: return to userspace,
- * -EINTR for a signal, else -EAGAIN.  KILL: the VM is dead, @bug_vm of struct
+ * AGAIN: map once more, after cond_resched(). ENTER: enter the guest, which faults
+ * again if need be; not with TDX_MIRROR_FAULT_PREFAULT. EXIT: return to userspace,
+ * -EINTR for a signal, else -EAGAIN. KILL: the VM is dead, @bug_vm of struct
  * tdx_mirror_backend was called for it now or before: -EIO.
  */
 #define TDX_MIRROR_AGAIN		0
@@ -252,32 +254,32 @@ struct tdx_mirror_vcpu {
  * @size: sizeof(struct tdx_mirror_ops) of the module
  * @abi_version: TDX_MIRROR_ABI_VERSION of the module
  *
- * @create: a mirror for one TD.  @backend must live until @destroy returns.
- *	Sleeps.  Returns NULL and sets *@err to -EINVAL (size, version, levels,
+ * @create: a mirror for one TD. @backend must live until @destroy returns.
+ *	Sleeps. Returns NULL and sets *@err to -EINVAL (size, version, levels,
  *	SPTE encoding or a missing hook) or -ENOMEM.
- * @map: maps @gfn to @pfn at @level (PG_LEVEL_4K).  mmu_lock held for read.
+ * @map: maps @gfn to @pfn at @level (PG_LEVEL_4K). mmu_lock held for read.
  *	Never loops, never allocates but by the page suppliers of @vcpu.
  *	Returns TDX_MIRROR_MAP_* with, for a retry, TDX_MIRROR_RETRY_*, or an
  *	errno.
  * @zap_range: unmaps [@start, @end), a non-empty range of GFNs below
- *	1 << gfn_bits.  mmu_lock held for write; dropped and retaken through
- *	@yield only if @can_yield.  Cannot fail: what the TDX module may still
- *	own is quarantined and the VM bugged.  Returns the number of leaves that
+ *	1 << gfn_bits. mmu_lock held for write; dropped and retaken through
+ *	@yield only if @can_yield. Cannot fail: what the TDX module may still
+ *	own is quarantined and the VM bugged. Returns the number of leaves that
  *	were zapped.
- * @teardown: gives back all tables.  HKID released, mmu_lock held for write,
- *	no walker left but RCU readers.  Leaks and counts on doubt.
+ * @teardown: gives back all tables. HKID released, mmu_lock held for write,
+ *	no walker left but RCU readers. Leaks and counts on doubt.
  * @destroy: frees the mirror and puts back its tables, after @teardown or
- *	without a map before.  No other call is under way.  Sleeps.
+ *	without a map before. No other call is under way. Sleeps.
  * @fault_retry: what to do after @map returned TDX_MIRROR_MAP_RETRY for a
  *	private @gfn, or KVM itself has to begin anew before it calls @map.
  *	@conditions are TDX_MIRROR_FAULT_*, @reason is the TDX_MIRROR_RETRY_*
- *	that @map returned or TDX_MIRROR_RETRY_INVALIDATION.  Returns
+ *	that @map returned or TDX_MIRROR_RETRY_INVALIDATION. Returns
  *	TDX_MIRROR_AGAIN, a bounded number of times, or one of the other three.
  *	No lock held.
  * @fault_done: the fault at @gfn that had retries, or was held, was served or
- *	ended in an error: the notes begin anew.  No lock held.
+ *	ended in an error: the notes begin anew. No lock held.
  * @vp_enter_busy: TDH.VP.ENTER answered @status, TDX_OPERAND_BUSY with the
- *	operand in its low bits.  Returns TDX_MIRROR_ENTER or TDX_MIRROR_KILL.
+ *	operand in its low bits. Returns TDX_MIRROR_ENTER or TDX_MIRROR_KILL.
  *	No lock held, interrupts enabled.
  */
 struct tdx_mirror_ops {
