@@ -424,6 +424,11 @@ def selftest(result):
         count += 1
         if list(text.calls_of(line)) != wanted:
             result.bad(f"functions: {line!r} names {list(text.calls_of(line))}")
+    for source, wanted in (("use a::{b, c};\n", [1]), ("fn f() {}\nuse a::{\n    b, c,\n    d,\n};\n", [3]), ("use a::b;\n", []),
+                           ("use a::{\n    b,\n    c::{\n        d,\n        e, //\n    }, //\n};\nf(a, b);\n", [])):
+        count += 1
+        if text.horizontal(source) != wanted:
+            result.bad(f"imports: {source!r} gave {text.horizontal(source)}")
     for line, wanted in (("// TO" "DO later", True), ("TO" "DOS", False)):
         count += 1
         if bool(text.OPEN.search(line)) != wanted:

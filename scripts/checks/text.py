@@ -46,6 +46,30 @@ def text(result):
     result.todo = "derive the host or the path at run time; finish what is open"
 
 
+USE = re.compile(r"^ *(?:pub(?:\([a-z ]+\))? )?use [^;']*;", re.M)
+
+
+def horizontal(source):
+    """Numbers of the lines of a Rust text on which a list of imports has more than one name."""
+    found = []
+    for use in USE.finditer(source):
+        first = source.count("\n", 0, use.start()) + 1
+        for number, line in enumerate(use.group(0).split("\n"), first):
+            if line.count(",") > 1 or re.search(r",\s*[^\s/]", line):
+                found.append(number)
+    return found
+
+
+def imports(result):
+    """Lists of imports in the product have one name a line, as in the kernel's own Rust."""
+    names = [n for n in lib.of_product(".rs") if not n.endswith("bindings/contract.rs")]
+    for name in names:
+        for number in horizontal(lib.read(name)):
+            result.bad(f"{name}:{number}: more than one name on a line of an import")
+    result.note = f"{len(names)} files"
+    result.todo = "one name a line, and ` //` behind the last, which keeps rustfmt from joining them"
+
+
 CONST = re.compile(r"\bconst\s+\w+\s*:[^=;]*=\s*(?=\{|assert!|match\b)|\bconst\s*(?=\{)")
 
 
