@@ -30,9 +30,21 @@ mod table;
 
 pub use self::backend::SeptBackend;
 pub use self::budget::{
-    BUILD_TRIES, FAULT_TRIES, HOLD_ROUNDS, LOCAL_ROUNDS, MAX_ENTERS, PAY_TRIES, TEARDOWN_TRIES,
-    ZAP_TRIES, ZERO_STEP_THRESHOLD,
+    BUILD_TRIES,
+    FAULT_TRIES,
+    HOLD_ROUNDS,
+    LOCAL_ROUNDS,
+    MAX_ENTERS,
+    PAY_TRIES,
+    TEARDOWN_TRIES,
+    ZAP_TRIES,
+    ZERO_STEP_THRESHOLD, //
 };
 pub use self::debt::DEBT_SLOTS;
-pub use self::stats::{ByOperand, CallStats, SeptStats, BY_OPERAND};
+pub use self::stats::{
+    ByOperand,
+    CallStats,
+    SeptStats,
+    BY_OPERAND, //
+};
 pub use self::table::Sept;

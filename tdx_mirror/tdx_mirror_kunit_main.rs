@@ -18,7 +18,10 @@ pub mod sept;
 pub mod tdx;
 
 use kunit::td::Td;
-use kunit::{Failure, Outcome};
+use kunit::{
+    Failure,
+    Outcome, //
+};
 
 module! {
     type: TdxMirrorKunit,
@@ -62,7 +65,10 @@ macro_rules! kunit_suites {
             #[kunit_tests($suite)]
             mod $suite {
                 use super::kunit::$module as cases;
-                use super::{run, Outcome};
+                use super::{
+                    run,
+                    Outcome, //
+                };
 
                 $(
                     #[test]

@@ -67,13 +67,13 @@ pub(crate) fn word(page: PagePtr) -> Option<PagePtr> {
 /// Takes a reference to a guest's page that is not given back before [`release()`], so that the
 /// page is not free before. Frames without a `struct page` have no allocator to keep them from.
 pub(crate) fn hold(pfn: Pfn) {
-    // SAFETY: The helper takes any number; KVM's reference keeps the page until its zap returns.
+    // SAFETY: kernel/page.c takes any number; KVM's reference keeps the page until its zap returns.
     unsafe { bindings::tdx_mirror_hold_page(pfn.as_u64()) };
 }
 
 /// Gives back the reference that [`hold()`] took: the TDX module does not own the page any more.
 pub(crate) fn release(pfn: Pfn) {
-    // SAFETY: The helper takes any number; the reference is the one that `hold()` took.
+    // SAFETY: kernel/page.c takes any number; the reference is the one that `hold()` took.
     unsafe { bindings::tdx_mirror_release_page(pfn.as_u64()) };
 }
 

@@ -17,7 +17,7 @@ use kernel::{
             Relaxed, //
         },
         Arc, //
-    },
+    }, //
 };
 
 use crate::base::stats::{
@@ -26,9 +26,9 @@ use crate::base::stats::{
 };
 use crate::bindings;
 
-/// Counters that a TD has: those of the mirror, of the S-EPT and of the vCPUs' progress, the two
-/// tables by operation and operand, and the histogram of freezes. What is too few shows when the
-/// first TD is made: see [`Block::counter`].
+/// Counters that a TD has: those of the mirror, of the S-EPT and of the vCPUs' progress, the rows
+/// by call and by operand, and the histograms of batches and of freezes. What is too few shows
+/// when the first TD is made: see [`Block::counter`].
 const COUNTERS: u32 = 256;
 
 /// The counters of one TD.

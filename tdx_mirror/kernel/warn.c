@@ -18,7 +18,7 @@ void tdx_mirror_warn_bug(void)
 /* An entry point got what no caller that keeps to the contract gives. */
 void tdx_mirror_warn_parameter(void)
 {
-	WARN_ONCE(1, "tdx_mirror: KVM gave a NULL pointer or a GFN, PFN or level out of range; report this\n");
+	WARN_ONCE(1, "tdx_mirror: KVM gave a NULL pointer, or a GFN, PFN, level or reason out of range; report this\n");
 }
 
 /* The TDX module lists a GPA of a vCPU that cannot have had as many faults. */

@@ -4,13 +4,28 @@
 
 #![forbid(unsafe_code)]
 
-use super::td::{self, Td, BUSY_TREE, INVALID};
+use super::td::{
+    self,
+    Td,
+    BUSY_TREE,
+    INVALID, //
+};
 use super::Outcome;
-use crate::base::level::{Level, Position};
+use crate::base::level::{
+    Level,
+    Position, //
+};
 use crate::base::td::Operand;
-use crate::mirror::error::{MapError, MapOutcome, RetryReason};
+use crate::mirror::error::{
+    MapError,
+    MapOutcome,
+    RetryReason, //
+};
 use crate::mirror::frozen::FrozenSpte;
-use crate::mirror::spte::{Spte, SpteKind};
+use crate::mirror::spte::{
+    Spte,
+    SpteKind, //
+};
 use crate::sept::FAULT_TRIES;
 use crate::tdx::call::Kind;
 

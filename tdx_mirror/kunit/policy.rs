@@ -4,13 +4,37 @@
 
 #![forbid(unsafe_code)]
 
-use super::td::{self, Td, BUSY_ENTRY, BUSY_EPOCH, BUSY_TDR, BUSY_TREE};
+use super::td::{
+    self,
+    Td,
+    BUSY_ENTRY,
+    BUSY_EPOCH,
+    BUSY_TDR,
+    BUSY_TREE, //
+};
 use super::Outcome;
 use crate::base::td::Operand;
-use crate::mirror::error::{MapError, MapOutcome, RetryReason};
-use crate::sept::progress::{Action, Conditions, Notes, Policy, Progress, Why};
+use crate::mirror::error::{
+    MapError,
+    MapOutcome,
+    RetryReason, //
+};
+use crate::sept::progress::{
+    Action,
+    Conditions,
+    Notes,
+    Policy,
+    Progress,
+    Why, //
+};
 use crate::sept::{
-    FAULT_TRIES, HOLD_ROUNDS, LOCAL_ROUNDS, MAX_ENTERS, PAY_TRIES, ZAP_TRIES, ZERO_STEP_THRESHOLD,
+    FAULT_TRIES,
+    HOLD_ROUNDS,
+    LOCAL_ROUNDS,
+    MAX_ENTERS,
+    PAY_TRIES,
+    ZAP_TRIES,
+    ZERO_STEP_THRESHOLD, //
 };
 use crate::tdx::call::Kind;
 use crate::tdx::status::TdxStatus;

@@ -6,10 +6,23 @@
 
 use super::td::Td;
 use super::Outcome;
-use crate::base::addr::{Gfn, GfnRange, Pfn, FRAME_BITS};
-use crate::base::level::{Level, Position};
+use crate::base::addr::{
+    Gfn,
+    GfnRange,
+    Pfn,
+    FRAME_BITS, //
+};
+use crate::base::level::{
+    Level,
+    Position, //
+};
 use crate::mirror::spte::{
-    IllegalTransition as Bad, KvmEncoding, Spte, SpteKind, Transition, SUPPRESS_VE,
+    IllegalTransition as Bad,
+    KvmEncoding,
+    Spte,
+    SpteKind,
+    Transition,
+    SUPPRESS_VE, //
 };
 
 const LEVELS: [Level; 5] = [

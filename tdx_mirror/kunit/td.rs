@@ -5,19 +5,58 @@
 //! Its S-EPT is an array of leaves; whoever changes one against the rules of the TDX module gets a
 //! status that no caller may see, and is counted in [`Td::broken`].
 
-use core::cell::{Cell, UnsafeCell};
+use core::cell::{
+    Cell,
+    UnsafeCell, //
+};
 use core::ptr::NonNull;
 
-use crate::base::addr::{Gfn, GfnRange, PagePtr, Pfn, PAGE_SHIFT};
-use crate::base::level::{Level, Position};
+use crate::base::addr::{
+    Gfn,
+    GfnRange,
+    PagePtr,
+    Pfn,
+    PAGE_SHIFT, //
+};
+use crate::base::level::{
+    Level,
+    Position, //
+};
 use crate::base::stats::Counter;
-use crate::mirror::error::{Bug, Leak, MapError, MapOutcome};
-use crate::mirror::lock::{Exclusive, RcuRead, Shared};
-use crate::mirror::mmu::{Config, Mirror, Vm};
-use crate::mirror::table::{PageMap, PageSupplier, Root};
-use crate::sept::{Sept, SeptBackend};
-use crate::tdx::call::{Call, Kind, KINDS};
-use crate::tdx::seamcall::{SeamOut, Seamcall};
+use crate::mirror::error::{
+    Bug,
+    Leak,
+    MapError,
+    MapOutcome, //
+};
+use crate::mirror::lock::{
+    Exclusive,
+    RcuRead,
+    Shared, //
+};
+use crate::mirror::mmu::{
+    Config,
+    Mirror,
+    Vm, //
+};
+use crate::mirror::table::{
+    PageMap,
+    PageSupplier,
+    Root, //
+};
+use crate::sept::{
+    Sept,
+    SeptBackend, //
+};
+use crate::tdx::call::{
+    Call,
+    Kind,
+    KINDS, //
+};
+use crate::tdx::seamcall::{
+    SeamOut,
+    Seamcall, //
+};
 use crate::tdx::status::TdxStatus;
 
 /// Pages of a TD: mirror tables and S-EPT tables.
@@ -56,7 +95,7 @@ struct Script {
     status: Cell<u64>,
 }
 
-/// The state of the TD.  All zero is a TD that is being built, without anything mapped.
+/// The state of the TD. All zero is a TD that is being built, without anything mapped.
 #[repr(C)]
 pub struct Td {
     pages: [Page; PAGES],

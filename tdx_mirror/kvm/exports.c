@@ -8,6 +8,9 @@
 
 #include "test_ops.h"
 
-/* KVM, whose folders take no export to everyone, and the test device. */
+/*
+ * KVM, whose folders take no export to everyone, and the test device. The test
+ * of the contract looks both up with symbol_get(), which asks for no namespace.
+ */
 EXPORT_SYMBOL_FOR_MODULES(tdx_mirror_get_ops, "kvm-intel,tdx_mirror_test");
 EXPORT_SYMBOL_FOR_MODULES(tdx_mirror_get_test_ops, "tdx_mirror_test");

@@ -11,7 +11,7 @@
 #include "ffi.h"
 
 /*
- * Says whether the running KVM will ever ask for a mirror.  kvm.ko carries the
+ * Says whether the running KVM will ever ask for a mirror. kvm.ko carries the
  * marker and kvm_put_kvm() tells a KVM without it from one not loaded yet.
  */
 static bool tdx_mirror_check_kvm(void)

@@ -101,7 +101,13 @@ pub enum Blocked {}
 pub(super) use self::sealed::State;
 
 mod sealed {
-    use super::{Blocked, Building, Phase, Present, Tracked};
+    use super::{
+        Blocked,
+        Building,
+        Phase,
+        Present,
+        Tracked, //
+    };
 
     pub trait State {
         /// What has to hold before a leaf in this state is removed.

@@ -186,7 +186,15 @@ impl Transition {
     /// The change is a bug of the VM; nothing may be written and no hook called.
     pub fn classify(old: Spte, new: Spte, at: Level) -> Result<Self, IllegalTransition> {
         use IllegalTransition as Bad;
-        use SpteKind::{Blocked, Frozen, Leaf, Malformed, NonPresent, Quarantined, Table};
+        use SpteKind::{
+            Blocked,
+            Frozen,
+            Leaf,
+            Malformed,
+            NonPresent,
+            Quarantined,
+            Table, //
+        };
 
         match (old.kind(at), new.kind(at)) {
             (NonPresent, Leaf(_)) if !new.is_rwx() => Err(Bad::NotRwx),

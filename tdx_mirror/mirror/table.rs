@@ -76,7 +76,7 @@ pub unsafe trait PageMap {
     fn companion(&self, page: PagePtr) -> Option<PagePtr>;
     /// Takes back a mirror page that was in no table, or that no walker can meet any more.
     fn put_table(&self, page: PagePtr);
-    /// Takes back a mirror page that was unlinked, after an RCU grace period.
+    /// Takes back a mirror page that was unlinked, once no walk can be at it.
     fn put_table_deferred(&self, page: PagePtr);
     /// Takes back a page of the S-EPT that the TDX module does not own.
     fn put_external(&self, page: PagePtr);

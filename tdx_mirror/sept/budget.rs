@@ -18,24 +18,24 @@ pub const BUILD_TRIES: u32 = 1;
 /// Tries of one SEAMCALL inside the freeze of a fault.
 ///
 /// A fault that gives up may send the vCPU back into the guest, where it faults at the same RIP
-/// and so counts towards the threshold.  With fewer tries than the threshold, even a caller that
+/// and so counts towards the threshold. With fewer tries than the threshold, even a caller that
 /// re-entered the guest once for each of them could not make the module list the GPA: whatever
 /// contention these tries wait out, zero-step mitigation did not cause it.
 pub const FAULT_TRIES: u32 = 5;
 
 /// Tries of TDH.MEM.SEPT.RD after a fault has given up on an entry's lock, to clear the mark that
-/// it left there.  The entry is frozen as long, so it is the same budget again.
+/// it left there. The entry is frozen as long, so it is the same budget again.
 pub const PAY_TRIES: u32 = FAULT_TRIES;
 
 /// Tries of one SEAMCALL of a zap: one beside running vCPUs, one with all of them out and held
-/// out.  Nobody is left then who could hold a lock, so a third one could not end otherwise.
+/// out. Nobody is left then who could hold a lock, so a third one could not end otherwise.
 pub const ZAP_TRIES: u32 = 2;
 
 /// Tries of one SEAMCALL of the teardown: nobody uses the TD any more, so that whatever is busy
 /// then shows that somebody does.
 pub const TEARDOWN_TRIES: u32 = 1;
 
-/// Pages that TDG.MEM.PAGE.ACCEPT of 2M clears with the lock of one S-EPT entry held.  Nothing
+/// Pages that TDG.MEM.PAGE.ACCEPT of 2M clears with the lock of one S-EPT entry held. Nothing
 /// that the guest does keeps such a lock for longer.
 const ACCEPT_PAGES: u32 = 512;
 
@@ -43,7 +43,7 @@ const ACCEPT_PAGES: u32 = 512;
 /// in each, one try for each page that the longest ACCEPT clears, and a SEAMCALL that finds a lock
 /// held takes about as long as clearing one page.
 ///
-/// Who meets a frozen entry makes no SEAMCALL, so its rounds are shorter.  What they wait for is
+/// Who meets a frozen entry makes no SEAMCALL, so its rounds are shorter. What they wait for is
 /// shorter too: a mapper thaws after [`FAULT_TRIES`] and [`PAY_TRIES`] SEAMCALLs at most.
 pub const LOCAL_ROUNDS: u32 = ACCEPT_PAGES.div_ceil(FAULT_TRIES);
 

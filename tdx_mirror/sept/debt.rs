@@ -2,23 +2,31 @@
 
 //! Host-priority marks that are owed.
 //!
-//! A host's SEAMCALL that finds the lock of an S-EPT entry held leaves a mark on the entry.  Until
+//! A host's SEAMCALL that finds the lock of an S-EPT entry held leaves a mark on the entry. Until
 //! some SEAMCALL of the host locks that entry, the guest's TDG.MEM.PAGE.ACCEPT of it answers busy
-//! without any TD exit.  So whoever gives up on an entry owes the guest one more locking of it, and
+//! without any TD exit. So whoever gives up on an entry owes the guest one more locking of it, and
 //! the book keeps that until it is done.
 //!
 //! Everybody takes a position out of the book *before* the SEAMCALL that may clear its mark and
-//! puts it back if the mark may be there again.  Removing it afterwards would be wrong: between
+//! puts it back if the mark may be there again. Removing it afterwards would be wrong: between
 //! the two, another vCPU's SEAMCALL may leave a new mark.
 
 #![forbid(unsafe_code)]
 
 use crate::base::addr::Gfn;
-use crate::base::level::{Level, Position};
-use crate::base::sys::{AtomicU64, Full, PlainU64, Relaxed};
+use crate::base::level::{
+    Level,
+    Position, //
+};
+use crate::base::sys::{
+    AtomicU64,
+    Full,
+    PlainU64,
+    Relaxed, //
+};
 
-/// Positions that the book has room for.  Each vCPU owes one at a time, unless even its payment
-/// met contention and it went on elsewhere.  A model has few, as it has few entries of a table.
+/// Positions that the book has room for. Each vCPU owes one at a time, unless even its payment
+/// met contention and it went on elsewhere. A model has few, as it has few entries of a table.
 pub const DEBT_SLOTS: usize = if cfg!(all(loom, not(CONFIG_RUST))) {
     2
 } else {
@@ -45,12 +53,12 @@ fn decode(slot: u64) -> Option<Position> {
     Some(Position::covering(gfn, level))
 }
 
-/// The marks that are owed, by position.  No allocation, no lock, bounded steps.
+/// The marks that are owed, by position. No allocation, no lock, bounded steps.
 #[derive(Debug)]
 pub(super) struct Book {
     slots: [AtomicU64; DEBT_SLOTS],
     /// Slots in use, or more for a moment, never fewer: raised before a slot is taken, lowered
-    /// after it is emptied.  Only there to leave the slots alone where nothing is owed.  A plain
+    /// after it is emptied. Only there to leave the slots alone where nothing is owed. A plain
     /// atomic, because no order rests on it: who freezes an entry after another mapper sees at
     /// least what that one saw.
     used: PlainU64,

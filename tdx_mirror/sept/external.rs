@@ -6,19 +6,42 @@
 
 use super::backend::SeptBackend;
 use super::budget::BUILD_TRIES;
-use super::retry::{failure, CallError};
+use super::retry::{
+    failure,
+    CallError, //
+};
 use super::table::Sept;
 use crate::base::addr::Pfn;
 use crate::base::level::Position;
 use crate::base::sys::Relaxed;
-use crate::base::td::{Operand, Phase};
-use crate::mirror::external::{
-    Assigned, ExtError, ExtFailure, External, ExternalPage, ExternalPt, Free, Leaked,
+use crate::base::td::{
+    Operand,
+    Phase, //
 };
-use crate::mirror::lock::{Exclusive, MmuLocked, Shared};
-use crate::tdx::call::{Call, Kind};
+use crate::mirror::external::{
+    Assigned,
+    ExtError,
+    ExtFailure,
+    External,
+    ExternalPage,
+    ExternalPt,
+    Free,
+    Leaked, //
+};
+use crate::mirror::lock::{
+    Exclusive,
+    MmuLocked,
+    Shared, //
+};
+use crate::tdx::call::{
+    Call,
+    Kind, //
+};
 use crate::tdx::seamcall::SeamOut;
-use crate::tdx::sept::{EntryInfo, SeptState};
+use crate::tdx::sept::{
+    EntryInfo,
+    SeptState, //
+};
 
 impl<B: SeptBackend> Sept<B> {
     /// A call on the entry `at` in a fault or while the TD is built: its tries, back to back.

@@ -5,7 +5,10 @@
 #![forbid(unsafe_code)]
 
 use super::backend::SeptBackend;
-use super::budget::{BUILD_TRIES, PAY_TRIES};
+use super::budget::{
+    BUILD_TRIES,
+    PAY_TRIES, //
+};
 use super::debt::DEBT_SLOTS;
 use super::retry::CallError;
 use super::table::Sept;
@@ -13,7 +16,10 @@ use crate::base::level::Position;
 use crate::base::stats::Count;
 use crate::base::td::Phase;
 use crate::mirror::external::ExtFailure;
-use crate::tdx::call::{Call, Kind};
+use crate::tdx::call::{
+    Call,
+    Kind, //
+};
 
 impl<B: SeptBackend> Sept<B> {
     pub(super) fn paid(&self, owed: bool) {

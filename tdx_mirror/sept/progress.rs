@@ -2,25 +2,40 @@
 
 //! What a vCPU does next whose fault could not be served, or whose VP.ENTER found the S-EPT busy.
 //!
-//! The fault is repeated without entering the guest, a bounded number of times.  Progress is
+//! The fault is repeated without entering the guest, a bounded number of times. Progress is
 //! counted in VP.ENTERs at one RIP of the guest, because that is what the TDX module counts: a
 //! vCPU whose next VP.ENTER would come too close to the zero-step threshold is held until its
-//! fault is served.  It never waits for anybody in the kernel: it stays killable and gives way to
+//! fault is served. It never waits for anybody in the kernel: it stays killable and gives way to
 //! whoever deletes its memslot.
 
 #![forbid(unsafe_code)]
 
-use super::budget::{HOLD_ROUNDS, LOCAL_ROUNDS, MAX_ENTERS, ZERO_STEP_THRESHOLD};
-use crate::base::stats::{counters, Count, Counter};
-use crate::base::sys::{AtomicBool, Relaxed};
+use super::budget::{
+    HOLD_ROUNDS,
+    LOCAL_ROUNDS,
+    MAX_ENTERS,
+    ZERO_STEP_THRESHOLD, //
+};
+use crate::base::stats::{
+    counters,
+    Count,
+    Counter, //
+};
+use crate::base::sys::{
+    AtomicBool,
+    Relaxed, //
+};
 use crate::base::td::RetryReason;
-use crate::tdx::status::{OperandId, TdxStatus};
+use crate::tdx::status::{
+    OperandId,
+    TdxStatus, //
+};
 
 /// The notes on one vCPU, used by its own thread alone.
 #[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
 pub struct Notes {
     /// VP.ENTERs in a row, at most, that ended in an EPT violation of a private GPA at one RIP,
-    /// the last one included.  Not changed here.
+    /// the last one included. Not changed here.
     pub faults: u32,
     /// Local retries of the fault under way.
     pub rounds: u32,
@@ -55,7 +70,7 @@ impl Conditions {
     pub const SIGNAL: Self = Self(0x01);
     /// An event is to be injected.
     pub const EVENT: Self = Self(0x02);
-    /// The memslot is being deleted, which waits for this thread.
+    /// The memslot is being deleted or moved, which waits for this thread.
     pub const SLOT_GONE: Self = Self(0x04);
     /// The root that the fault began with is obsolete.
     pub const ROOT_GONE: Self = Self(0x08);
@@ -154,7 +169,7 @@ pub struct EnterBusy {
 counters! {
     /// Figures of the vCPUs of one TD.
     ProgressStats {
-        /// Answers [`Action::Again`].
+        /// Rounds that returned [`Action::Again`].
         local_retries,
         /// Faults that ended without the page mapped.
         local_giveups,
@@ -220,7 +235,7 @@ impl<C: Count> Progress<C> {
     ///
     /// [`Action::Again`] is answered at most [`HOLD_ROUNDS`] times in a row, at most
     /// [`LOCAL_ROUNDS`] times for a prefault or a vCPU far from the threshold, and not at all for
-    /// one whose memslot or root is gone.  [`Action::Enter`] is answered for no prefault and for no
+    /// one whose memslot or root is gone. [`Action::Enter`] is answered for no prefault and for no
     /// vCPU near the threshold.
     pub fn fault_retry(
         &self,
@@ -271,7 +286,7 @@ impl<C: Count> Progress<C> {
     /// VP.ENTER answered `status`, OPERAND_BUSY.
     ///
     /// The S-EPT tree is busy for a VP.ENTER only if the TDX module has a GPA of the vCPU on its
-    /// zero-step list, which [`fault_retry()`](Self::fault_retry) is there to prevent.  Whether it
+    /// zero-step list, which [`fault_retry()`](Self::fault_retry) is there to prevent. Whether it
     /// could be there for another reason [`Notes::may_be_listed()`] says.
     pub fn vp_enter_busy(&self, status: TdxStatus) -> EnterBusy {
         if !status.is_operand_busy() || status.operand() != OperandId::SEPT_TREE {

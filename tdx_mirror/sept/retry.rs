@@ -5,13 +5,22 @@
 #![forbid(unsafe_code)]
 
 use super::backend::SeptBackend;
-use super::budget::{TEARDOWN_TRIES, ZAP_TRIES};
+use super::budget::{
+    TEARDOWN_TRIES,
+    ZAP_TRIES, //
+};
 use super::table::Sept;
 use crate::base::stats::Count;
 use crate::base::sys::Relaxed;
-use crate::base::td::{Operand, Phase};
+use crate::base::td::{
+    Operand,
+    Phase, //
+};
 use crate::mirror::external::ExtFailure;
-use crate::tdx::call::{Call, Kind};
+use crate::tdx::call::{
+    Call,
+    Kind, //
+};
 use crate::tdx::seamcall::SeamOut;
 use crate::tdx::status::TdxStatus;
 

@@ -5,9 +5,17 @@
 #![forbid(unsafe_code)]
 
 use super::backend::SeptBackend;
-use crate::base::stats::{counters, Count, CountRow};
+use crate::base::stats::{
+    counters,
+    Count,
+    CountRow, //
+};
 use crate::base::td::Operand;
-use crate::tdx::call::{Kind, KINDS, LABELS};
+use crate::tdx::call::{
+    Kind,
+    KINDS,
+    LABELS, //
+};
 
 counters! {
     /// Figures of one S-EPT that are not told apart by SEAMCALL.
@@ -24,7 +32,7 @@ counters! {
         debts,
         /// Marks of these that are cleared again.
         debts_paid,
-        /// Marks of these that nobody will clear: the book was full, or the TD is dead.  What is
+        /// Marks of these that nobody will clear: the book was full, or the TD is dead. What is
         /// neither paid nor lost is in the book.
         debts_lost,
     }

@@ -5,9 +5,15 @@
 #![forbid(unsafe_code)]
 
 use super::backend::SeptBackend;
-use super::budget::{BUILD_TRIES, FAULT_TRIES};
+use super::budget::{
+    BUILD_TRIES,
+    FAULT_TRIES, //
+};
 use super::debt::Book;
-use super::stats::{CallStats, SeptStats};
+use super::stats::{
+    CallStats,
+    SeptStats, //
+};
 use crate::base::addr::Gfn;
 use crate::base::sys::AtomicBool;
 

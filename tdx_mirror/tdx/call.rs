@@ -8,10 +8,19 @@
 #![forbid(unsafe_code)]
 
 use super::leaf::Leaf;
-use super::status::{OperandId, TdxStatus};
-use crate::base::addr::{PagePtr, Pfn};
+use super::status::{
+    OperandId,
+    TdxStatus, //
+};
+use crate::base::addr::{
+    PagePtr,
+    Pfn, //
+};
 use crate::base::level::Position;
-use crate::base::td::{Operand, Phase};
+use crate::base::td::{
+    Operand,
+    Phase, //
+};
 
 /// What is the same for all calls of a kind.
 #[derive(Debug)]

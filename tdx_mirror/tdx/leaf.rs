@@ -6,7 +6,7 @@
 
 use core::fmt;
 
-/// A leaf of SEAMCALL, bits 15:0 of RAX.  Open: an unknown number survives and prints.
+/// A leaf of SEAMCALL, bits 15:0 of RAX. Open: an unknown number survives and prints.
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
 #[repr(transparent)]
 pub struct Leaf(u16);

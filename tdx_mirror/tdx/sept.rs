@@ -7,7 +7,7 @@
 use crate::base::level::Level;
 use core::fmt;
 
-/// The state of an S-EPT entry by its architectural code.  Open: other codes survive and print.
+/// The state of an S-EPT entry by its architectural code. Open: other codes survive and print.
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
 #[repr(transparent)]
 pub struct SeptState(u8);

@@ -6,7 +6,7 @@
 
 use core::fmt;
 
-/// A completion status.  Open: a code that is not named here survives and prints.
+/// A completion status. Open: a code that is not named here survives and prints.
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
 #[repr(transparent)]
 pub struct TdxStatus(u64);
@@ -136,7 +136,7 @@ impl TdxStatus {
         Self(self.0 & !DETAILS)
     }
 
-    /// The operand in the details.  Means an operand for the classes that have one.
+    /// The operand in the details. Means an operand for the classes that have one.
     pub const fn operand(self) -> OperandId {
         OperandId((self.0 & DETAILS) as u32)
     }
@@ -162,7 +162,7 @@ impl fmt::Debug for TdxStatus {
     }
 }
 
-/// What the details of a status name.  Open, as the status.
+/// What the details of a status name. Open, as the status.
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
 #[repr(transparent)]
 pub struct OperandId(u32);

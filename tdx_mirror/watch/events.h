@@ -142,9 +142,9 @@ TRACE_EVENT(zap,
 );
 
 /*
- * A SEAMCALL that the mirror asked for.  @leaf is the leaf's number, @gpa and
+ * A SEAMCALL that the mirror asked for. @leaf is the leaf's number, @gpa and
  * @level are 0 where it names no entry, @pa is the data page that it takes, 0
- * where it takes none.  @status is RAX, @operand the operand in it if it is
+ * where it takes none. @status is RAX, @operand the operand in it if it is
  * OPERAND_BUSY or OPERAND_INVALID. The time is that of KVM's hook as a whole.
  */
 TRACE_EVENT(seamcall,
@@ -184,7 +184,7 @@ TRACE_EVENT(seamcall,
 );
 
 /*
- * An answer that is contention.  @left is the number of tries that are left of
+ * An answer that is contention. @left is the number of tries that are left of
  * the budget: 0 is a give-up.
  */
 TRACE_EVENT(busy,
@@ -288,7 +288,7 @@ TRACE_EVENT(leak,
 );
 
 /*
- * A broken invariant.  @kind: 0 a change without a meaning, from @value to
+ * A broken invariant. @kind: 0 a change without a meaning, from @value to
  * @other; 1 an entry with a @value that it cannot have there; 2 the external
  * table refused with the status @value and RCX @other; 3 an entry that is not
  * there.

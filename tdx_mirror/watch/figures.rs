@@ -158,7 +158,7 @@ trait ChainOf: Iterator + Sized {
 
 impl<I: Iterator> ChainOf for I {}
 
-/// Writes what follows from the figures of the contract: pages and memory, as they are.
+/// Writes what follows from `struct tdx_mirror_stats`: pages and memory, as they are.
 pub(crate) fn write_memory(stats: &tdx_mirror_stats, f: &mut fmt::Formatter<'_>) -> fmt::Result {
     const PAGE: u64 = 4096;
     let gone = stats.zapped.wrapping_add(stats.quarantined);

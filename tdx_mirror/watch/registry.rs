@@ -22,7 +22,7 @@ use kernel::{
         },
         Arc,
         Mutex, //
-    },
+    }, //
 };
 
 use super::figures::{
@@ -149,7 +149,7 @@ pub(crate) fn remove(td: &Td) {
     last.tables = 0;
     last.external_tables = 0;
     let mut registry = REGISTRY.lock();
-    // SAFETY: No other list takes TDs.
+    // SAFETY: A `Live` is put into no other list.
     let removed = unsafe { registry.live.remove(&live) };
     registry.nr_live = registry.nr_live.wrapping_sub(1);
     stats::add(&mut registry.finished, &last);

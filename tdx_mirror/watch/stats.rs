@@ -10,7 +10,7 @@ use crate::kvm::td::Td;
 use crate::tdx::call::Kind;
 
 /// Names the fields of [`tdx_mirror_stats`] once. The patterns below have no `..`, so a field that
-/// the contract gets and this list lacks does not compile.
+/// the structure gets and this list lacks does not compile.
 macro_rules! stats_fields {
     ($($field:ident),* $(,)?) => {
         /// All zero.
