@@ -8,7 +8,7 @@
 # make vm            a boot of the emulated host: CMD='shell commands'
 ## Test
 # make test          every test; the last line says how many passed and failed; PARTS='selftests kunit'
-# make test-all      the same, and what takes too long for every change: all kernel flavours, more fuzzing
+# make test-all      the same, and what takes too long for every change: the debug kernels, more fuzzing
 # make host-test     the tests that run on this machine (cargo)
 # make selftests     the kselftests on the emulated host in both modes, then testdev; TESTS='kill9'; LONG=1: more often, TD of 1 GiB
 # make failnth       each SEAMCALL and each allocation of a TD's life fails; QUICK=1: a part

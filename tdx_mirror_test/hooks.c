@@ -335,7 +335,7 @@ static int tdt_map_once(struct tdt_td *td, struct tdt_cache *cache, u64 gfn)
 
 /*
  * One fault at a GFN that has a backing, as KVM serves it: what is contended is
- * tried again as long as the mirror says so.  Answers as tdx_mirror_ops.map(),
+ * tried again as long as the mirror says so. Answers as tdx_mirror_ops.map(),
  * *@action is what the mirror said last, and *@retries grows by the tries after
  * the first.
  */

@@ -19,7 +19,7 @@
 
 /*
  * Physical addresses of the device's own, far above any memory: one TDMR, which
- * begins with the pool, and its PAMT behind it.  A frame of it has no struct
+ * begins with the pool, and its PAMT behind it. A frame of it has no struct
  * page, so that the mirror could not follow one unseen.
  */
 #define TDT_BASE	BIT_ULL(45)

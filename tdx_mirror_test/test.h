@@ -3,8 +3,8 @@
  * tdx_mirror_test.ko: TDs on the software TDX module, their private memory
  * mapped by tdx_mirror.ko through the C contract, kernel threads as vCPUs.
  */
-#ifndef _TDX_MIRROR_TEST_HELPERS_H
-#define _TDX_MIRROR_TEST_HELPERS_H
+#ifndef _TDX_MIRROR_TEST_H
+#define _TDX_MIRROR_TEST_H
 
 #include <linux/atomic.h>
 #include <linux/bits.h>
@@ -115,7 +115,7 @@ struct tdt_td {
 	void *ram[];
 };
 
-/* struct Counters of tdx_mirror_test/. */
+/* struct Counters of device.rs. */
 struct tdx_test_counters {
 	u64 present, removed, accepts, owned, errors;
 };
@@ -171,8 +171,8 @@ bool tdx_test_interrupt_pending(void);
 void tdx_test_cpuid(u32 leaf, u32 subleaf, u32 out[4]);
 u64 tdx_test_random(void);
 
-/* Called from C, defined in tdx_mirror_test/. */
+/* Called from C, defined in device.rs. */
 u64 tdx_test_seamcall(u32 lp, u64 leaf, struct tdx_module_args *args);
 void tdx_test_counters(struct tdx_test_counters *out);
 
-#endif /* _TDX_MIRROR_TEST_HELPERS_H */
+#endif /* _TDX_MIRROR_TEST_H */

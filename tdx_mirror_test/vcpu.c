@@ -54,7 +54,7 @@ static u64 tdt_enter(struct tdt_vcpu *v, struct tdx_module_args *args)
 }
 
 /*
- * Serves a fault.  What is still contended is met again by the next entry, or,
+ * Serves a fault. What is still contended is met again by the next entry, or,
  * if the mirror holds the vCPU, before it.
  */
 static int tdt_fault(struct tdt_vcpu *v, u64 gfn)

@@ -3,8 +3,8 @@
  * tdx_emu.ko: what its Rust side needs of the kernel and of VMX, as plain
  * functions with plain types.
  */
-#ifndef _TDX_EMU_HELPERS_H
-#define _TDX_EMU_HELPERS_H
+#ifndef _TDX_EMU_H
+#define _TDX_EMU_H
 
 /* struct emu_gprs, for the assembler. */
 #define EMU_GPRS_CR2	(16 * 8)
@@ -122,4 +122,4 @@ void tdx_emu_invariants_show(struct seq_file *m);
 void tdx_emu_exits_show(struct seq_file *m);
 
 #endif /* !__ASSEMBLER__ */
-#endif /* _TDX_EMU_HELPERS_H */
+#endif /* _TDX_EMU_H */

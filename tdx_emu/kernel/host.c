@@ -79,7 +79,7 @@ u64 emu_tsc_hz(void)
 
 /*
  * Asks the local APIC: with interrupts off a request that it holds is still to
- * come.  Without x2APIC the answer is no, which only delays interruption.
+ * come. Without x2APIC the answer is no, which only delays interruption.
  */
 bool emu_interrupt_pending(void)
 {
@@ -150,7 +150,7 @@ static DEFINE_PER_CPU(u64 [EMU_NR_LEAVES], emu_cycles);
 
 /*
  * All of the software TDX module is between both readings of the TSC, so that
- * what an operation takes beside its SEAMCALLs is the kernel's.  Preemption is
+ * what an operation takes beside its SEAMCALLs is the kernel's. Preemption is
  * off; on an emulated CPU the clock may be its instructions.
  */
 static u64 emu_timed_call(u64 fn, struct tdx_module_args *args)

@@ -14,7 +14,7 @@
  * int emu_vmenter(struct emu_gprs *regs, bool launch)
  *
  * Enters the guest of the current VMCS and comes back at the next VM exit with
- * its registers in @regs.  Interrupts must be off.  Returns an EMU_VMX_* code.
+ * its registers in @regs. Interrupts must be off. Returns an EMU_VMX_* code.
  */
 SYM_FUNC_START(emu_vmenter)
 	FRAME_BEGIN
@@ -26,7 +26,7 @@ SYM_FUNC_START(emu_vmenter)
 	push	%r15
 	push	%rdi
 
-	/* Host RSP and RIP of this entry.  A failure shows at the entry itself. */
+	/* Host RSP and RIP of this entry. A failure shows at the entry itself. */
 	mov	$HOST_RSP, %eax
 .Lwrite_rsp:
 	vmwrite	%rsp, %rax

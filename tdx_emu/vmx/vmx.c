@@ -4,7 +4,7 @@
  *
  * Everything here runs inside TDH.VP.ENTER with interrupts off, where KVM has
  * told lockdep and context tracking that a guest runs: no locks, no tracing
- * (hence the native accessors), no printing.  Linux keeps every CPU in VMX
+ * (hence the native accessors), no printing. Linux keeps every CPU in VMX
  * operation while TDX is up, but leaves it at power-off under a running vCPU,
  * which is why each instruction has an exception-table entry.
  */
@@ -175,7 +175,7 @@ static void emu_xrstor(const void *area, u64 mask)
 
 /*
  * A VM exit leaves null user segments, a null LDT and a TSS limit without I/O
- * bitmap behind.  Almost every task has nothing else; the rest is refused
+ * bitmap behind. Almost every task has nothing else; the rest is refused
  * instead of restored.
  */
 static bool emu_task_is_plain(void)
@@ -193,7 +193,7 @@ static bool emu_task_is_plain(void)
 
 /*
  * One VM entry with the current VMCS, whose host fields hold for this CPU.
- * @xsave: the guest's extended state in standard format, XFAM wide.  KVM has saved the
+ * @xsave: the guest's extended state in standard format, XFAM wide. KVM has saved the
  * host's and expects the registers to be clobbered, except PKRU and XCR0.
  */
 int emu_vmx_enter(struct emu_gprs *regs, struct emu_guest *guest, void *xsave,
@@ -214,7 +214,7 @@ int emu_vmx_enter(struct emu_gprs *regs, struct emu_guest *guest, void *xsave,
 		pkru = rdpkru();
 
 	/*
-	 * No breakpoint of the host may fire at an address of the guest's.  An
+	 * No breakpoint of the host may fire at an address of the guest's. An
 	 * exit clears DR7 anyway, and KVM sets it again.
 	 */
 	native_set_debugreg(7, 0);

@@ -1,16 +1,16 @@
 /* SPDX-License-Identifier: GPL-2.0 WITH Linux-syscall-note */
 /*
  * /dev/tdx_mirror_test: TDs on the software TDX module whose private memory is
- * mapped by tdx_mirror.ko, without KVM and without VMX.  For tests only.
+ * mapped by tdx_mirror.ko, without KVM and without VMX. For tests only.
  *
- * An open file has at most one TD, which ends with the file.  A TD has
+ * An open file has at most one TD, which ends with the file. A TD has
  * @nr_pages pages of RAM from GFN 0 on and one page at TDX_TEST_RESET_GFN, from
- * whose last 16 bytes the vCPUs start.  The guest's code is that of the
+ * whose last 16 bytes the vCPUs start. The guest's code is that of the
  * interpreter (tdx_emu/module/interp.rs).
  *
- * All ioctls may be called from several threads at once.  Errors of all:
+ * All ioctls may be called from several threads at once. Errors of all:
  * -ENOENT without a TD, -EIO after a broken invariant, -EFAULT, -ENOTTY,
- * -EINTR, -ENOMEM.  A range is GFNs [gfn, gfn + nr), not empty and inside the
+ * -EINTR, -ENOMEM. A range is GFNs [gfn, gfn + nr), not empty and inside the
  * RAM, or the page at the reset GFN; -EINVAL otherwise.
  */
 #ifndef _UAPI_LINUX_TDX_MIRROR_TEST_H
@@ -78,7 +78,7 @@ struct tdx_test_range {
  * @entries: out: TDH.VP.ENTER calls
  *
  * -EBUSY: the TD is not final, or runs; -EPROTO: a vCPU stopped for another
- * reason.  The outputs are written with -EPROTO and -EINTR too.
+ * reason. The outputs are written with -EPROTO and -EINTR too.
  */
 struct tdx_test_run {
 	__u64 rounds;

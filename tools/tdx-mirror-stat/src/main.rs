@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0
-//! Shows the figures of tdx_mirror. Documentation/tdx-mirror.rst says what each means.
+//! Shows the figures of tdx_mirror. Documentation/figures.rst says what each means.
 
 mod figures;
 mod show;

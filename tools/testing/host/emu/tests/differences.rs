@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0
 
 //! What the emulator answers where it does not model the TDX module: the table in
-//! Documentation/testing.rst, row by row.
+//! Documentation/testing.rst, for what a SEAMCALL answers.
 
 use tdx_emu_host::driver::{Does, Driver, End};
 use tdx_emu_host::host::{layout, td_params};
