@@ -307,10 +307,10 @@ impl<E: ExternalPt, V: Vm> Mirror<E, V> {
 
     /// Removes a leaf: one that is blocked and tracked or, while the TD is built, a present one.
     #[inline]
-    pub fn remove<'b, S: State>(
+    pub fn remove<S: State>(
         &self,
         x: &Exclusive<'_>,
-        _removable: &S::Removable<'b>,
+        _removable: &S::Removable<'_>,
         leaf: Leaf<'_, S>,
     ) -> RemoveOutcome {
         match self.ext.zap_leaf(x, S::PHASE, leaf.place.at, leaf.pfn) {
