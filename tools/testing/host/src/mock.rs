@@ -454,10 +454,32 @@ impl Mock {
 
     fn sept_rd(&self, at: Position) -> SeamOut {
         let mut s = self.lock();
-        match self.walk(&s, at).and_then(|()| s.lock_entry(at)) {
-            Ok(()) => done(),
-            Err(out) => out,
+        if let Err(out) = self.walk(&s, at).and_then(|()| s.lock_entry(at)) {
+            return out;
         }
+        // No guest accepts here, so that each leaf is one that was accepted.
+        let (entry, state) = match s.entries.get(&key(at)) {
+            None => (0, SeptState::FREE),
+            Some(Entry::Table(_)) => (0, SeptState::NL_MAPPED),
+            Some(Entry::Leaf { pfn, blocked }) if blocked.is_none() => {
+                (pfn << 12, SeptState::MAPPED)
+            }
+            Some(Entry::Leaf { pfn, .. }) => (pfn << 12, SeptState::BLOCKED),
+        };
+        SeamOut {
+            ext1: entry,
+            ext2: u64::from(state.as_u8()) << 8 | (at.level().as_kvm() as u64 - 1),
+            ..done()
+        }
+    }
+
+    /// Takes a leaf away, or puts one there, behind the back of the mirror.
+    pub fn tamper(&self, gfn: u64, entry: Option<Entry>) {
+        let mut s = self.lock();
+        match entry {
+            Some(entry) => s.entries.insert((1, gfn), entry),
+            None => s.entries.remove(&(1, gfn)),
+        };
     }
 
     fn reclaim_data(&self, pfn: Pfn) -> SeamOut {

@@ -55,6 +55,7 @@ fn encoding_is_kvms() {
         }
     );
     let ok = Config::for_td(35, 4, KvmEncoding::OURS);
+    assert_eq!(ok.map(Config::gfn_bits), Ok(35));
     assert!(ok.is_ok());
     for flip in 0..3 {
         let mut kvm = KvmEncoding::OURS;
