@@ -18,7 +18,7 @@ use crate::tdx::call::Kind;
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::ops::Deref;
 use std::sync::atomic::{AtomicI64, AtomicU32, AtomicU64, AtomicUsize, Ordering::SeqCst};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 #[cfg(loom)]
 use loom::sync::{RwLock, RwLockWriteGuard};
@@ -119,7 +119,7 @@ impl HostState {
             companion: Mutex::new(None),
         });
         let ptr = Box::into_raw(page);
-        let mut pages = self.pages.lock().unwrap();
+        let mut pages = locked(&self.pages);
         pages.all.insert(ptr as usize);
         pages.used.insert(ptr as usize);
         PagePtr::new(ptr.cast()).unwrap()
@@ -127,16 +127,13 @@ impl HostState {
 
     fn alloc_external(&self) -> PagePtr {
         let addr = self.next_external.fetch_add(4096, SeqCst);
-        self.pages.lock().unwrap().external.insert(addr);
+        locked(&self.pages).external.insert(addr);
         PagePtr::new(std::ptr::without_provenance_mut(addr)).unwrap()
     }
 
     fn page(&self, page: PagePtr) -> &Page {
         let addr = page.as_ptr() as usize;
-        assert!(
-            self.pages.lock().unwrap().all.contains(&addr),
-            "no page of ours"
-        );
+        assert!(locked(&self.pages).all.contains(&addr), "no page of ours");
         // SAFETY: `alloc()` made it, and it is freed when `self` is dropped.
         unsafe { &*page.as_ptr().cast::<Page>() }
     }
@@ -149,55 +146,66 @@ impl HostState {
     /// Forgets the S-EPT page beside the one mirror page that has `external`, as a stray write to
     /// `page->private` would.
     pub fn lose_companion(&self, external: usize) {
-        let all = self.pages.lock().unwrap().all.clone();
+        let all = locked(&self.pages).all.clone();
         for addr in all {
             // SAFETY: `alloc()` made it, and it is freed when `self` is dropped.
             let page = unsafe { &*(addr as *const Page) };
-            page.companion.lock().unwrap().take_if(|c| *c == external);
+            locked(&page.companion).take_if(|c| *c == external);
         }
     }
 
     pub fn bugs(&self) -> Vec<Bug> {
-        self.bugs.lock().unwrap().clone()
+        locked(&self.bugs).clone()
     }
 
     pub fn leaks(&self) -> Vec<Leak> {
-        self.leaks.lock().unwrap().clone()
+        locked(&self.leaks).clone()
     }
 
     /// Whether the data page was kept from the allocator.
     pub fn holds(&self, pfn: u64) -> bool {
-        self.held.lock().unwrap().contains(&pfn)
+        locked(&self.held).contains(&pfn)
     }
 
     /// S-EPT pages in use by the account.
     pub fn accounted_external(&self) -> usize {
-        self.accounted_external.lock().unwrap().len()
+        locked(&self.accounted_external).len()
     }
 
     /// The data pages that are kept from the allocator.
     pub fn held_pages(&self) -> Vec<u64> {
-        self.held.lock().unwrap().iter().copied().collect()
+        locked(&self.held).iter().copied().collect()
     }
 
     /// Mirror pages that were handed out and not put, nor waiting for a grace period.
     pub fn used_pages(&self) -> usize {
-        self.pages.lock().unwrap().used.len()
+        locked(&self.pages).used.len()
     }
 
     /// External pages that were handed out and not put.
     pub fn used_external(&self) -> usize {
-        self.pages.lock().unwrap().external.len()
+        locked(&self.pages).external.len()
     }
 
     pub fn deferred_pages(&self) -> usize {
-        self.pages.lock().unwrap().deferred.len()
+        locked(&self.pages).deferred.len()
     }
+}
+
+/// A lock whatever became of who had it: a test that failed still drops its TD, and must not end all
+/// tests with a second panic.
+fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// As `assert!()`, but for a test that has failed already.
+fn require(holds: bool, what: &str) {
+    assert!(holds || std::thread::panicking(), "{what}");
 }
 
 impl Drop for HostState {
     fn drop(&mut self) {
-        for addr in &self.pages.lock().unwrap_or_else(|e| e.into_inner()).all {
+        for addr in &locked(&self.pages).all {
             // SAFETY: `alloc()` made it with `Box`, and nobody is left to use it.
             drop(unsafe { Box::from_raw(*addr as *mut Page) });
         }
@@ -213,39 +221,39 @@ unsafe impl PageMap for Host {
 
     fn page_at(&self, pfn: Pfn) -> Option<PagePtr> {
         let addr = pfn.pa() as usize;
-        let pages = self.pages.lock().unwrap();
-        assert!(pages.all.contains(&addr), "no page of ours");
+        let pages = locked(&self.pages);
+        require(pages.all.contains(&addr), "no page of ours");
         PagePtr::new(std::ptr::with_exposed_provenance_mut(addr))
     }
 
     fn set_companion(&self, page: PagePtr, with: Option<PagePtr>) {
-        *self.page(page).companion.lock().unwrap() = with.map(|p| p.as_ptr() as usize);
+        *locked(&self.page(page).companion) = with.map(|p| p.as_ptr() as usize);
     }
 
     fn companion(&self, page: PagePtr) -> Option<PagePtr> {
-        let addr = *self.page(page).companion.lock().unwrap();
+        let addr = *locked(&self.page(page).companion);
         PagePtr::new(std::ptr::without_provenance_mut(addr?))
     }
 
     fn put_table(&self, page: PagePtr) {
-        assert!(self.companion(page).is_none(), "put with a companion");
-        let mut pages = self.pages.lock().unwrap();
-        assert!(pages.used.remove(&(page.as_ptr() as usize)), "put twice");
+        require(self.companion(page).is_none(), "put with a companion");
+        let mut pages = locked(&self.pages);
+        require(pages.used.remove(&(page.as_ptr() as usize)), "put twice");
     }
 
     fn put_table_deferred(&self, page: PagePtr) {
-        assert!(self.companion(page).is_none(), "put with a companion");
+        require(self.companion(page).is_none(), "put with a companion");
         let addr = page.as_ptr() as usize;
-        let mut pages = self.pages.lock().unwrap();
-        assert!(pages.used.remove(&addr), "put twice");
+        let mut pages = locked(&self.pages);
+        require(pages.used.remove(&addr), "put twice");
         pages.deferred.push(addr);
     }
 
     fn put_external(&self, page: PagePtr) {
-        let mut pages = self.pages.lock().unwrap();
-        assert!(
+        let mut pages = locked(&self.pages);
+        require(
             pages.external.remove(&(page.as_ptr() as usize)),
-            "put twice"
+            "put twice",
         );
     }
 }
@@ -262,20 +270,20 @@ impl Vm for Host {
     }
 
     fn bug(&self, bug: &Bug) {
-        self.bugs.lock().unwrap().push(*bug);
+        locked(&self.bugs).push(*bug);
     }
 
     fn leaked(&self, leak: &Leak) {
-        self.leaks.lock().unwrap().push(*leak);
+        locked(&self.leaks).push(*leak);
     }
 
     fn hold_page(&self, pfn: Pfn) {
-        let held = self.held.lock().unwrap().insert(pfn.as_u64());
+        let held = locked(&self.held).insert(pfn.as_u64());
         assert!(held, "{pfn:?} held twice");
     }
 
     fn release_page(&self, pfn: Pfn) {
-        let held = self.held.lock().unwrap().remove(&pfn.as_u64());
+        let held = locked(&self.held).remove(&pfn.as_u64());
         assert!(held, "{pfn:?} released and not held");
     }
 
@@ -287,10 +295,10 @@ impl Vm for Host {
     fn account_external(&self, page: PagePtr, linked: bool) {
         let addr = page.as_ptr() as usize;
         assert!(
-            self.pages.lock().unwrap().external.contains(&addr),
+            locked(&self.pages).external.contains(&addr),
             "account of a page that was put"
         );
-        let mut accounted = self.accounted_external.lock().unwrap();
+        let mut accounted = locked(&self.accounted_external);
         let changed = if linked {
             accounted.insert(addr)
         } else {

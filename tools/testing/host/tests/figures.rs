@@ -10,7 +10,8 @@ use tdx_mirror_host::mirror::mmu::BATCH_SIZES;
 use tdx_mirror_host::mirror::spte::{Spte, SpteKind};
 use tdx_mirror_host::mock::{status, Event::Call};
 use tdx_mirror_host::sept::{ByOperand, FAULT_TRIES};
-use tdx_mirror_host::tdx::call::{Kind, FIGURES};
+use tdx_mirror_host::tdx::call::{Kind, FIGURES, KINDS};
+use tdx_mirror_host::tdx::status::TdxStatus;
 use tdx_mirror_host::vm::Td;
 
 /// The counters that are not 0, by name.
@@ -157,6 +158,27 @@ fn retries_and_giveups_are_counted_by_operation_and_operand() {
     let failed: Vec<u64> = calls.each().map(|(_, failed, _)| failed).collect();
     assert_eq!(failed[Kind::PageRemove.figure()], 1);
     assert_eq!(failed.iter().sum::<u64>(), 1);
+}
+
+#[test]
+fn an_informational_answer_is_counted_by_its_call() {
+    let td = Td::built();
+    let blocked = TdxStatus::GPA_RANGE_ALREADY_BLOCKED;
+    for gfn in 0..3 {
+        let _ = td.map(gfn, 100 + gfn);
+    }
+    // Blocked as it was asked for, and what follows goes on as if the call had done it.
+    td.mock().fail(Call(Kind::RangeBlock), 1, 1, blocked);
+    td.zap(0, 3);
+    let calls = td.mirror().external().calls();
+    for (label, (made, _, informational)) in calls.each().enumerate() {
+        let of_label = |kind: &&Kind| kind.figure() == label;
+        let sum = KINDS.iter().filter(of_label).map(|kind| td.made(*kind));
+        assert_eq!(made, sum.sum::<u64>(), "{}", FIGURES[label]);
+        let block = label == Kind::RangeBlock.figure();
+        assert_eq!(informational, u64::from(block), "{}", FIGURES[label]);
+    }
+    assert_eq!(td.made(Kind::RangeBlock), 3);
 }
 
 #[test]
