@@ -189,6 +189,7 @@ void tdt_destroy(struct tdt_td *td)
 	int i, j;
 
 	tdt_zap(td, 0, BIT_ULL(TDT_GFN_BITS));
+	tdt_ops->end_files(td->mirror);
 	mutex_lock(&tdt_keys_lock);
 	status = tdt_call4(TDH_MNG_VPFLUSHDONE, tdr, 0, 0);
 	if (!status)

@@ -13,7 +13,7 @@
 #include <linux/types.h>
 
 /* Raised with every change of a structure or of a meaning in this file. */
-#define TDX_MIRROR_ABI_VERSION	3
+#define TDX_MIRROR_ABI_VERSION	4
 
 /* The exported getter, looked up with symbol_get() by kvm_intel. */
 #define TDX_MIRROR_GETTER	tdx_mirror_get_ops
@@ -58,7 +58,7 @@ struct tdx_mirror_err {
  * @mmu_lock: the rwlock_t that is mmu_lock of the VM. No entry point takes it,
  *	the module asserts with lockdep that the caller holds it. Only the
  *	module's files in debugfs take it, for write and in task context, to
- *	read a part of the tables.
+ *	read a part of the tables, until tdx_mirror_ops.end_files() returns.
  * @gfn_bits: number of bits of a private GFN; GFNs are below 1 << gfn_bits
  * @root_level: level of the root table, PG_LEVEL_512G (4) or PG_LEVEL_256T (5)
  * @spte_present_mask: KVM's MMU-present bit, to be equal to the mirror's
@@ -281,6 +281,12 @@ struct tdx_mirror_vcpu {
  * @vp_enter_busy: TDH.VP.ENTER answered @status, TDX_OPERAND_BUSY with the
  *	operand in its low bits. Returns TDX_MIRROR_ENTER or TDX_MIRROR_KILL.
  *	No lock held, interrupts enabled.
+ * @end_files: takes the TD's files in debugfs away, before the HKID is released:
+ *	a read of the S-EPT, which is what they may call for, takes the TDR
+ *	shared, so that a call that wants the TDR alone would find it busy. No
+ *	vCPU runs any more. Sleeps until a read that is under way has ended,
+ *	512 entries later at most; none begins afterwards. No lock held. Called
+ *	once, or not at all if there never was an HKID.
  */
 struct tdx_mirror_ops {
 	u32 size;
@@ -301,6 +307,7 @@ struct tdx_mirror_ops {
 			   struct tdx_mirror_vcpu *vcpu, u64 gfn);
 	u32 (*vp_enter_busy)(struct tdx_mirror *mirror,
 			     struct tdx_mirror_vcpu *vcpu, u64 status);
+	void (*end_files)(struct tdx_mirror *mirror);
 };
 
 /**

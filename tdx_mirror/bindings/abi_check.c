@@ -69,7 +69,7 @@ CHECK_OFFSET(struct tdx_mirror_vcpu, rounds, 4);
 CHECK_OFFSET(struct tdx_mirror_vcpu, gfn, 8);
 CHECK_OFFSET(struct tdx_mirror_vcpu, held, 16);
 
-CHECK_SIZE(struct tdx_mirror_ops, 72);
+CHECK_SIZE(struct tdx_mirror_ops, 80);
 CHECK_OFFSET(struct tdx_mirror_ops, size, 0);
 CHECK_OFFSET(struct tdx_mirror_ops, abi_version, 4);
 CHECK_OFFSET(struct tdx_mirror_ops, create, 8);
@@ -80,6 +80,7 @@ CHECK_OFFSET(struct tdx_mirror_ops, destroy, 40);
 CHECK_OFFSET(struct tdx_mirror_ops, fault_retry, 48);
 CHECK_OFFSET(struct tdx_mirror_ops, fault_done, 56);
 CHECK_OFFSET(struct tdx_mirror_ops, vp_enter_busy, 64);
+CHECK_OFFSET(struct tdx_mirror_ops, end_files, 72);
 
 CHECK_SIZE(struct tdx_mirror_stats, 32 * 8);
 

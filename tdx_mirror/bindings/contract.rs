@@ -4,7 +4,7 @@
 
 use super::ffi;
 
-pub const TDX_MIRROR_ABI_VERSION: u32 = 3;
+pub const TDX_MIRROR_ABI_VERSION: u32 = 4;
 pub const TDX_MIRROR_SPTE_PRESENT: u32 = 2048;
 pub const TDX_MIRROR_SPTE_NONPRESENT: i64 = -9223372036854775808;
 pub const TDX_MIRROR_SPTE_FROZEN: i64 = -9223372036854775392;
@@ -315,10 +315,11 @@ pub struct tdx_mirror_ops {
             status: u64_,
         ) -> u32_,
     >,
+    pub end_files: ::core::option::Option<unsafe extern "C" fn(mirror: *mut tdx_mirror)>,
 }
 #[allow(clippy::unnecessary_operation, clippy::identity_op)]
 const _: () = {
-    ["Size of tdx_mirror_ops"][::core::mem::size_of::<tdx_mirror_ops>() - 72usize];
+    ["Size of tdx_mirror_ops"][::core::mem::size_of::<tdx_mirror_ops>() - 80usize];
     ["Alignment of tdx_mirror_ops"][::core::mem::align_of::<tdx_mirror_ops>() - 8usize];
     ["Offset of field: tdx_mirror_ops::size"]
         [::core::mem::offset_of!(tdx_mirror_ops, size) - 0usize];
@@ -340,6 +341,8 @@ const _: () = {
         [::core::mem::offset_of!(tdx_mirror_ops, fault_done) - 56usize];
     ["Offset of field: tdx_mirror_ops::vp_enter_busy"]
         [::core::mem::offset_of!(tdx_mirror_ops, vp_enter_busy) - 64usize];
+    ["Offset of field: tdx_mirror_ops::end_files"]
+        [::core::mem::offset_of!(tdx_mirror_ops, end_files) - 72usize];
 };
 unsafe extern "C" {
     pub fn tdx_mirror_get_ops() -> *const tdx_mirror_ops;

@@ -297,6 +297,18 @@ unsafe extern "C" fn vp_enter_busy(
     }
 }
 
+/// Ends the files, see `struct tdx_mirror_ops`.
+///
+/// # Safety
+///
+/// As of [`td_of`].
+unsafe extern "C" fn end_files(mirror: *mut tdx_mirror) {
+    // SAFETY: The contract says that the mirror lives.
+    if let Some(td) = unsafe { td_of(mirror) } {
+        registry::end_files(td);
+    }
+}
+
 static OPS: tdx_mirror_ops = tdx_mirror_ops {
     size: size_of::<tdx_mirror_ops>() as u32,
     abi_version: bindings::TDX_MIRROR_ABI_VERSION,
@@ -308,6 +320,7 @@ static OPS: tdx_mirror_ops = tdx_mirror_ops {
     fault_retry: Some(fault_retry),
     fault_done: Some(fault_done),
     vp_enter_busy: Some(vp_enter_busy),
+    end_files: Some(end_files),
 };
 
 /// The entry points; exported by `tdx_mirror/kvm/exports.c`.

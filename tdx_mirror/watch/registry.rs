@@ -136,6 +136,13 @@ fn find(td: &Td) -> Option<Arc<Live>> {
         .map(Into::into)
 }
 
+/// Takes the files of a TD away and waits until nobody reads them. Sleeps.
+pub(crate) fn end_files(td: &Td) {
+    if let Some(live) = find(td) {
+        live.close_files();
+    }
+}
+
 /// Takes a TD out that was torn down: closes its files and moves its figures to the sums in the
 /// critical section that takes it out, so that a reader of the totals counts each TD exactly once.
 /// Nothing here refers to it afterwards. Sleeps.

@@ -82,7 +82,7 @@ static void test_create_refuses_what_is_unfit(void)
 	f->backend.abi_version = 1;
 	log_mark();
 	test_refused(f, "backend of version 1");
-	check(log_lines("ABI version 1, this module has 3", NULL, NULL) == 1,
+	check(log_lines("ABI version 1, this module has 4", NULL, NULL) == 1,
 	      "the log names both versions");
 	f->backend = good;
 	f->backend.root_level = PG_LEVEL_1G;

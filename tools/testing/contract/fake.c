@@ -454,6 +454,7 @@ void fake_teardown(struct fake *f)
 	if (f->torn_down)
 		return;
 	fake_zap(f, 0, 1ULL << FAKE_GFN_BITS, true);
+	ops->end_files(f->mirror);
 	f->hkid_released = true;
 	write_lock(&f->mmu_lock);
 	ops->teardown(f->mirror);
