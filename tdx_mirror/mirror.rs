@@ -62,6 +62,7 @@ mod map;
 pub mod mmu;
 pub mod spte;
 pub mod stats;
+pub mod survey;
 pub mod table;
 mod teardown;
 mod zap;

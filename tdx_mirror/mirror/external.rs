@@ -247,7 +247,8 @@ pub trait ExternalPt {
     /// that one of these held out of the guest may enter again.
     fn end_batch(&self, x: &Exclusive<'_>);
 
-    /// Reads the entry `at`, for a comparison. Part of a batch, as a change is.
+    /// Reads the entry `at`, for a comparison. Part of a batch, as a change is, until the end of
+    /// which all vCPUs stay out of the guest.
     ///
     /// # Errors
     ///

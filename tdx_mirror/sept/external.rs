@@ -169,6 +169,9 @@ impl<B: SeptBackend> ExternalPt for Sept<B> {
         phase: Phase,
         at: Position,
     ) -> Result<External, ExtFailure> {
+        // Not only after contention: a guest that accepts the page while the entry is locked here
+        // gets BUSY, which Linux takes for a failure that it cannot survive.
+        self.shut_vcpus_out();
         let out = self.exclusive_entry_call(Call::SeptRd { at }, phase, at)?;
         Ok(external(EntryInfo::decode(out.ext1, out.ext2)))
     }

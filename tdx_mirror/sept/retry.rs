@@ -137,6 +137,14 @@ impl<B: SeptBackend> Sept<B> {
         })
     }
 
+    /// Keeps all vCPUs out of the guest until the batch ends.
+    pub(super) fn shut_vcpus_out(&self) {
+        if !self.holding.xchg(true, Relaxed) {
+            self.backend.hold_vcpus(true);
+            self.kick();
+        }
+    }
+
     pub(super) fn kick(&self) {
         self.stats.kicks.inc();
         self.backend.kick_vcpus();
