@@ -2,7 +2,7 @@
 
 //! Bindings of the C contract (`include/linux/tdx_mirror.h`), of what tests ask beyond it
 //! (`tdx_mirror/kvm/test_ops.h`) and of the C beside the Rust
-//! (`tdx_mirror/kernel/ffi.h`, `tdx_mirror/kvm/ffi.h`).
+//! (`tdx_mirror/kernel/ffi.h`, `tdx_mirror/kvm/ffi.h`, `tdx_mirror/watch/ffi.h`).
 //!
 //! External modules have no bindgen rule, so the generated file is checked in. `regenerate.sh`
 //! writes it, `abi_check.c` asserts the layout against the headers at build time.

@@ -39,7 +39,6 @@ module! {
 /// What lives while the module is loaded. Fields go in order: the files first, which show the rest.
 #[pin_data]
 struct TdxMirror {
-    #[pin]
     _files: watch::debugfs::Files,
     _kvm: kvm::probe::Watch,
     _recording: watch::record::Guard,
@@ -62,7 +61,7 @@ impl ::kernel::InPlaceModule for TdxMirror {
                     kvm::params::vp_enter_policy().name()
                 );
             },
-            _files <- watch::debugfs::Files::new(),
+            _files: watch::debugfs::Files::new()?,
             _kvm: kvm::probe::Watch::new()?,
             _recording: recording,
         })

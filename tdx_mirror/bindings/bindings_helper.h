@@ -13,3 +13,4 @@ typedef unsigned long long u64;
 #include "../kvm/ffi.h"
 #include "../kvm/test_ops.h"
 #include "../kernel/ffi.h"
+#include "../watch/ffi.h"

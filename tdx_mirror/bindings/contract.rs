@@ -529,6 +529,9 @@ unsafe extern "C" {
     pub fn tdx_mirror_cond_resched();
 }
 unsafe extern "C" {
+    pub fn tdx_mirror_pause();
+}
+unsafe extern "C" {
     pub fn tdx_mirror_cycles() -> u64_;
 }
 unsafe extern "C" {
@@ -551,4 +554,65 @@ unsafe extern "C" {
 }
 unsafe extern "C" {
     pub fn tdx_mirror_switch_timing(on: bool);
+}
+unsafe extern "C" {
+    pub fn tdx_mirror_files_folder(
+        name: *const ffi::c_char,
+        parent: *mut ffi::c_void,
+    ) -> *mut ffi::c_void;
+}
+unsafe extern "C" {
+    pub fn tdx_mirror_files_text(
+        name: *const ffi::c_char,
+        mode: ffi::c_ushort,
+        folder: *mut ffi::c_void,
+        node: *mut ffi::c_void,
+    );
+}
+unsafe extern "C" {
+    pub fn tdx_mirror_files_record(name: *const ffi::c_char, folder: *mut ffi::c_void);
+}
+unsafe extern "C" {
+    pub fn tdx_mirror_files_remove(folder: *mut ffi::c_void);
+}
+unsafe extern "C" {
+    pub fn tdx_mirror_text_open(
+        node: *mut ffi::c_void,
+        cursor: *mut *mut ffi::c_void,
+    ) -> ffi::c_int;
+}
+unsafe extern "C" {
+    pub fn tdx_mirror_text_close(cursor: *mut ffi::c_void);
+}
+unsafe extern "C" {
+    pub fn tdx_mirror_text_ready(cursor: *mut ffi::c_void) -> ffi::c_int;
+}
+unsafe extern "C" {
+    pub fn tdx_mirror_text_start(cursor: *mut ffi::c_void, index: u64_) -> ffi::c_int;
+}
+unsafe extern "C" {
+    pub fn tdx_mirror_text_next(cursor: *mut ffi::c_void, index: u64_) -> ffi::c_int;
+}
+unsafe extern "C" {
+    pub fn tdx_mirror_text_show(cursor: *mut ffi::c_void, seq_file: *mut ffi::c_void);
+}
+unsafe extern "C" {
+    pub fn tdx_mirror_text_stop(cursor: *mut ffi::c_void);
+}
+unsafe extern "C" {
+    pub fn tdx_mirror_text_write(
+        cursor: *mut ffi::c_void,
+        user: *mut ffi::c_void,
+        len: ffi::c_ulong,
+    ) -> ffi::c_long;
+}
+unsafe extern "C" {
+    pub fn tdx_mirror_record_read(
+        user: *mut ffi::c_void,
+        len: ffi::c_ulong,
+        offset: *mut ffi::c_longlong,
+    ) -> ffi::c_long;
+}
+unsafe extern "C" {
+    pub fn tdx_mirror_record_write(user: *mut ffi::c_void, len: ffi::c_ulong) -> ffi::c_long;
 }

@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: GPL-2.0
 #
 # Regenerates contract.rs, the Rust view of include/linux/tdx_mirror.h, of
-# tdx_mirror/kvm/test_ops.h and of tdx_mirror/{kernel,kvm}/ffi.h, with bindgen
+# tdx_mirror/kvm/test_ops.h and of tdx_mirror/{kernel,kvm,watch}/ffi.h, with bindgen
 # 0.71. With --check it changes nothing and fails if the checked-in file
 # differs. BINDGEN and RUSTFMT name the tools.
 

@@ -28,6 +28,7 @@ void tdx_mirror_release_page(u64 pfn);
 
 /* sched.c */
 void tdx_mirror_cond_resched(void);
+void tdx_mirror_pause(void);
 
 /* tsc.c */
 u64 tdx_mirror_cycles(void);

@@ -10,3 +10,9 @@ pub(crate) fn cond_resched() {
     // builds.
     unsafe { bindings::tdx_mirror_cond_resched() };
 }
+
+/// Sleeps for a millisecond or two, or until a signal.
+pub(crate) fn pause() {
+    // SAFETY: As in `cond_resched()`.
+    unsafe { bindings::tdx_mirror_pause() };
+}

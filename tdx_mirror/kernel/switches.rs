@@ -52,8 +52,7 @@ pub(crate) fn set_timing(on: bool) {
     unsafe { bindings::tdx_mirror_switch_timing(on) };
 }
 
-/// A read of the S-EPT takes the TDX module's lock of the TD. KVM builds and destroys TDs with calls
-/// that want it alone, and takes their BUSY for a bug: who reads must know that the TD stays.
+/// Off by default: all vCPUs are kept out of the guest while a part of the S-EPT is read.
 static READS_SEPT: Atomic<bool> = Atomic::new(false);
 
 /// Whether the files `map` and `audit` of a TD may read the S-EPT.

@@ -41,6 +41,7 @@ pub(crate) type TdMirror = Mirror<Sept<HookSeamcalls>, KernelVm>;
 pub(crate) struct Td {
     number: u32,
     pid: i32,
+    tid: i32,
     recorder: Recorder,
     hooks: Arc<Hooks>,
     lock: MmuLock,
@@ -77,7 +78,8 @@ impl Td {
         // In place: the mirror is too large for the stack.
         let td = memory.init_with::<Infallible>(pin_init::init!(Self {
             number,
-            pid: kernel::current!().pid(),
+            pid: kernel::current!().tgid(),
+            tid: kernel::current!().pid(),
             recorder,
             hooks,
             lock,
@@ -132,9 +134,14 @@ impl Td {
         self.number
     }
 
-    /// The thread that made the TD.
+    /// The process that made the TD.
     pub(crate) fn pid(&self) -> i32 {
         self.pid
+    }
+
+    /// The thread that made the TD.
+    pub(crate) fn tid(&self) -> i32 {
+        self.tid
     }
 
     /// The entry that ends the walk for `gfn`, if the TD has such a GFN.

@@ -8,67 +8,71 @@
 //! * `timing`: 1 while freezes are timed, else 0; may be written.
 //! * `read_sept`: 1 while `map` and `audit` of a TD read the S-EPT, else 0; may be written.
 //! * `<pid>-<td>/`: see [`super::td_files`].
+//!
+//! An open file keeps the module.
 
+use core::fmt;
 use kernel::{
-    debugfs::{
-        Dir,
-        File, //
-    },
-    fmt,
     prelude::*,
+    sync::Arc,
     uaccess::UserSliceReader, //
 };
 
-use super::{
-    record::Record,
-    registry, //
-};
+use super::cursor::Node;
+use super::folder::Folder;
+use super::registry;
 use crate::kernel::switches;
 use crate::kernel::uaccess::number;
 
 /// The files. They go away when this is dropped, before the module's memory does.
-#[pin_data]
-pub(crate) struct Files {
-    _dir: Dir,
-    #[pin]
-    _stats: File<()>,
-    #[pin]
-    _reset: File<()>,
-    #[pin]
-    _record: File<Record>,
-    #[pin]
-    _timing: File<()>,
-    #[pin]
-    _read_sept: File<()>,
-    _parent: Parent,
+pub(crate) struct Files(());
+
+static STATS: Node = Node::Module {
+    show: registry::write_totals,
+    store: refuse,
+};
+static RESET: Node = Node::Module {
+    show: nothing,
+    store: reset,
+};
+static TIMING: Node = Node::Module {
+    show: timing,
+    store: set_timing,
+};
+static READ_SEPT: Node = Node::Module {
+    show: read_sept,
+    store: set_read_sept,
+};
+
+fn nothing(_: &mut fmt::Formatter<'_>) -> fmt::Result {
+    Ok(())
 }
 
-fn show(_: &(), f: &mut fmt::Formatter<'_>) -> fmt::Result {
-    registry::write_totals(f)
+fn refuse(_: &mut UserSliceReader) -> Result {
+    Err(EINVAL)
 }
 
-fn reset(_: &(), _: &mut UserSliceReader) -> Result {
+fn reset(_: &mut UserSliceReader) -> Result {
     registry::reset()
 }
 
-fn timing(_: &(), f: &mut fmt::Formatter<'_>) -> fmt::Result {
+fn timing(f: &mut fmt::Formatter<'_>) -> fmt::Result {
     writeln!(f, "{}", u8::from(switches::timing()))
 }
 
-fn set_timing(_: &(), reader: &mut UserSliceReader) -> Result {
+fn set_timing(reader: &mut UserSliceReader) -> Result {
     match number(reader)? {
-        0 => switches::set_timing(false),
-        1 => switches::set_timing(true),
+        on @ (0 | 1) => switches::set_timing(on == 1),
         _ => return Err(EINVAL),
     }
     Ok(())
 }
 
-fn read_sept(_: &(), f: &mut fmt::Formatter<'_>) -> fmt::Result {
+fn read_sept(f: &mut fmt::Formatter<'_>) -> fmt::Result {
     writeln!(f, "{}", u8::from(switches::reads_sept()))
 }
 
-fn set_read_sept(_: &(), reader: &mut UserSliceReader) -> Result {
+fn set_read_sept(reader: &mut UserSliceReader) -> Result {
     match number(reader)? {
         on @ (0 | 1) => switches::set_reads_sept(on == 1),
         _ => return Err(EINVAL),
@@ -76,39 +80,33 @@ fn set_read_sept(_: &(), reader: &mut UserSliceReader) -> Result {
     Ok(())
 }
 
-/// The folder as the TDs find it, for as long as the module has files.
-struct Parent(());
-
-impl Parent {
-    fn new(dir: &Dir) -> Self {
-        registry::set_dir(Some(dir.clone()));
-        Self(())
-    }
-}
-
-impl Drop for Parent {
-    fn drop(&mut self) {
-        registry::set_dir(None);
-    }
-}
-
 impl Files {
     /// Makes the files. Without debugfs, or if it fails, there are none and nothing else differs.
-    pub(crate) fn new() -> impl PinInit<Self, Error> {
-        let dir = Dir::new(c"tdx_mirror");
-        try_pin_init!(Self {
-            _stats <- dir.read_callback_file(c"stats", (), &show),
-            _reset <- dir.write_callback_file(c"reset", (), &reset),
-            _record <- dir.read_write_binary_file(c"record", Record),
-            _timing <- dir.read_write_callback_file(c"timing", (), &timing, &set_timing),
-            _read_sept <- dir.read_write_callback_file(
-                c"read_sept",
-                (),
-                &read_sept,
-                &set_read_sept
-            ),
-            _parent: Parent::new(&dir),
-            _dir: dir,
-        })
+    ///
+    /// # Errors
+    ///
+    /// `ENOMEM`.
+    pub(crate) fn new() -> Result<Self> {
+        let folder = Folder::new(c"tdx_mirror", None);
+        let files: [(&CStr, u16, &'static Node); 4] = [
+            (c"stats", 0o400, &STATS),
+            (c"reset", 0o200, &RESET),
+            (c"timing", 0o600, &TIMING),
+            (c"read_sept", 0o600, &READ_SEPT),
+        ];
+        for (name, mode, node) in files {
+            // SAFETY: The nodes are static, and the folder goes with the module.
+            unsafe { folder.text(name, mode, node) };
+        }
+        folder.record(c"record");
+        // The TDs find it there.
+        registry::set_folder(Some(Arc::new(folder, GFP_KERNEL_ACCOUNT)?));
+        Ok(Self(()))
+    }
+}
+
+impl Drop for Files {
+    fn drop(&mut self) {
+        registry::set_folder(None);
     }
 }

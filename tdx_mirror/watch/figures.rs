@@ -176,6 +176,7 @@ pub(crate) fn write_memory(stats: &tdx_mirror_stats, f: &mut fmt::Formatter<'_>)
 pub(crate) fn write_td(td: &Td, f: &mut fmt::Formatter<'_>) -> fmt::Result {
     writeln!(f, "td {}", td.number())?;
     writeln!(f, "pid {}", td.pid())?;
+    writeln!(f, "tid {}", td.tid())?;
     writeln!(f, "finalized {}", u8::from(td.hooks().is_finalized()))?;
     let stats = stats::of(td);
     stats::write(&stats, f)?;

@@ -24,10 +24,6 @@
 
 use core::mem;
 use kernel::{
-    debugfs::{
-        BinaryReader,
-        BinaryWriter, //
-    },
     fs::file,
     prelude::*,
     sync::atomic::{
@@ -41,8 +37,11 @@ use kernel::{
 };
 
 use crate::base::td::Phase;
-use crate::kernel::switches;
 use crate::kernel::uaccess::number;
+use crate::kernel::{
+    sched,
+    switches, //
+};
 
 /// Bytes of a record.
 const SIZE: usize = 32;
@@ -321,46 +320,46 @@ fn control(events: usize) -> Result {
     Ok(())
 }
 
-/// The file.
-pub(crate) struct Record;
-
-impl BinaryWriter for Record {
-    fn write_to_slice(
-        &self,
-        writer: &mut UserSliceWriter,
-        offset: &mut file::Offset,
-    ) -> Result<usize> {
-        let mut at = usize::try_from(*offset).map_err(|_| EINVAL)?;
-        let mut written = 0usize;
-        while !writer.is_empty() {
-            let mut chunk = [[0; SIZE]; CHUNK];
-            let count = RECORDING.lock().copy(at / SIZE, &mut chunk);
-            let from = at % SIZE;
-            let end = count.wrapping_mul(SIZE);
-            let end = end.min(from.saturating_add(writer.len()));
-            let Some(bytes) = chunk.as_flattened().get(from..end) else {
-                break;
-            };
-            if bytes.is_empty() {
-                break;
+/// Reads the file from `offset` on, which moves on; returns how many bytes were read. Sleeps.
+///
+/// # Errors
+///
+/// `EFAULT`, `EINVAL` for an offset below 0, `ERESTARTSYS` for a signal before the first byte.
+pub(crate) fn read(writer: &mut UserSliceWriter, offset: &mut file::Offset) -> Result<usize> {
+    let mut at = usize::try_from(*offset).map_err(|_| EINVAL)?;
+    let mut written = 0usize;
+    while !writer.is_empty() {
+        if kernel::current!().signal_pending() {
+            if written == 0 {
+                return Err(ERESTARTSYS);
             }
-            writer.write_slice(bytes)?;
-            at = at.saturating_add(bytes.len());
-            written = written.saturating_add(bytes.len());
+            break;
         }
-        *offset = file::Offset::try_from(at).map_err(|_| EINVAL)?;
-        Ok(written)
+        let mut chunk = [[0; SIZE]; CHUNK];
+        let count = RECORDING.lock().copy(at / SIZE, &mut chunk);
+        let from = at % SIZE;
+        let end = count.wrapping_mul(SIZE);
+        let end = end.min(from.saturating_add(writer.len()));
+        let Some(bytes) = chunk.as_flattened().get(from..end) else {
+            break;
+        };
+        if bytes.is_empty() {
+            break;
+        }
+        writer.write_slice(bytes)?;
+        at = at.saturating_add(bytes.len());
+        written = written.saturating_add(bytes.len());
+        sched::cond_resched();
     }
+    *offset = file::Offset::try_from(at).map_err(|_| EINVAL)?;
+    Ok(written)
 }
 
-impl BinaryReader for Record {
-    fn read_from_slice(
-        &self,
-        reader: &mut UserSliceReader,
-        _offset: &mut file::Offset,
-    ) -> Result<usize> {
-        let len = reader.len();
-        control(number(reader)?)?;
-        Ok(len)
-    }
+/// Takes what is written to the file. Sleeps.
+///
+/// # Errors
+///
+/// `EFAULT`, `EINVAL` for what is no number, `E2BIG`, `ENOMEM`.
+pub(crate) fn write(reader: &mut UserSliceReader) -> Result {
+    control(number(reader)?)
 }

@@ -7,7 +7,6 @@ use core::{
     mem, //
 };
 use kernel::{
-    debugfs::Dir,
     list::{
         List,
         ListArc,
@@ -29,6 +28,7 @@ use super::figures::{
     self,
     Figures, //
 };
+use super::folder::Folder;
 use super::stats;
 use super::td_files::TdFiles;
 use crate::bindings::tdx_mirror_stats;
@@ -39,7 +39,7 @@ use crate::kvm::td::Td;
 pub(crate) struct Live {
     td: Arc<Td>,
     #[pin]
-    files: Mutex<Option<Pin<KBox<TdFiles>>>>,
+    files: Mutex<Option<TdFiles>>,
     #[pin]
     links: ListLinks,
 }
@@ -55,7 +55,8 @@ impl Live {
     /// Makes the TD's files. Without debugfs, or if it fails, there are none and nothing else
     /// differs. Sleeps.
     pub(crate) fn open_files(&self) {
-        let files = dir().and_then(|dir| TdFiles::new(&dir, &self.td).ok());
+        let folder = REGISTRY.lock().folder.clone();
+        let files = folder.and_then(|folder| TdFiles::new(&folder, &self.td).ok());
         *self.files.lock() = files;
     }
 
@@ -72,7 +73,7 @@ struct Registry {
     nr_live: u64,
     finished: tdx_mirror_stats,
     created: u64,
-    dir: Option<Dir>,
+    folder: Option<Arc<Folder>>,
     figures: Figures,
 }
 
@@ -84,7 +85,7 @@ kernel::sync::global_lock! {
         nr_live: 0,
         finished: stats::ZERO,
         created: 0,
-        dir: None,
+        folder: None,
         figures: Figures::ZERO,
     };
 }
@@ -165,14 +166,9 @@ pub(crate) fn remove(td: &Td) {
     drop(removed);
 }
 
-/// The folder in debugfs. Sleeps.
-pub(crate) fn dir() -> Option<Dir> {
-    REGISTRY.lock().dir.clone()
-}
-
 /// Sets the folder in debugfs, or lets go of it. Sleeps.
-pub(crate) fn set_dir(dir: Option<Dir>) {
-    let before = mem::replace(&mut REGISTRY.lock().dir, dir);
+pub(crate) fn set_folder(folder: Option<Arc<Folder>>) {
+    let before = mem::replace(&mut REGISTRY.lock().folder, folder);
     drop(before);
 }
 

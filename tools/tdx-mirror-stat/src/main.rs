@@ -243,8 +243,10 @@ struct Audit {
     leaves: u64,
     pending: u64,
     differences: u64,
-    /// Entries of which the S-EPT could not be read.
+    /// Entries of which the S-EPT was not, or could not be, read.
     unread: u64,
+    /// Entries of which it was.
+    compared: u64,
     /// The first of both.
     listed: Vec<String>,
 }
@@ -265,6 +267,7 @@ fn audit(source: &Source, td: &str, as_json: bool, out: &mut impl Write) -> Resu
         pending: count("pending")?,
         differences: count("differences")?,
         unread: count("unread")?,
+        compared: count("entries")?.saturating_sub(count("unread")?),
         listed: text
             .lines()
             .filter(|line| line.contains(": mirror "))
@@ -442,6 +445,18 @@ mod tests {
         let value: serde_json::Value = serde_json::from_str(&out).unwrap();
         assert_eq!(status, FOUND_PROBLEM);
         assert_eq!(value["listed"].as_array().map(Vec::len), Some(1));
+        // Of a TD whose S-EPT was not read.
+        let (status, out) = stat(&["audit", "8"]).unwrap();
+        assert!(
+            status == 0 && out.starts_with("nothing compared: "),
+            "{out}"
+        );
+        let (_, out) = stat(&["audit", "8", "--json"]).unwrap();
+        let value: serde_json::Value = serde_json::from_str(&out).unwrap();
+        assert_eq!(
+            (&value["compared"], &value["listed"]),
+            (&0.into(), &serde_json::json!([]))
+        );
     }
 
     #[test]

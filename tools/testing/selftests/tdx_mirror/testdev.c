@@ -457,7 +457,7 @@ static int write_to(const char *folder, const char *name, const char *text)
 TEST_F(testdev, debugfs_files)
 {
 	struct tdx_test_run run = { .rounds = 1 };
-	char folder[300], path[320], byte;
+	char folder[300], path[320], line[32], byte;
 	int fd;
 
 	ASSERT_FALSE(folder_of(getpid(), folder, sizeof(folder)));
@@ -472,6 +472,7 @@ TEST_F(testdev, debugfs_files)
 		     text_of(folder, "map"));
 	EXPECT_NE(NULL, strstr(text_of(folder, "audit"), "leaves 20\npending 0\ndifferences 0\n"));
 	EXPECT_EQ(NULL, strstr(text_of(folder, "audit"), "unread 0\n"));
+	EXPECT_EQ(0, strncmp(text_of(folder, "audit"), "nothing compared: ", 18));
 	EXPECT_EQ(EINVAL, write_to(FIGURES, "read_sept", "2"));
 	EXPECT_EQ(0, write_to(FIGURES, "read_sept", "1\n"));
 	EXPECT_STREQ("1\n", text_of(FIGURES, "read_sept"));
@@ -479,7 +480,10 @@ TEST_F(testdev, debugfs_files)
 		     text_of(folder, "map"));
 	EXPECT_NE(NULL, strstr(text_of(folder, "audit"),
 			       "leaves 20\npending 3\ndifferences 0\nunread 0\n"));
+	EXPECT_EQ(NULL, strstr(text_of(folder, "audit"), "nothing compared"));
 	EXPECT_STREQ("", text_of(folder, "frozen"));
+	snprintf(line, sizeof(line), "\npid %d\ntid %d\n", getpid(), gettid());
+	EXPECT_NE(NULL, strstr(text_of(folder, "stats"), line));
 	EXPECT_NE(NULL, strstr(text_of(folder, "stats"), "\nfinalized 1\nmapped 20\n"));
 	EXPECT_NE(NULL, strstr(text_of(folder, "stats"), "\npages_mapped 20\n"));
 	EXPECT_NE(NULL, strstr(text_of(folder, "stats"), "\nfaults_fixed 20\n"));
@@ -505,15 +509,80 @@ TEST_F(testdev, debugfs_files)
 	EXPECT_EQ(0, write_to(folder, "frozen", "10000"));
 	EXPECT_EQ(EBUSY, write_to(FIGURES, "reset", "1"));
 
-	/* A file that is open does not keep the TD. */
+	/* A file that is open does not keep the TD, and has nothing left of it. */
 	EXPECT_EQ(0, write_to(FIGURES, "read_sept", "0"));
 	snprintf(path, sizeof(path), "%s/map", folder);
 	fd = open(path, O_RDONLY);
 	ASSERT_LE(0, fd);
+	EXPECT_EQ(1, read(fd, &byte, 1));
 	ASSERT_EQ(0, DO(self->fd, TDX_TEST_DESTROY));
+	EXPECT_EQ(-1, read(fd, &byte, 1));
+	EXPECT_EQ(ENODEV, errno);
 	EXPECT_EQ(-1, pread(fd, &byte, 1, 0));
+	EXPECT_EQ(ENODEV, errno);
 	close(fd);
 	EXPECT_FALSE(folder_of(getpid(), folder, sizeof(folder)));
+}
+
+static void *create_one(void *fd)
+{
+	return (void *)(intptr_t)create_final(*(int *)fd, SEED);
+}
+
+/* A folder is named by the process, whichever of its threads made the TD. */
+TEST_F(testdev, debugfs_folder_of_a_thread)
+{
+	char folder[300], line[32], *tid;
+	pthread_t thread;
+	void *ret;
+
+	ASSERT_EQ(0, pthread_create(&thread, NULL, create_one, &self->fd));
+	pthread_join(thread, &ret);
+	ASSERT_EQ(NULL, ret);
+	ASSERT_TRUE(folder_of(getpid(), folder, sizeof(folder)));
+	snprintf(line, sizeof(line), "\npid %d\ntid ", getpid());
+	tid = strstr(text_of(folder, "stats"), line);
+	ASSERT_NE(NULL, tid);
+	EXPECT_NE(getpid(), atoi(tid + strlen(line)));
+}
+
+/* Every second page: a range for each, whatever a reader takes at a time. */
+TEST_F(testdev, debugfs_piece_by_piece)
+{
+	static char want[65536], got[65536];
+	static const int pieces[] = { 1, 7, 100, 4096, sizeof(got) };
+	char folder[300], path[320];
+	int i, fd, at;
+
+	ASSERT_EQ(0, create_final(self->fd, SEED));
+	ASSERT_TRUE(folder_of(getpid(), folder, sizeof(folder)));
+	for (i = 0; i < DATA_PAGES; i += 2)
+		ASSERT_EQ(0, range(self->fd, TDX_TEST_MAP, DATA_GFN + i, 1, NULL));
+	EXPECT_EQ(0, write_to(FIGURES, "read_sept", "1"));
+	snprintf(want, sizeof(want), "%s", text_of(folder, "map"));
+	for (i = 0, at = 0; want[at]; at++)
+		i += want[at] == '\n';
+	EXPECT_EQ(2 + DATA_PAGES / 2, i);
+	snprintf(path, sizeof(path), "%s/map", folder);
+	for (i = 0; i < 5; i++) {
+		ssize_t n;
+
+		fd = open(path, O_RDONLY);
+		ASSERT_LE(0, fd);
+		for (at = 0; (n = read(fd, got + at, pieces[i])) > 0; at += n)
+			;
+		got[at] = 0;
+		EXPECT_EQ(0, n);
+		EXPECT_STREQ(want, got);
+		/* From an offset, and from the start again. */
+		ASSERT_EQ(20, lseek(fd, 20, SEEK_SET));
+		ASSERT_EQ(10, read(fd, got, 10));
+		EXPECT_EQ(0, memcmp(got, want + 20, 10));
+		ASSERT_EQ(10, pread(fd, got, 10, 0));
+		EXPECT_EQ(0, memcmp(got, want, 10));
+		close(fd);
+	}
+	EXPECT_EQ(0, write_to(FIGURES, "read_sept", "0"));
 }
 
 struct reader {
@@ -551,14 +620,14 @@ TEST_F_TIMEOUT(testdev, debugfs_race, 120)
 	unsigned long long reads = 0;
 	int td;
 
+	/* Also while a TD is built and while it ends, for which the TDX module needs it alone. */
+	ASSERT_EQ(0, write_to(FIGURES, "read_sept", "1"));
 	ASSERT_EQ(0, pthread_create(&reader.thread, NULL, look, &reader));
 	for (td = 0; td < 4; td++) {
 		struct worker worker = { .fd = self->fd, .seed = SEED + td };
 		atomic_bool stop = false;
 
 		ASSERT_EQ(0, create_final(self->fd, SEED + td));
-		/* The S-EPT only of a TD that stays: to create and destroy needs it alone. */
-		EXPECT_EQ(0, write_to(FIGURES, "read_sept", "1"));
 		worker.stop = &stop;
 		ASSERT_EQ(0, pthread_create(&worker.thread, NULL, work, &worker));
 		for (int n = 0; n < 200 && (reader.reads < reads + 20 || !worker.mapped); n++) {
@@ -572,12 +641,12 @@ TEST_F_TIMEOUT(testdev, debugfs_race, 120)
 		pthread_join(worker.thread, NULL);
 		EXPECT_EQ(0, worker.error);
 		EXPECT_LT(0, worker.mapped);
-		EXPECT_EQ(0, write_to(FIGURES, "read_sept", "0"));
 		/* While it is read. */
 		ASSERT_EQ(0, DO(self->fd, TDX_TEST_DESTROY));
 	}
 	reader.stop = true;
 	pthread_join(reader.thread, NULL);
+	EXPECT_EQ(0, write_to(FIGURES, "read_sept", "0"));
 	ksft_print_msg("%llu reads\n", reader.reads);
 	EXPECT_LE(40, reader.reads);
 	EXPECT_EQ(0, reader.differences);
