@@ -9,7 +9,8 @@ import lib
 
 HEADER = "include/linux/tdx_mirror.h"
 PREFIXES = {
-    "patches/kvm/": r"(?:KVM: (?:x86/mmu|x86|TDX|VMX|selftests|guest_memfd)|x86/virt/tdx): ",
+    # What concerns no part of KVM, i.e. virt/kvm, has none, then.
+    "patches/kvm/": r"(?:KVM: (?:(?:x86/mmu|x86|TDX|VMX|selftests|guest_memfd): )?|x86/virt/tdx: )[A-Z]",
     "patches/emu/": r"(?:x86/virt/tdx|x86/tdx|virt/tdx|KVM: TDX|KVM: x86|tdx_mirror: patches/emu)[:/] ?",
 }
 

@@ -108,7 +108,9 @@ IGNORED = {
     # The human who sends a series signs it; a tool must not.
     "patch": ["MISSING_SIGN_OFF",
               # The entry is in MAINTAINERS of this project.
-              "FILE_PATH_CHANGES"],
+              "FILE_PATH_CHANGES",
+              # The kernel's history, which `Fixes:` refers to, is not here.
+              "UNKNOWN_COMMIT_ID"],
 }
 # The same for single files, and for folders (with a slash at the end).
 IGNORED_IN = {
