@@ -156,6 +156,25 @@ TEST_F(failures, adding_fails_for_good)
 	ASSERT_TD_OK(td, next_td_works(td));
 }
 
+/* A VM may end under KVM_PRE_FAULT_MEMORY: one warning says why, and no other. */
+TEST_F(failures, the_vm_dies_while_it_is_prefaulted)
+{
+	const struct td_config config = {};
+	struct td *td = &self->td;
+	struct td_vcpu *vcpu = &td->vcpu[0];
+
+	REQUIRE(NEEDS_EMULATOR | NEEDS_KLOG);
+	ASSERT_TD_OK(td, td_build(td, &config));
+	ASSERT_EQ(0, td_klog_begin("TDH.MEM.PAGE.AUG fails"));
+	ASSERT_EQ(0, td_fail(TD_PAGE_AUG, "1", TD_OPERAND_INVALID | TD_OP_RCX));
+	EXPECT_EQ(-EIO, td_prefault_once(vcpu, TD_RAM_GPA, PAGES * TD_PAGE));
+	EXPECT_EQ(-EIO, td_prefault_once(vcpu, TD_RAM_GPA, TD_PAGE));
+	td_destroy(td);
+	td_reset(td);
+	EXPECT_EQ(1, td_klog_end());
+	ASSERT_TD_OK(td, next_td_works(td));
+}
+
 /* One step of a zap that fails, and how many leaves it leaves in doubt. */
 struct broken_zap {
 	const char *what;
