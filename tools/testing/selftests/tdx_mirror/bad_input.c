@@ -240,6 +240,7 @@ TEST_F(bad_input, add_memory)
 		{ "no pages", { source, TD_RAM_GPA, 0 }, -EINVAL },
 		{ "wraps", { source, TD_RAM_GPA, ~0ull >> 12 }, -EINVAL },
 		{ "wraps in shift", { source, TD_RAM_GPA, 1ull << 52 }, -EINVAL },
+		{ "wraps to a page", { source, TD_RAM_GPA, (1ull << 52) + 1 }, -EINVAL },
 		{ "shared GPA", { source, TD_RAM_GPA | TD_SHARED_BIT, 1 }, -EINVAL },
 		{ "ends in shared", { source, TD_SHARED_BIT - TD_PAGE, 2 }, -EINVAL },
 		{ "top of the range", { source, ~0ull << 12, 1 }, -EINVAL },
@@ -279,6 +280,53 @@ TEST_F(bad_input, add_memory)
 	EXPECT_EQ(-EINVAL, td_vcpu_op(vcpu, KVM_TDX_INIT_MEM_REGION, 0, &region));
 	EXPECT_EQ(-EINVAL, td_vcpu_op(vcpu, KVM_TDX_INIT_VCPU, 0, NULL));
 	EXPECT_EQ(-EINVAL, td_vcpu_op(vcpu, KVM_TDX_GET_CPUID, 0, NULL));
+	EXPECT_TD_OK(td, td_ops_run(vcpu));
+}
+
+/* Once more, or as part of another region: refused, and as if it had not been asked. */
+TEST_F(bad_input, add_memory_twice)
+{
+	const struct td_config config = { .no_finalize = true };
+	struct td *td = &self->td;
+	struct td_vcpu *vcpu = &td->vcpu[0];
+	struct kvm_tdx_init_mem_region region;
+	struct td_counters before;
+	__u64 *data, i;
+
+	ASSERT_TD_OK(td, td_build(td, &config));
+	data = td->slot[0].shared;
+	for (i = 0; i < 4 * 512; i++)
+		data[i] = guest_pattern(TD_RAM_GPA + 8 * i, 1);
+	ASSERT_TD_OK(td, td_add_memory(vcpu, TD_RAM_GPA, data, 4, true));
+	td_counters_read(&before);
+	memset(data, 0, 4 * TD_PAGE);
+	for (i = 0; i < 4; i++) {
+		const struct kvm_tdx_init_mem_region again = {
+			(unsigned long)data, TD_RAM_GPA + i * TD_PAGE, 4
+		};
+
+		region = again;
+		td->hw_error = 1;
+		EXPECT_EQ(-EEXIST, td_vcpu_op(vcpu, KVM_TDX_INIT_MEM_REGION,
+					      KVM_TDX_MEASURE_MEMORY_REGION, &region));
+		EXPECT_EQ(0, td->hw_error);
+		EXPECT_EQ(0, memcmp(&again, &region, sizeof(region)));
+	}
+	EXPECT_TRUE(unchanged(&before));
+	/* The region that runs into one is done up to there. */
+	ASSERT_TD_OK(td, td_add_memory(vcpu, TD_RAM_GPA + 8 * TD_PAGE, data, 2, false));
+	region = (struct kvm_tdx_init_mem_region) {
+		(unsigned long)data, TD_RAM_GPA + 4 * TD_PAGE, 6
+	};
+	EXPECT_EQ(-EEXIST, td_vcpu_op(vcpu, KVM_TDX_INIT_MEM_REGION, 0, &region));
+	EXPECT_EQ(2, region.nr_pages);
+	EXPECT_EQ(TD_RAM_GPA + 8 * TD_PAGE, region.gpa);
+	for (i = 4; i < 8; i++)
+		mrtd_add_page(&td->mrtd, TD_RAM_GPA + i * TD_PAGE, data, false);
+
+	ASSERT_TD_OK(td, td_finalize(td));
+	EXPECT_NE(0, td_mrtd_known(td->mrtd_digest));
+	td_op(vcpu, GUEST_VERIFY, TD_RAM_GPA, 4, 1);
 	EXPECT_TD_OK(td, td_ops_run(vcpu));
 }
 
