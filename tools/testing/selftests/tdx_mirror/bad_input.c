@@ -243,6 +243,7 @@ TEST_F(bad_input, add_memory)
 		{ "wraps to a page", { source, TD_RAM_GPA, (1ull << 52) + 1 }, -EINVAL },
 		{ "shared GPA", { source, TD_RAM_GPA | TD_SHARED_BIT, 1 }, -EINVAL },
 		{ "ends in shared", { source, TD_SHARED_BIT - TD_PAGE, 2 }, -EINVAL },
+		{ "beyond shared", { source, TD_SHARED_BIT << 1 | TD_RAM_GPA, 1 }, -EINVAL },
 		{ "top of the range", { source, ~0ull << 12, 1 }, -EINVAL },
 		{ "no slot", { source, TD_MMIO_GPA, 1 }, -EINVAL },
 		{ "slot without guest_memfd", { source, TD_BLOCKS_GPA, 1 }, -EINVAL },
@@ -406,6 +407,39 @@ TEST_F(bad_input, beyond_the_shared_bit)
 		EXPECT_EQ(-EINVAL, td_add_plain_slot(td, 4, gpas[i], TD_PAGE, true));
 	}
 	EXPECT_TD_OK(td, td_ops_run(&td->vcpu[0]));
+}
+
+/* The same for slots that are there before the width of the TD's GPAs is known. */
+TEST_F(bad_input, slot_before_init_vm)
+{
+	static const struct {
+		__u64 gpa, pages;
+	} bad[] = {
+		{ TD_SHARED_BIT, 1 }, { TD_SHARED_BIT - TD_PAGE, 2 },
+		{ TD_SHARED_BIT << 1, 1 }, { TD_SHARED_BIT << 3 | TD_RAM_GPA, 1 },
+	};
+	struct kvm_tdx_init_vm *init;
+	struct td *td = &self->td;
+	unsigned int i;
+
+	ASSERT_TD_OK(td, td_create(td));
+	init = td_default_init(td, 0);
+	ASSERT_NE(NULL, init);
+	ASSERT_TD_OK(td, td_add_plain_slot(td, 4, TD_SHARED_BIT - TD_PAGE, TD_PAGE, true));
+	ASSERT_TD_OK(td, td_delete_slot(td, 4));
+	for (i = 0; i < ARRAY_SIZE(bad); i++) {
+		ASSERT_TD_OK(td, td_add_plain_slot(td, 4, bad[i].gpa,
+						   bad[i].pages * TD_PAGE, i & 1));
+		ASSERT_EQ(-EINVAL, td_vm_op(td, KVM_TDX_INIT_VM, 0, init));
+		ASSERT_EQ(-EIO, errno_of(ioctl(td->vm_fd, KVM_CREATE_VCPU, 0ul)));
+		ASSERT_TD_OK(td, td_delete_slot(td, 4));
+	}
+	ASSERT_TD_OK(td, td_add_plain_slot(td, 4, TD_SHARED_BIT - TD_PAGE, TD_PAGE, true));
+	EXPECT_EQ(0, td_vm_op(td, KVM_TDX_INIT_VM, 0, init));
+	free(init);
+	EXPECT_EQ(-EINVAL, td_add_plain_slot(td, 5, TD_SHARED_BIT, TD_PAGE, true));
+	EXPECT_TD_OK(td, td_add_vcpu(td));
+	EXPECT_TD_OK(td, td_init_vcpu(&td->vcpu[0]));
 }
 
 TEST_F(bad_input, finalize)
