@@ -442,6 +442,41 @@ TEST_F(bad_input, slot_before_init_vm)
 	EXPECT_TD_OK(td, td_init_vcpu(&td->vcpu[0]));
 }
 
+static bool has_gmem(int vm_fd, __u64 flags)
+{
+	struct kvm_create_guest_memfd create = { .size = TD_PAGE, .flags = flags };
+	int fd = ioctl(vm_fd, KVM_CREATE_GUEST_MEMFD, &create);
+
+	if (fd < 0)
+		return false;
+	close(fd);
+	return true;
+}
+
+/* A guest_memfd that serves shared and private pages: not for a TD, and KVM says so. */
+TEST_F(bad_input, guest_memfd_for_mmap)
+{
+	const __u64 all = GUEST_MEMFD_FLAG_MMAP | GUEST_MEMFD_FLAG_INIT_SHARED;
+	struct td *td = &self->td;
+	int vm_fd;
+
+	ASSERT_TD_OK(td, td_create(td));
+	EXPECT_EQ(0, ioctl(td->vm_fd, KVM_CHECK_EXTENSION, KVM_CAP_GUEST_MEMFD_FLAGS));
+	EXPECT_TRUE(has_gmem(td->vm_fd, 0));
+	EXPECT_FALSE(has_gmem(td->vm_fd, GUEST_MEMFD_FLAG_MMAP));
+	EXPECT_EQ(EINVAL, errno);
+	EXPECT_FALSE(has_gmem(td->vm_fd, all));
+	EXPECT_EQ(EINVAL, errno);
+
+	/* Other VMs have it as ever. */
+	vm_fd = ioctl(td->kvm_fd, KVM_CREATE_VM, KVM_X86_DEFAULT_VM);
+	ASSERT_LE(0, vm_fd);
+	EXPECT_EQ(all, ioctl(vm_fd, KVM_CHECK_EXTENSION, KVM_CAP_GUEST_MEMFD_FLAGS));
+	EXPECT_TRUE(has_gmem(vm_fd, GUEST_MEMFD_FLAG_MMAP));
+	EXPECT_TRUE(has_gmem(vm_fd, all));
+	close(vm_fd);
+}
+
 TEST_F(bad_input, finalize)
 {
 	const struct td_config config = { .no_finalize = true };
