@@ -72,6 +72,51 @@ TEST_F(guest_exits, mmio)
 	EXPECT_EQ(16, vcpu->mmio_exits);
 }
 
+/* Memory comes where a device was, shared from the first or converted to it later. */
+static void memory_after_mmio(struct __test_metadata *_metadata, struct td *td, bool convert)
+{
+	const struct td_config config = {};
+	struct td_vcpu *vcpu = &td->vcpu[0];
+	const struct guest_op *op;
+	__u64 *memory;
+
+	ASSERT_TD_OK(td, td_build(td, &config));
+	op = vcpu->block->ops;
+	memset(vcpu->mmio, 0x11, sizeof(vcpu->mmio));
+	td_op(vcpu, GUEST_MMIO_READ, TD_MMIO_GPA, 8, 0);
+	td_op(vcpu, GUEST_MMIO_READ, TD_MMIO_GPA + TD_PAGE, 8, 0);
+	ASSERT_TD_OK(td, td_ops_run(vcpu));
+	ASSERT_EQ(0x1111111111111111ull, op[0].res[0]);
+	ASSERT_EQ(2, vcpu->mmio_exits);
+
+	/* One page, so that the other one stays a device. */
+	ASSERT_TD_OK(td, td_add_slot(td, 4, TD_MMIO_GPA, TD_PAGE, convert));
+	if (convert)
+		ASSERT_TD_OK(td, td_set_private(td, TD_MMIO_GPA, TD_PAGE, false));
+	memory = td->slot[4].shared;
+	memory[0] = 0x2222222222222222ull;
+	ASSERT_TD_OK(td, td_ops_run(vcpu));
+	EXPECT_EQ(0x2222222222222222ull, op[0].res[0]);
+	EXPECT_EQ(~0ull, op[1].res[0]);
+	EXPECT_EQ(3, vcpu->mmio_exits);
+
+	/* And the other way round. */
+	ASSERT_TD_OK(td, td_delete_slot(td, 4));
+	ASSERT_TD_OK(td, td_ops_run(vcpu));
+	EXPECT_EQ(0x1111111111111111ull, op[0].res[0]);
+	EXPECT_EQ(5, vcpu->mmio_exits);
+}
+
+TEST_F(guest_exits, memory_where_a_device_was)
+{
+	memory_after_mmio(_metadata, &self->td, false);
+}
+
+TEST_F(guest_exits, converted_memory_where_a_device_was)
+{
+	memory_after_mmio(_metadata, &self->td, true);
+}
+
 TEST_F(guest_exits, cpuid_and_msr)
 {
 	const struct td_config config = { .nr_vcpus = 2 };
