@@ -266,8 +266,8 @@ struct tdx_mirror_vcpu {
  *	@yield only if @can_yield. Cannot fail: what the TDX module may still
  *	own is quarantined and the VM bugged. Returns the number of leaves that
  *	were zapped.
- * @teardown: gives back all tables. HKID released, mmu_lock held for write,
- *	no walker left but RCU readers. Leaks and counts on doubt.
+ * @teardown: gives back all tables. HKID released, mmu_lock held for write and
+ *	yielded, no walker left but RCU readers. Leaks and counts on doubt.
  * @destroy: frees the mirror and puts back its tables, after @teardown or
  *	without a map before. No other call is under way. Sleeps.
  * @fault_retry: what to do after @map returned TDX_MIRROR_MAP_RETRY for a

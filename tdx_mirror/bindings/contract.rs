@@ -520,7 +520,7 @@ unsafe extern "C" {
     pub fn tdx_mirror_set_page_private(virt: *mut ffi::c_void, value: *mut ffi::c_void);
 }
 unsafe extern "C" {
-    pub fn tdx_mirror_hold_page(pfn: u64_);
+    pub fn tdx_mirror_hold_page(pfn: u64_) -> bool;
 }
 unsafe extern "C" {
     pub fn tdx_mirror_release_page(pfn: u64_);

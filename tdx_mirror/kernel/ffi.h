@@ -23,7 +23,7 @@ u64 tdx_mirror_sum_counter(const void *counter);
 u64 tdx_mirror_virt_to_pfn(void *virt);
 void *tdx_mirror_page_private(void *virt);
 void tdx_mirror_set_page_private(void *virt, void *value);
-void tdx_mirror_hold_page(u64 pfn);
+bool tdx_mirror_hold_page(u64 pfn);
 void tdx_mirror_release_page(u64 pfn);
 
 /* sched.c */

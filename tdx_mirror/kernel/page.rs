@@ -65,10 +65,11 @@ pub(crate) fn word(page: PagePtr) -> Option<PagePtr> {
 }
 
 /// Takes a reference to a guest's page that is not given back before [`release()`], so that the
-/// page is not free before. Frames without a `struct page` have no allocator to keep them from.
-pub(crate) fn hold(pfn: Pfn) {
-    // SAFETY: kernel/page.c takes any number; KVM's reference keeps the page until its zap returns.
-    unsafe { bindings::tdx_mirror_hold_page(pfn.as_u64()) };
+/// page is not free before. Returns `false` if it is free already, and then there is none to give
+/// back. Frames without a `struct page` have no allocator to keep them from.
+pub(crate) fn hold(pfn: Pfn) -> bool {
+    // SAFETY: kernel/page.c takes any number, and takes no reference to a page that has none.
+    unsafe { bindings::tdx_mirror_hold_page(pfn.as_u64()) }
 }
 
 /// Gives back the reference that [`hold()`] took: the TDX module does not own the page any more.

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: GPL-2.0
 /*
  * The module's WARN sites, one function each, so that the trace names it. None
- * can be reached by a guest or by userspace unless KVM, the TDX module or this
- * module is broken.
+ * can be reached by a guest, by userspace or by an error of the hardware unless
+ * KVM, the TDX module or this module is broken.
  */
 
 #include <linux/bug.h>

@@ -185,7 +185,7 @@ pub fn a_failed_removal_quarantines(td: &Td) -> Outcome {
     ensure!(td.is_mapped(1) && !td.is_mapped(2) && td.bugs.get() == 1);
     ensure!(td::map(td, &mirror, 1) == Err(MapError::Bugged));
     td.hkid_released.set(true);
-    mirror.teardown(&td::exclusive());
+    mirror.teardown(&mut td::exclusive());
     ensure!(mirror.stats().resolved.get() == 1 && mirror.stats().leaked.get() == 0);
     ensure!(td.kept.get() == 0 && td.calls(Kind::ReclaimData) == 1);
     ensure!(td.broken.get() == 0);
@@ -200,7 +200,7 @@ pub fn a_failed_reclaim_leaks_one_page(td: &Td) -> Outcome {
     ensure!(td::zap(&mirror, 0, 1) == 1);
     td.fail(Kind::ReclaimTable, 0, 1, td::BUSY_TDR);
     td.hkid_released.set(true);
-    mirror.teardown(&td::exclusive());
+    mirror.teardown(&mut td::exclusive());
     ensure!(td.calls(Kind::ReclaimTable) == 3);
     ensure!(mirror.stats().leaked.get() == 1 && td.leaks.get() == 1);
     drop(mirror);
@@ -240,7 +240,7 @@ pub fn every_page_that_is_taken_is_counted(td: &Td) -> Outcome {
 /// Ends the TD; another may begin.
 fn finish(td: &Td, mirror: td::TdMirror<'_>) -> Outcome {
     td.hkid_released.set(true);
-    mirror.teardown(&td::exclusive());
+    mirror.teardown(&mut td::exclusive());
     ensure!(mirror.stats().leaked.get() == 0);
     drop(mirror);
     td.hkid_released.set(false);

@@ -119,6 +119,8 @@ pub struct Td {
     pub yields: Cell<u32>,
     /// Bugs that were reported.
     pub bugs: Cell<u32>,
+    /// How often the VM was ended.
+    pub ends: Cell<u32>,
     /// Leaks that were reported.
     pub leaks: Cell<u32>,
     /// Data pages kept from the allocator.
@@ -410,12 +412,17 @@ impl Vm for &Td {
         add(&self.bugs);
     }
 
+    fn end(&self) {
+        add(&self.ends);
+    }
+
     fn leaked(&self, _leak: &Leak) {
         add(&self.leaks);
     }
 
-    fn hold_page(&self, _pfn: Pfn) {
+    fn hold_page(&self, _pfn: Pfn) -> bool {
         change(&self.kept, true);
+        true
     }
 
     fn release_page(&self, _pfn: Pfn) {

@@ -206,8 +206,8 @@ unsafe extern "C" fn teardown(mirror: *mut tdx_mirror) {
         return;
     };
     // SAFETY: By the safety requirements.
-    let exclusive = unsafe { td.lock().assume_write() };
-    td.mirror().teardown(&exclusive);
+    let mut exclusive = unsafe { td.lock().assume_write() };
+    td.mirror().teardown(&mut exclusive);
     if switches::recording() {
         td.recorder().teardown();
     }

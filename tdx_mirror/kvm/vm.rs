@@ -44,6 +44,7 @@ use crate::mirror::error::{
     Bug,
     Leak, //
 };
+use crate::mirror::external::ExtFailure;
 use crate::mirror::lock::Exclusive;
 use crate::mirror::mmu::Vm;
 use crate::mirror::spte::Spte;
@@ -70,6 +71,16 @@ pub(crate) struct KernelVm {
     map: DirectMap,
     deferred: DeferredPages,
     reports: Atomic<u32>,
+    /// Not 0: it was said that the TDX module has ended the TD.
+    ended_said: Atomic<u32>,
+}
+
+/// Not 0: it was said that the TDX module was shut down.
+static SHUTDOWN_SAID: Atomic<u32> = Atomic::new(0);
+
+/// What a call was answered that failed.
+fn status(failure: Option<&ExtFailure>) -> Option<TdxStatus> {
+    failure.map(|failure| TdxStatus::new(failure.status))
 }
 
 impl KernelVm {
@@ -85,6 +96,7 @@ impl KernelVm {
             map: DirectMap::with(root),
             deferred: DeferredPages::new(),
             reports: Atomic::new(0),
+            ended_said: Atomic::new(0),
         }
     }
 
@@ -99,6 +111,23 @@ impl KernelVm {
     fn timed(&self, begun: u64) {
         if begun != 0 {
             self.freezes.add(tsc::cycles().saturating_sub(begun));
+        }
+    }
+
+    /// The TDX module serves this TD no more, and nobody has made a mistake: one line, however many
+    /// pages that concerns.
+    #[cold]
+    fn ended(&self, status: TdxStatus) {
+        if status.class() == TdxStatus::SYS_SHUTDOWN {
+            // Of all TDs at once.
+            if SHUTDOWN_SAID.xchg(1, Relaxed) == 0 {
+                pr_warn!("the TDX module was shut down: TDs end, their pages stay with it until the next boot\n");
+            }
+        } else if self.ended_said.xchg(1, Relaxed) == 0 {
+            pr_err!(
+                "the TDX module has ended the TD {} ({status:?}), as after a memory error in it: the VM ends, look for machine checks\n",
+                self.td
+            );
         }
     }
 
@@ -171,26 +200,35 @@ impl Vm for KernelVm {
 
     fn bug(&self, bug: &Bug) {
         trace::bugged(self.td, bug);
+        if let Some(status) = status(bug.failure()).filter(|status| status.is_ended()) {
+            return self.ended(status);
+        }
         if self.may_report() {
             pr_err!("bug, the VM ends, report this line: {bug:?}\n");
         }
         warn::bug();
+    }
+
+    fn end(&self) {
         self.hooks.bug_vm();
     }
 
     fn leaked(&self, leak: &Leak) {
         trace::leaked(self.td, leak);
+        let status = status(leak.failure());
+        if let Some(status) = status.filter(|status| status.is_ended()) {
+            return self.ended(status);
+        }
         if self.may_report() {
             pr_err!("page leaked, unusable until the next boot, report this line: {leak:?}\n");
         }
-        let (Leak::SeptTable { failure, .. } | Leak::Data { failure, .. }) = leak;
-        if TdxStatus::new(failure.status).is_operand_busy() {
+        if status.is_some_and(TdxStatus::is_operand_busy) {
             warn::reclaim_busy();
         }
     }
 
-    fn hold_page(&self, pfn: Pfn) {
-        page::hold(pfn);
+    fn hold_page(&self, pfn: Pfn) -> bool {
+        page::hold(pfn)
     }
 
     fn release_page(&self, pfn: Pfn) {

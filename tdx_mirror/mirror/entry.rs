@@ -14,7 +14,10 @@
 
 use super::cell::SpteCell;
 use super::cursor::Slot;
-use super::error::Bug;
+use super::error::{
+    Bug,
+    Leak, //
+};
 use super::external::{
     Assigned,
     ExtFailure,
@@ -335,14 +338,26 @@ impl<E: ExternalPt, V: Vm> Mirror<E, V> {
         self.quarantine(x, leaf);
     }
 
-    /// Gives up a leaf whose page the TDX module may still own.
+    /// Gives up a leaf whose page the TDX module may still own. A page that cannot be kept from the
+    /// allocator, because it is free already, is beyond help.
     #[cold]
     #[inline(never)]
     pub fn quarantine<S: State>(&self, x: &Exclusive<'_>, leaf: Leaf<'_, S>) {
+        let (at, pfn) = (leaf.at(), leaf.pfn());
+        if self.vm.hold_page(pfn) {
+            self.give_up(x, leaf);
+            self.vm.quarantined(at, pfn);
+        } else {
+            leaf.place.follow(x, &self.vm, Spte::NON_PRESENT);
+            self.vm.page_stats(at.level(), false);
+            self.leak(&Leak::Freed { at, pfn });
+        }
+    }
+
+    /// A leaf becomes a quarantined page, which it depends on the caller whether it is held.
+    pub(super) fn give_up<S: State>(&self, x: &Exclusive<'_>, leaf: Leaf<'_, S>) {
         let Leaf { place, pfn, .. } = leaf;
         place.follow(x, &self.vm, Spte::quarantined(pfn));
-        self.vm.hold_page(pfn);
-        self.vm.quarantined(place.at, pfn);
         self.vm.page_stats(place.at.level(), false);
         self.stats.quarantined.inc();
     }

@@ -72,7 +72,7 @@ pub enum Bug {
         found: Spte,
     },
     /// The external table refused an operation for another reason than contention, or was busy
-    /// even with all vCPUs out.
+    /// even with all vCPUs out. No mistake of anybody's where the TDX module has ended the TD.
     External {
         /// Which entry.
         at: Position,
@@ -84,6 +84,16 @@ pub enum Bug {
         /// Which entry.
         at: Position,
     },
+}
+
+impl Bug {
+    /// What the external table answered, if it refused an operation.
+    pub fn failure(&self) -> Option<&ExtFailure> {
+        match self {
+            Self::External { failure, .. } => Some(failure),
+            _ => None,
+        }
+    }
 }
 
 /// A page that is never given back.
@@ -105,6 +115,24 @@ pub enum Leak {
         /// What the reclaim answered: status, page type, owner, size.
         failure: ExtFailure,
     },
+    /// A data page that the TDX module may still own, and that was free when it should have been
+    /// held: whoever gets it next may find it taken away.
+    Freed {
+        /// The entry that maps or mapped it.
+        at: Position,
+        /// The page.
+        pfn: Pfn,
+    },
+}
+
+impl Leak {
+    /// What the reclaim answered, if there was one.
+    pub fn failure(&self) -> Option<&ExtFailure> {
+        match self {
+            Self::SeptTable { failure, .. } | Self::Data { failure, .. } => Some(failure),
+            Self::Freed { .. } => None,
+        }
+    }
 }
 
 impl fmt::Debug for Leak {
@@ -117,6 +145,9 @@ impl fmt::Debug for Leak {
             Self::Data { at, pfn, failure } => {
                 write!(f, "{pfn:?} of {at:?}")?;
                 failure
+            }
+            Self::Freed { at, pfn } => {
+                return write!(f, "{pfn:?} of {at:?} is free while it is mapped");
             }
         };
         write!(

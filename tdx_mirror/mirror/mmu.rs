@@ -52,6 +52,10 @@ use crate::base::td::Phase;
 /// time for which a blocked leaf waits for its removal and for which mmu_lock is not yielded.
 pub const ZAP_BATCH: u32 = 512;
 
+/// Leaves of a zap's first pass, or calls of a teardown, between two looks at whether mmu_lock is to
+/// be yielded. A batch that nobody waits for grows to its full size, and has one TRACK.
+pub const HOLD_STRETCH: u32 = 16;
+
 /// Buckets of the sizes of batches.
 pub const BATCH_SIZES: usize = ZAP_BATCH.ilog2() as usize + 1;
 
@@ -63,12 +67,16 @@ pub trait Vm: PageMap {
     fn counter(&self) -> Self::Count;
     /// The same of a row of counters.
     fn counter_row<const N: usize>(&self) -> <Self::Count as Count>::Row<N>;
-    /// Ends the VM for a broken invariant and reports it.
+    /// Reports a broken invariant. Called for each, and for the first one before
+    /// [`end()`](Self::end).
     fn bug(&self, bug: &Bug);
+    /// Ends the VM: no vCPU may enter any more. Called once.
+    fn end(&self);
     /// Reports a page that is never given back.
     fn leaked(&self, leak: &Leak);
-    /// Keeps `pfn` from the allocator: the TDX module may still own it.
-    fn hold_page(&self, pfn: Pfn);
+    /// Keeps `pfn` from the allocator: the TDX module may still own it. Returns `false` if the page
+    /// is free already, and then nothing is to be undone.
+    fn hold_page(&self, pfn: Pfn) -> bool;
     /// Undoes one [`hold_page()`](Self::hold_page): the TDX module gave the page back.
     fn release_page(&self, pfn: Pfn);
     /// A mirror page came into use (`linked`) or went out of it.
@@ -270,8 +278,12 @@ impl<E: ExternalPt, V: Vm> Mirror<E, V> {
 
     /// Ends the VM.
     pub(super) fn bugged(&self, bug: Bug) {
-        self.bugged.store(true, Relaxed);
+        let ended = self.bugged.xchg(true, Relaxed);
         self.vm.bug(&bug);
+        // All vCPUs are asked to leave: not once for each page of a TD that is lost as a whole.
+        if !ended {
+            self.vm.end();
+        }
     }
 }
 

@@ -23,6 +23,7 @@ use super::lock::Exclusive;
 use super::mmu::{
     Mirror,
     Vm,
+    HOLD_STRETCH,
     ZAP_BATCH, //
 };
 use super::spte::Spte;
@@ -55,6 +56,8 @@ struct Batch {
     blocked: Option<Position>,
     /// The range ends with this batch.
     last: bool,
+    /// It was ended early, because somebody waits for mmu_lock.
+    cut: bool,
 }
 
 impl<E: ExternalPt, V: Vm> Mirror<E, V> {
@@ -77,12 +80,12 @@ impl<E: ExternalPt, V: Vm> Mirror<E, V> {
         let mut cursor = Cursor::new(range);
         let mut zapped = 0u64;
         loop {
-            let batch = self.zap_batch(x, phase, &mut cursor, range);
+            let batch = self.zap_batch(x, phase, &mut cursor, range, may_yield);
             zapped = zapped.saturating_add(batch.removed);
             if batch.last {
                 return zapped;
             }
-            if may_yield && self.vm.need_resched() {
+            if batch.cut || may_yield && self.vm.need_resched() {
                 self.vm.yield_lock(x);
                 phase = self.ext.phase(x);
             }
@@ -104,11 +107,12 @@ impl<E: ExternalPt, V: Vm> Mirror<E, V> {
         phase: Phase,
         cursor: &mut Cursor,
         range: GfnRange,
+        may_yield: bool,
     ) -> Batch {
         let under_way = InBatch(&self.ext, x);
         let mode = ZapMode::of(&under_way, phase);
         let start = cursor.position();
-        let mut batch = self.first_pass(x, cursor, range, &mode);
+        let mut batch = self.first_pass(x, cursor, range, &mode, may_yield);
         if let (ZapMode::Batched(untracked), Some(first)) = (mode, batch.blocked) {
             let end = cursor.position().min(range.end());
             if let Some(covered) = GfnRange::new(start, end) {
@@ -129,6 +133,7 @@ impl<E: ExternalPt, V: Vm> Mirror<E, V> {
         cursor: &mut Cursor,
         range: GfnRange,
         mode: &ZapMode<'_>,
+        may_yield: bool,
     ) -> Batch {
         let mut batch = Batch::default();
         let mut empty = 0u32;
@@ -153,6 +158,10 @@ impl<E: ExternalPt, V: Vm> Mirror<E, V> {
                                 batch.blocked.get_or_insert(at);
                             }
                         }
+                    }
+                    if may_yield && batch.leaves % HOLD_STRETCH == 0 && self.vm.need_resched() {
+                        batch.cut = true;
+                        break;
                     }
                 }
                 Entry::NonPresent | Entry::Quarantined(_) => empty = empty.saturating_add(1),

@@ -97,7 +97,7 @@ impl<B: SeptBackend> Sept<B> {
             if out.status.is_success() {
                 return Ok(out);
             }
-            if kind.is_done(out.status) {
+            if kind.is_done(out.status, out.ext1) {
                 self.calls.informational(kind);
                 return Ok(out);
             }

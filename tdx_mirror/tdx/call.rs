@@ -31,8 +31,17 @@ struct Description {
     /// What may be contended while the TD is built, and once it runs.
     build: &'static [Operand],
     run: &'static [Operand],
-    /// A status beside success that says that the call reached what it is for.
-    done: Option<TdxStatus>,
+    /// An answer beside success that says that the call reached what it is for.
+    done: Option<Done>,
+}
+
+/// An answer that is no success and as good as one.
+#[derive(Debug)]
+enum Done {
+    /// Any status of this class.
+    Class(TdxStatus),
+    /// This status with RCX 0.
+    NoType(TdxStatus),
 }
 
 /// Nothing.
@@ -161,7 +170,7 @@ calls! {
         /// in the state that was asked for, and the status is no error.
         RangeBlock { at: Position } = MEM_RANGE_BLOCK,
         entry: Some(at), page: None, build: NONE, run: ENTRY,
-        done: Some(TdxStatus::GPA_RANGE_ALREADY_BLOCKED);
+        done: Some(Done::Class(TdxStatus::GPA_RANGE_ALREADY_BLOCKED));
     }
     track {
         /// TDH.MEM.TRACK: a new epoch begins.
@@ -187,9 +196,13 @@ calls! {
         /// TDH.PHYMEM.PAGE.RECLAIM of the S-EPT page `page`.
         ReclaimTable { page: PagePtr } = PHYMEM_PAGE_RECLAIM,
         entry: None, page: None, build: NONE, run: NONE, done: None;
-        /// TDH.PHYMEM.PAGE.RECLAIM of the data page `pfn` that may still be mapped at `at`.
+        /// TDH.PHYMEM.PAGE.RECLAIM of the data page `pfn` that may still be mapped at `at`. A page
+        /// without a type is not the TDX module's: it was removed before, or never mapped.
         ReclaimData { at: Position, pfn: Pfn } = PHYMEM_PAGE_RECLAIM,
-        entry: Some(at), page: Some(pfn), build: NONE, run: NONE, done: None;
+        entry: Some(at), page: Some(pfn), build: NONE, run: NONE,
+        done: Some(Done::NoType(
+            TdxStatus::PAGE_METADATA_INCORRECT.with_operand(OperandId::RCX),
+        ));
     }
 }
 
@@ -212,10 +225,15 @@ impl Kind {
         self.description().figure
     }
 
-    /// Whether `status` says that the call reached what it is for.
-    pub fn is_done(self, status: TdxStatus) -> bool {
-        // Without its details: one that is no error may have some.
-        status.is_success() || self.description().done == Some(status.class())
+    /// Whether `status`, with `ext1` in RCX, says that the call reached what it is for.
+    pub fn is_done(self, status: TdxStatus, ext1: u64) -> bool {
+        status.is_success()
+            || match self.description().done {
+                // Without its details: one that is no error may have some.
+                Some(Done::Class(class)) => status.class() == class,
+                Some(Done::NoType(exact)) => status == exact && ext1 == 0,
+                None => false,
+            }
     }
 
     /// The operand that `status` says is busy, if it is one that this call may find busy in this

@@ -141,6 +141,16 @@ impl TdxStatus {
         OperandId((self.0 & DETAILS) as u32)
     }
 
+    /// Whether the TD, or the TDX module as a whole, has ended: a machine check in the TD's memory, an
+    /// error of the TD's that the module found fatal, a shutdown. Whoever sees that has made no
+    /// mistake, and no call on the TD will be served any more.
+    pub const fn is_ended(self) -> bool {
+        matches!(
+            self.class(),
+            Self::TD_FATAL | Self::NON_RECOVERABLE_TD | Self::SYS_SHUTDOWN
+        )
+    }
+
     /// Whether the class is [`OPERAND_BUSY`](Self::OPERAND_BUSY).
     pub const fn is_operand_busy(self) -> bool {
         self.class().0 == Self::OPERAND_BUSY.0

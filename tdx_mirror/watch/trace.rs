@@ -165,12 +165,13 @@ pub(crate) fn kept(td: u32, at: Position, pfn: Pfn) {
 /// Reports a leak.
 pub(crate) fn leaked(td: u32, what: &Leak) {
     if leak::is_on() {
-        let (at, pfn, failure) = match *what {
-            Leak::SeptTable { at, failure } => (at, 0, failure),
-            Leak::Data { at, pfn, failure } => (at, Pfn::as_u64(pfn), failure),
+        let (at, pfn) = match *what {
+            Leak::SeptTable { at, .. } => (at, 0),
+            Leak::Data { at, pfn, .. } | Leak::Freed { at, pfn } => (at, Pfn::as_u64(pfn)),
         };
         let (gpa, level) = entry(Some(at));
-        leak::emit(td, gpa, level, pfn, failure.status);
+        let status = what.failure().map_or(0, |failure| failure.status);
+        leak::emit(td, gpa, level, pfn, status);
     }
 }
 

@@ -457,6 +457,7 @@ void fake_teardown(struct fake *f)
 	ops->end_files(f->mirror);
 	f->hkid_released = true;
 	write_lock(&f->mmu_lock);
+	atomic_set(&f->yields, 0);
 	ops->teardown(f->mirror);
 	write_unlock(&f->mmu_lock);
 	f->torn_down = true;

@@ -30,6 +30,10 @@
 /* OPERAND_INVALID on the first operand: nothing that a retry could cure. */
 #define STATUS_INVALID		0xc000010000000001ULL
 
+/* The TD, or the TDX module, has ended. */
+#define STATUS_TD_FATAL		0xe000060400000000ULL
+#define STATUS_SHUTDOWN		0xc000050600000000ULL
+
 /* PAGE_METADATA_INCORRECT on the first operand: not the page of a TD. */
 #define STATUS_METADATA		0xc000030000000001ULL
 
@@ -80,6 +84,7 @@ enum fake_call {
  * @meet: map an entry a second time while the first map has it
  * @met: what that returned
  * @errors: calls that break a rule of the contract
+ * @yields: how often mmu_lock was yielded; after the teardown, by that alone
  */
 struct fake {
 	rwlock_t mmu_lock;

@@ -99,6 +99,64 @@ static void test_failed_reclaim_leaks_and_warns(void)
 	check(!log_warnings("tdx_mirror_warn_reclaim_busy"), "only the first time");
 }
 
+/* As after a machine check in the TD's memory: each call on the TD is answered so. */
+/* Shows: B33, B34. */
+static void test_end_of_a_td_is_no_bug(void)
+{
+	struct fake *f = fake_new();
+	struct tdx_mirror_stats stats;
+	int i;
+
+	if (!f)
+		return check(false, __func__);
+	for (i = 0; i < 100; i++)
+		fake_map(f, i, FAKE_PFN(i), PG_LEVEL_4K);
+	fake_fail(f, CALL_BLOCK, 100, STATUS_TD_FATAL);
+	log_mark();
+	check(!fake_zap(f, 0, 100, true) && fake_map(f, 7, FAKE_PFN(7), PG_LEVEL_4K) == -EIO,
+	      "a TD that has ended gives no page up");
+	check(atomic_read(&f->bugged) == 1, "one request to all vCPUs for 100 pages");
+	f->resched = true;
+	fake_teardown(f);
+	check(atomic_read(&f->yields) == (100 + 3) / 16,
+	      "the end of quarantined pages yields the lock every 16 calls");
+	check(log_lines("the TDX module has ended the TD", "TD_FATAL", NULL) == 1 &&
+	      !log_lines("report this line", NULL, NULL) && !log_warnings("tdx_mirror"),
+	      "one line in the log, and no warning");
+	test_ops->stats(f->mirror, &stats);
+	check(stats.quarantined == 100 && stats.resolved == 100 && !stats.leaked,
+	      "all is given back");
+	fake_end(f, "TD that has ended", 0);
+}
+
+static void shut_down(void)
+{
+	struct fake *f = fake_new();
+	struct tdx_mirror_stats stats;
+
+	if (!f)
+		return check(false, __func__);
+	fake_map(f, 3, FAKE_PFN(3), PG_LEVEL_4K);
+	fake_fail(f, CALL_BLOCK, 1, STATUS_SHUTDOWN);
+	check(!fake_zap(f, 3, 4, true) && atomic_read(&f->bugged) == 1, "the VM ends");
+	fake_fail(f, CALL_RECLAIM_PAGE, 1, STATUS_SHUTDOWN);
+	fake_teardown(f);
+	test_ops->stats(f->mirror, &stats);
+	check(stats.quarantined == 1 && stats.leaked == 1, "what it had stays with the TDX module");
+	fake_end(f, "shut down", 0);
+}
+
+/* Shows: B33, B34. */
+static void test_shutdown_is_said_once(void)
+{
+	log_mark();
+	shut_down();
+	shut_down();
+	check(log_lines("the TDX module was shut down", NULL, NULL) == 1 &&
+	      !log_lines("report this line", NULL, NULL) && !log_warnings("tdx_mirror"),
+	      "one line in the log for two TDs, and no warning");
+}
+
 #ifdef CONFIG_PROVE_LOCKING
 /* A map of a mapped page and a zap of nothing reach no hook. */
 /* Shows: R48. */
@@ -130,5 +188,7 @@ void test_warn(void)
 	test_bad_parameter_warns_once();
 	test_bug_of_the_vm_warns_once();
 	test_failed_reclaim_leaks_and_warns();
+	test_end_of_a_td_is_no_bug();
+	test_shutdown_is_said_once();
 	test_missing_lock_warns();
 }

@@ -54,6 +54,8 @@ pub struct HostState {
     bugs: Mutex<Vec<Bug>>,
     leaks: Mutex<Vec<Leak>>,
     held: Mutex<HashSet<u64>>,
+    /// Data pages that nobody refers to.
+    free: Mutex<HashSet<u64>>,
     /// S-EPT pages in the account.
     accounted_external: Mutex<HashSet<usize>>,
     /// Mirror pages in use by the account.
@@ -63,6 +65,8 @@ pub struct HostState {
     /// How often `need_resched()` still says yes.
     pub resched: AtomicU32,
     pub yields: AtomicU64,
+    /// How often the VM was ended.
+    pub ends: AtomicU64,
     on_yield: Callback,
 }
 
@@ -101,11 +105,13 @@ impl Host {
             bugs: Mutex::default(),
             leaks: Mutex::default(),
             held: Mutex::default(),
+            free: Mutex::default(),
             accounted_external: Mutex::default(),
             accounted: AtomicI64::new(0),
             leaves: AtomicI64::new(0),
             resched: AtomicU32::new(0),
             yields: AtomicU64::new(0),
+            ends: AtomicU64::new(0),
             on_yield: Callback::default(),
         }))
     }
@@ -160,6 +166,11 @@ impl HostState {
 
     pub fn leaks(&self) -> Vec<Leak> {
         locked(&self.leaks).clone()
+    }
+
+    /// The last reference to the data page `pfn` is gone.
+    pub fn free_page(&self, pfn: u64) {
+        locked(&self.free).insert(pfn);
     }
 
     /// Whether the data page was kept from the allocator.
@@ -273,13 +284,22 @@ impl Vm for Host {
         locked(&self.bugs).push(*bug);
     }
 
+    fn end(&self) {
+        assert!(!locked(&self.bugs).is_empty(), "ended without a reason");
+        self.ends.fetch_add(1, SeqCst);
+    }
+
     fn leaked(&self, leak: &Leak) {
         locked(&self.leaks).push(*leak);
     }
 
-    fn hold_page(&self, pfn: Pfn) {
+    fn hold_page(&self, pfn: Pfn) -> bool {
+        if locked(&self.free).contains(&pfn.as_u64()) {
+            return false;
+        }
         let held = locked(&self.held).insert(pfn.as_u64());
         assert!(held, "{pfn:?} held twice");
+        true
     }
 
     fn release_page(&self, pfn: Pfn) {

@@ -122,11 +122,53 @@ fn each_call_has_its_own_contention() {
 #[test]
 fn a_leaf_that_is_blocked_already_is_done_for_block_alone() {
     for kind in KINDS {
-        assert!(kind.is_done(TdxStatus::SUCCESS));
+        assert!(kind.is_done(TdxStatus::SUCCESS, 7));
         let blocked = TdxStatus::GPA_RANGE_ALREADY_BLOCKED.with_operand(OperandId::RCX);
-        assert_eq!(kind.is_done(blocked), *kind == Kind::RangeBlock, "{kind:?}");
-        assert!(!kind.is_done(TdxStatus::PAGE_ALREADY_ACCEPTED));
-        assert!(!kind.is_done(TdxStatus::OPERAND_BUSY));
+        assert_eq!(
+            kind.is_done(blocked, 7),
+            *kind == Kind::RangeBlock,
+            "{kind:?}"
+        );
+        assert!(!kind.is_done(TdxStatus::PAGE_ALREADY_ACCEPTED, 0));
+        assert!(!kind.is_done(TdxStatus::OPERAND_BUSY, 0));
+    }
+}
+
+#[test]
+fn a_page_without_a_type_is_no_page_of_the_tdx_modules() {
+    let incorrect = TdxStatus::PAGE_METADATA_INCORRECT;
+    for kind in KINDS {
+        let data = *kind == Kind::ReclaimData;
+        // The page may be another TD's, or of another size: then it has a type.
+        for (operand, ext1, done) in [
+            (OperandId::RCX, 0, data),
+            (OperandId::RCX, 3, false),
+            (OperandId::RDX, 0, false),
+        ] {
+            let status = incorrect.with_operand(operand);
+            assert_eq!(
+                kind.is_done(status, ext1),
+                done,
+                "{kind:?} {status:?} {ext1}"
+            );
+        }
+    }
+}
+
+#[test]
+fn what_has_ended_is_told_from_a_mistake() {
+    for (status, ended) in [
+        (TdxStatus::TD_FATAL, true),
+        (TdxStatus::NON_RECOVERABLE_TD, true),
+        (TdxStatus::SYS_SHUTDOWN, true),
+        (TdxStatus::SYS_SHUTDOWN.with_operand(OperandId::RCX), true),
+        (TdxStatus::SUCCESS, false),
+        (TdxStatus::NON_RECOVERABLE_VCPU, false),
+        (TdxStatus::SYS_NOT_READY, false),
+        (TdxStatus::OP_STATE_INCORRECT, false),
+        (TdxStatus::OPERAND_BUSY, false),
+    ] {
+        assert_eq!(status.is_ended(), ended, "{status:?}");
     }
 }
 

@@ -4,10 +4,12 @@
 //! none, quarantined pages at the teardown, both accounts.
 
 use std::sync::atomic::Ordering::SeqCst;
+use std::sync::{Arc, Mutex, OnceLock};
 use tdx_mirror_host::base::addr::{Gfn, Pfn};
 use tdx_mirror_host::base::level::{Level, Position};
 use tdx_mirror_host::mirror::entry;
-use tdx_mirror_host::mirror::error::{Bug, MapError, MapOutcome};
+use tdx_mirror_host::mirror::error::{Bug, Leak, MapError, MapOutcome};
+use tdx_mirror_host::mirror::mmu::HOLD_STRETCH;
 use tdx_mirror_host::mirror::spte::{IllegalTransition, Spte, SpteKind};
 use tdx_mirror_host::mock::{
     status, Entry,
@@ -235,8 +237,7 @@ fn quarantined_pages_wait_for_the_hkid() {
     assert_eq!(td.host().held_pages().len(), 8);
     let failed = TdxStatus::LIFECYCLE_STATE_INCORRECT.raw();
     for leak in td.host().leaks() {
-        use tdx_mirror_host::mirror::error::Leak;
-        let (Leak::Data { failure, .. } | Leak::SeptTable { failure, .. }) = leak;
+        let failure = leak.failure().unwrap();
         assert_eq!(failure.status, failed);
         assert_eq!(failure.op, "TDH.PHYMEM.PAGE.RECLAIM");
     }
@@ -248,7 +249,7 @@ fn each_quarantined_page_is_tried_once() {
     for bad in [
         TdxStatus::OPERAND_BUSY.with_operand(OperandId::TDR),
         TdxStatus::OPERAND_BUSY.with_operand(OperandId::RCX),
-        TdxStatus::PAGE_METADATA_INCORRECT.with_operand(OperandId::RCX),
+        TdxStatus::OPERAND_INVALID.with_operand(OperandId::RCX),
     ] {
         let td = Td::built();
         map_all(&td, 0..8);
@@ -310,4 +311,160 @@ fn both_accounts_after_each_step() {
     assert_eq!(td.host().accounted_external(), 0);
     assert_eq!(td.host().used_external(), 2);
     assert_eq!(stats.leaked.get(), 2);
+}
+
+/// Calls of a teardown, and how many were made in each hold of mmu_lock.
+fn teardown_holds(td: &Arc<OnceLock<Td>>) -> Vec<usize> {
+    let made: Arc<Mutex<Vec<usize>>> = Arc::default();
+    let calls = |td: &Td| {
+        td.mock().count(Call(Kind::ReclaimTable)) + td.mock().count(Call(Kind::ReclaimData))
+    };
+    let (inner, seen) = (td.clone(), made.clone());
+    let td = td.get().unwrap();
+    td.host().on_yield(move || {
+        let td = inner.get().unwrap();
+        seen.lock().unwrap().push(calls(td));
+        // Somebody reads meanwhile: each entry is a value of the mirror's.
+        for gfn in (0..1 << 12).step_by(64) {
+            assert!(!matches!(
+                td.kind(gfn),
+                SpteKind::Malformed | SpteKind::Frozen
+            ));
+        }
+    });
+    td.mock().clear_log();
+    td.host().resched.store(u32::MAX, SeqCst);
+    td.teardown();
+    let mut made = made.lock().unwrap().clone();
+    made.push(calls(td));
+    made
+}
+
+fn shared(td: Td) -> Arc<OnceLock<Td>> {
+    let cell = Arc::new(OnceLock::new());
+    assert!(cell.set(td).is_ok());
+    cell
+}
+
+// Shows: R41, R49.
+#[test]
+fn a_teardown_yields_every_few_tables() {
+    for tables in [1, 15, 16, 17, 100] {
+        let td = shared(Td::built());
+        let gfns = (0..tables).map(|n| n * 512);
+        map_all(td.get().unwrap(), gfns);
+        assert_eq!(td.get().unwrap().zap(0, 1 << 36), tables);
+        let made = teardown_holds(&td);
+        let td = td.get().unwrap();
+        // Each hold but the last makes exactly as many calls as it may.
+        let all = tables as usize + 2;
+        let stretch = HOLD_STRETCH as usize;
+        let wanted: Vec<usize> = (1..=all / stretch)
+            .map(|n| n * stretch)
+            .chain([all])
+            .collect();
+        assert_eq!(made, wanted, "{tables} tables");
+        assert_eq!(td.host().yields.load(SeqCst) as usize, all / stretch);
+        assert_eq!(td.mock().early_reclaims(), 0);
+        assert_eq!(td.host().used_external(), 0);
+        assert_eq!(td.host().deferred_pages(), all);
+        assert_eq!(td.host().accounted.load(SeqCst), 0);
+        assert!(td.host().bugs().is_empty() && td.host().leaks().is_empty());
+    }
+}
+
+// Shows: R41, R49.
+#[test]
+fn a_teardown_of_quarantined_leaves_yields_and_tries_each_once() {
+    for leaves in [1u64, 16, 511, 512, 513, 1200] {
+        let td = shared(Td::built());
+        let inner = td.get().unwrap();
+        map_all(inner, 0..leaves);
+        inner
+            .mock()
+            .fail(Call(Kind::RangeBlock), 0, u32::MAX, TdxStatus::TD_FATAL);
+        assert_eq!(inner.zap(0, 1 << 36), 0);
+        assert_eq!(
+            inner.host().ends.load(SeqCst),
+            1,
+            "one request to the vCPUs"
+        );
+        inner.mock().clear_fails();
+        // One of them is lost, and not tried again behind a yield.
+        inner
+            .mock()
+            .fail(Call(Kind::ReclaimData), 0, 1, TdxStatus::SYS_SHUTDOWN);
+        let made = teardown_holds(&td);
+        let td = td.get().unwrap();
+        let stretch = HOLD_STRETCH as usize;
+        for pair in made.windows(2) {
+            assert!(pair[1] - pair[0] <= stretch, "{leaves}: {made:?}");
+        }
+        assert_eq!(td.made(Kind::ReclaimData), leaves);
+        let stats = td.mirror().stats();
+        assert_eq!((stats.resolved.get(), stats.leaked.get()), (leaves - 1, 1));
+        assert_eq!(td.host().held_pages(), [10_000]);
+        assert_eq!(td.host().used_external(), 0);
+        assert_eq!(td.mock().early_reclaims(), 0);
+    }
+}
+
+// Shows: R41.
+#[test]
+fn a_teardown_without_anybody_waiting_keeps_the_lock() {
+    let td = Td::built();
+    map_all(&td, (0..100).map(|n| n * 512));
+    assert_eq!(td.zap(0, 1 << 36), 100);
+    td.teardown();
+    assert_eq!(td.host().yields.load(SeqCst), 0);
+    assert_eq!(td.host().used_external(), 0);
+}
+
+// Shows: R41, B33.
+#[test]
+fn a_leaf_left_at_teardown_whose_page_is_free_is_not_held() {
+    for refused in [false, true] {
+        let td = Td::built();
+        map_all(&td, [5]);
+        td.host().free_page(10_005);
+        if refused {
+            td.mock()
+                .fail(Call(Kind::ReclaimData), 0, 1, status::STATE_INCORRECT);
+        }
+        // Releasing a page that is not held is a failure of the host's.
+        td.teardown();
+        assert!(!td.host().holds(10_005));
+        assert!(matches!(td.host().bugs()[..], [Bug::Unexpected { .. }]));
+        let stats = td.mirror().stats();
+        let lost = u64::from(refused);
+        assert_eq!((stats.resolved.get(), stats.leaked.get()), (1 - lost, lost));
+        assert_eq!(td.host().leaves.load(SeqCst), 0);
+        assert_eq!(td.host().used_external(), 0);
+    }
+}
+
+// Shows: B14.
+#[test]
+fn a_page_that_is_free_cannot_be_quarantined() {
+    let td = Td::built();
+    map_all(&td, 5..8);
+    td.host().free_page(10_006);
+    td.mock()
+        .fail(Call(Kind::PageRemove), 0, 3, status::STATE_INCORRECT);
+    assert_eq!(td.zap(5, 8), 0);
+    assert_eq!(td.kind(6), SpteKind::NonPresent);
+    assert_eq!(td.host().leaves.load(SeqCst), 0);
+    let leaks = td.host().leaks();
+    let [leak @ Leak::Freed { .. }] = leaks[..] else {
+        panic!("{leaks:?}");
+    };
+    assert_eq!(
+        format!("{leak:?}"),
+        "pfn 0x2716 of gfn 0x6 at L4K is free while it is mapped"
+    );
+    td.teardown();
+    let stats = td.mirror().stats();
+    assert_eq!((stats.quarantined.get(), stats.resolved.get()), (2, 2));
+    assert_eq!(stats.leaked.get(), 1);
+    assert!(td.host().held_pages().is_empty());
 }

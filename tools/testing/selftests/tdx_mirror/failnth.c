@@ -107,7 +107,6 @@ enum result {
 enum loss {
 	NOTHING,
 	QUARANTINE,	/* pages that the end of the TD gives back */
-	DATA_PAGE,	/* a page that is the host's, but may not be used */
 	TABLE,		/* a page of the S-EPT, and so the TDR */
 	CONTROL,	/* another page, and so the TDR */
 	TDR,
@@ -168,7 +167,7 @@ static const struct rule {
 	{ TD_RANGE_BLOCK, ANY, ALL, VM_DEAD, 0, QUARANTINE, "tdx_mirror_warn_bug" },
 	{ TD_TRACK, ANY, ALL, VM_DEAD, 0, QUARANTINE, "tdx_mirror_warn_bug" },
 	{ TD_PAGE_REMOVE, ANY, ALL, VM_DEAD, 0, QUARANTINE, "tdx_mirror_warn_bug" },
-	{ TD_PAGE_WBINVD, ANY, ALL, VM_DEAD, 0, DATA_PAGE, "tdx_mirror_warn_bug" },
+	{ TD_PAGE_WBINVD, ANY, ALL, VM_DEAD, 0, QUARANTINE, "tdx_mirror_warn_bug" },
 
 	{ VP_FLUSH, ANY, ALL, GOES_ON, 0, WHOLE_TD, NULL, 1 },
 	{ VPFLUSHDONE, ANY, ALL, GOES_ON, 0, WHOLE_TD, NULL, 1 },
@@ -400,8 +399,8 @@ static const char *judge_result(const struct rule *rule, enum life_step step,
 static const char *judge_loss(const struct rule *rule, const struct outcome *out, long *owned)
 {
 	long tables = calls_of(TD_SEPT_ADD);
-	bool data = rule->loss == DATA_PAGE, table = rule->loss == TABLE;
-	long leaked = rule->loss == WHOLE_TD ? tables : data || table;
+	bool table = rule->loss == TABLE;
+	long leaked = rule->loss == WHOLE_TD ? tables : table;
 	/* The log gets the first ten of a TD. */
 	long lines = leaked < 10 ? leaked : 10;
 
@@ -415,7 +414,7 @@ static const char *judge_loss(const struct rule *rule, const struct outcome *out
 		return "pages are leaked without a report";
 	if (rule->loss == QUARANTINE ?
 	    !out->quarantined || out->quarantined != out->resolved :
-	    out->quarantined != data || out->resolved)
+	    out->quarantined || out->resolved)
 		return "the quarantine";
 	return NULL;
 }

@@ -181,10 +181,13 @@ impl Vm for Arena {
     fn bug(&self, bug: &Bug) {
         panic!("{bug:?}");
     }
+    fn end(&self) {}
     fn leaked(&self, leak: &Leak) {
         panic!("{leak:?}");
     }
-    fn hold_page(&self, _pfn: Pfn) {}
+    fn hold_page(&self, _pfn: Pfn) -> bool {
+        true
+    }
     fn release_page(&self, _pfn: Pfn) {}
     fn account(&self, _page: PagePtr, _linked: bool) {}
     fn account_external(&self, _page: PagePtr, _linked: bool) {}

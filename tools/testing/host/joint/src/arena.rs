@@ -6,7 +6,9 @@
 use std::alloc::{alloc_zeroed, dealloc, Layout};
 use std::collections::BTreeSet;
 use std::ptr::{without_provenance_mut, NonNull};
-use std::sync::atomic::{AtomicI64, AtomicU64, AtomicU8, AtomicUsize, Ordering::SeqCst};
+use std::sync::atomic::{
+    AtomicBool, AtomicI64, AtomicU64, AtomicU8, AtomicUsize, Ordering::SeqCst,
+};
 use std::sync::{Arc, Mutex};
 
 use tdx_mirror_host::base::addr::{PagePtr, Pfn};
@@ -151,6 +153,8 @@ pub struct Host {
     machine: Arc<Machine>,
     pub mmu_lock: Arc<MmuLock>,
     pub bugs: Mutex<Vec<Bug>>,
+    /// The VM was ended.
+    pub ended: AtomicBool,
     pub leaks: Mutex<Vec<Leak>>,
     /// Data pages that were kept back, how often.
     pub held: Mutex<Vec<Pfn>>,
@@ -171,6 +175,7 @@ impl Host {
             machine,
             mmu_lock,
             bugs: Mutex::default(),
+            ended: AtomicBool::new(false),
             leaks: Mutex::default(),
             held: Mutex::default(),
             accounted: AtomicI64::new(0),
@@ -250,12 +255,17 @@ impl Vm for Host {
         self.bugs.lock().unwrap().push(*bug);
     }
 
+    fn end(&self) {
+        assert!(!self.ended.swap(true, SeqCst), "the VM is ended twice");
+    }
+
     fn leaked(&self, leak: &Leak) {
         self.leaks.lock().unwrap().push(*leak);
     }
 
-    fn hold_page(&self, pfn: Pfn) {
+    fn hold_page(&self, pfn: Pfn) -> bool {
         self.held.lock().unwrap().push(pfn);
+        true
     }
 
     fn release_page(&self, pfn: Pfn) {

@@ -23,6 +23,6 @@ type Token<'l> = Exclusive<'l>;
 #[cfg(not(control))]
 type Token<'l> = Shared<'l>;
 
-pub fn end<E: ExternalPt, V: Vm>(m: &Mirror<E, V>, token: &Token<'_>) {
+pub fn end<E: ExternalPt, V: Vm>(m: &Mirror<E, V>, token: &mut Token<'_>) {
     m.teardown(token);
 }
