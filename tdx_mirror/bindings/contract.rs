@@ -602,9 +602,9 @@ unsafe extern "C" {
 unsafe extern "C" {
     pub fn tdx_mirror_text_write(
         cursor: *mut ffi::c_void,
-        user: *mut ffi::c_void,
+        text: *const ffi::c_char,
         len: ffi::c_ulong,
-    ) -> ffi::c_long;
+    ) -> ffi::c_int;
 }
 unsafe extern "C" {
     pub fn tdx_mirror_record_read(
@@ -614,5 +614,5 @@ unsafe extern "C" {
     ) -> ffi::c_long;
 }
 unsafe extern "C" {
-    pub fn tdx_mirror_record_write(user: *mut ffi::c_void, len: ffi::c_ulong) -> ffi::c_long;
+    pub fn tdx_mirror_record_write(text: *const ffi::c_char, len: ffi::c_ulong) -> ffi::c_int;
 }

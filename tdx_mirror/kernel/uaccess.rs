@@ -2,16 +2,17 @@
 
 //! What userspace writes to a file.
 
-use kernel::{
-    prelude::*,
-    uaccess::UserSliceReader, //
-};
+use kernel::prelude::*;
 
 /// The decimal number that was written to a file, with or without a line's end.
-pub(crate) fn number(reader: &mut UserSliceReader) -> Result<usize> {
-    let mut text = [0; 12];
-    let text = text.get_mut(..reader.len()).ok_or(EINVAL)?;
-    reader.read_slice(text)?;
+///
+/// # Errors
+///
+/// `EINVAL`: it is none, or too long.
+pub(crate) fn number(text: &[u8]) -> Result<usize> {
+    if text.len() > 12 {
+        return Err(EINVAL);
+    }
     let digits = text.trim_ascii();
     if digits.is_empty() {
         return Err(EINVAL);

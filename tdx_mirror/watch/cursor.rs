@@ -6,8 +6,7 @@ use core::fmt;
 use kernel::{
     prelude::*,
     seq_file::SeqFile,
-    sync::Arc,
-    uaccess::UserSliceReader, //
+    sync::Arc, //
 };
 
 use super::access::{
@@ -47,7 +46,7 @@ pub(crate) enum Node {
         /// Writes a short text.
         show: fn(&mut fmt::Formatter<'_>) -> fmt::Result,
         /// Takes a text.
-        store: fn(&mut UserSliceReader) -> Result,
+        store: fn(&[u8]) -> Result,
     },
     /// A file of a TD.
     Td(TdFile, Arc<Access>),
@@ -71,12 +70,12 @@ impl Node {
     /// # Errors
     ///
     /// `EINVAL`, or what the file says.
-    pub(crate) fn store(&self, from: &mut UserSliceReader) -> Result {
+    pub(crate) fn store(&self, text: &[u8]) -> Result {
         match self {
-            Self::Module { store, .. } => store(from),
+            Self::Module { store, .. } => store(text),
             Self::Td(TdFile::Frozen, access) => {
                 access.is_open()?;
-                access.set_threshold(number(from)?)
+                access.set_threshold(number(text)?)
             }
             Self::Td(..) => Err(EINVAL),
         }

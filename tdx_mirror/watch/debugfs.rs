@@ -14,8 +14,7 @@
 use core::fmt;
 use kernel::{
     prelude::*,
-    sync::Arc,
-    uaccess::UserSliceReader, //
+    sync::Arc, //
 };
 
 use super::cursor::Node;
@@ -48,11 +47,11 @@ fn nothing(_: &mut fmt::Formatter<'_>) -> fmt::Result {
     Ok(())
 }
 
-fn refuse(_: &mut UserSliceReader) -> Result {
+fn refuse(_: &[u8]) -> Result {
     Err(EINVAL)
 }
 
-fn reset(_: &mut UserSliceReader) -> Result {
+fn reset(_: &[u8]) -> Result {
     registry::reset()
 }
 
@@ -60,8 +59,8 @@ fn timing(f: &mut fmt::Formatter<'_>) -> fmt::Result {
     writeln!(f, "{}", u8::from(switches::timing()))
 }
 
-fn set_timing(reader: &mut UserSliceReader) -> Result {
-    match number(reader)? {
+fn set_timing(text: &[u8]) -> Result {
+    match number(text)? {
         on @ (0 | 1) => switches::set_timing(on == 1),
         _ => return Err(EINVAL),
     }
@@ -72,8 +71,8 @@ fn read_sept(f: &mut fmt::Formatter<'_>) -> fmt::Result {
     writeln!(f, "{}", u8::from(switches::reads_sept()))
 }
 
-fn set_read_sept(reader: &mut UserSliceReader) -> Result {
-    match number(reader)? {
+fn set_read_sept(text: &[u8]) -> Result {
+    match number(text)? {
         on @ (0 | 1) => switches::set_reads_sept(on == 1),
         _ => return Err(EINVAL),
     }

@@ -26,8 +26,8 @@ int tdx_mirror_text_start(void *cursor, u64 index);
 int tdx_mirror_text_next(void *cursor, u64 index);
 void tdx_mirror_text_show(void *cursor, void *seq_file);
 void tdx_mirror_text_stop(void *cursor);
-long tdx_mirror_text_write(void *cursor, void *user, unsigned long len);
+int tdx_mirror_text_write(void *cursor, const char *text, unsigned long len);
 long tdx_mirror_record_read(void *user, unsigned long len, long long *offset);
-long tdx_mirror_record_write(void *user, unsigned long len);
+int tdx_mirror_record_write(const char *text, unsigned long len);
 
 #endif /* _TDX_MIRROR_WATCH_FFI_H */

@@ -11,6 +11,7 @@
 #include <linux/fs.h>
 #include <linux/module.h>
 #include <linux/seq_file.h>
+#include <linux/uio.h>
 
 #include "ffi.h"
 
@@ -89,19 +90,31 @@ static ssize_t tdx_mirror_fops_read(struct kiocb *iocb, struct iov_iter *to)
 	return ret ?: seq_read_iter(iocb, to);
 }
 
-static ssize_t tdx_mirror_fops_write(struct file *file, const char __user *from,
-				     size_t len, loff_t *pos)
+/* The beginning of what is written, which is enough for a number. */
+static ssize_t tdx_mirror_take(struct iov_iter *from, char text[16])
 {
-	struct seq_file *m = file->private_data;
+	size_t len = min(iov_iter_count(from), 16);
 
-	return tdx_mirror_text_write(m->private, (__force void *)from, len);
+	return copy_from_iter(text, len, from) == len ? len : -EFAULT;
+}
+
+static ssize_t tdx_mirror_fops_write(struct kiocb *iocb, struct iov_iter *from)
+{
+	struct seq_file *m = iocb->ki_filp->private_data;
+	size_t all = iov_iter_count(from);
+	char text[16];
+	ssize_t ret = tdx_mirror_take(from, text);
+
+	if (ret >= 0)
+		ret = tdx_mirror_text_write(m->private, text, ret);
+	return ret ?: all;
 }
 
 static const struct file_operations tdx_mirror_text_fops = {
 	.owner		= THIS_MODULE,
 	.open		= tdx_mirror_fops_open,
 	.read_iter	= tdx_mirror_fops_read,
-	.write		= tdx_mirror_fops_write,
+	.write_iter	= tdx_mirror_fops_write,
 	.llseek		= seq_lseek,
 	.release	= tdx_mirror_fops_release,
 };
@@ -112,18 +125,23 @@ static ssize_t tdx_mirror_record_fops_read(struct file *file, char __user *to,
 	return tdx_mirror_record_read((__force void *)to, len, pos);
 }
 
-static ssize_t tdx_mirror_record_fops_write(struct file *file,
-					    const char __user *from, size_t len,
-					    loff_t *pos)
+static ssize_t tdx_mirror_record_fops_write(struct kiocb *iocb,
+					    struct iov_iter *from)
 {
-	return tdx_mirror_record_write((__force void *)from, len);
+	size_t all = iov_iter_count(from);
+	char text[16];
+	ssize_t ret = tdx_mirror_take(from, text);
+
+	if (ret >= 0)
+		ret = tdx_mirror_record_write(text, ret);
+	return ret ?: all;
 }
 
 static const struct file_operations tdx_mirror_record_fops = {
-	.owner	= THIS_MODULE,
-	.read	= tdx_mirror_record_fops_read,
-	.write	= tdx_mirror_record_fops_write,
-	.llseek	= default_llseek,
+	.owner		= THIS_MODULE,
+	.read		= tdx_mirror_record_fops_read,
+	.write_iter	= tdx_mirror_record_fops_write,
+	.llseek		= default_llseek,
 };
 
 void *tdx_mirror_files_folder(const char *name, void *parent)

@@ -8,6 +8,7 @@ use core::{
 };
 use kernel::{
     ffi::{
+        c_char,
         c_int,
         c_long,
         c_longlong,
@@ -206,21 +207,22 @@ unsafe extern "C" fn tdx_mirror_text_stop(cursor: *mut c_void) {
     unsafe { cursor_of(cursor) }.stop();
 }
 
-/// Takes what was written to a file.
+/// Takes what was written to a file; 0 or an errno.
 ///
 /// # Safety
 ///
-/// `cursor` came from [`tdx_mirror_text_open()`] and is not closed.
+/// As of [`tdx_mirror_text_ready()`]; `text` is `len` bytes long.
 #[no_mangle]
 unsafe extern "C" fn tdx_mirror_text_write(
     cursor: *mut c_void,
-    user: *mut c_void,
+    text: *const c_char,
     len: c_ulong,
-) -> c_long {
+) -> c_int {
     // SAFETY: By the safety requirements.
-    let node = unsafe { node_of(cursor) };
-    let mut reader = UserSlice::new(UserPtr::from_ptr(user), len).reader();
-    count(node.store(&mut reader).map(|()| len))
+    let text = unsafe { core::slice::from_raw_parts(text.cast::<u8>(), len) };
+    // SAFETY: As above.
+    let stored = unsafe { node_of(cursor) }.store(text);
+    errno(stored.map(|()| false))
 }
 
 /// Reads the recording from an offset on.
@@ -243,9 +245,14 @@ unsafe extern "C" fn tdx_mirror_record_read(
     count(record::read(&mut writer, offset))
 }
 
-/// Controls the recording.
+/// Controls the recording; 0 or an errno.
+///
+/// # Safety
+///
+/// `text` is `len` bytes long.
 #[no_mangle]
-extern "C" fn tdx_mirror_record_write(user: *mut c_void, len: c_ulong) -> c_long {
-    let mut reader = UserSlice::new(UserPtr::from_ptr(user), len).reader();
-    count(record::write(&mut reader).map(|()| len))
+unsafe extern "C" fn tdx_mirror_record_write(text: *const c_char, len: c_ulong) -> c_int {
+    // SAFETY: By the safety requirements.
+    let text = unsafe { core::slice::from_raw_parts(text.cast::<u8>(), len) };
+    errno(record::write(text).map(|()| false))
 }

@@ -30,10 +30,7 @@ use kernel::{
         Atomic,
         Relaxed, //
     },
-    uaccess::{
-        UserSliceReader,
-        UserSliceWriter, //
-    }, //
+    uaccess::UserSliceWriter, //
 };
 
 use crate::base::td::Phase;
@@ -359,7 +356,7 @@ pub(crate) fn read(writer: &mut UserSliceWriter, offset: &mut file::Offset) -> R
 ///
 /// # Errors
 ///
-/// `EFAULT`, `EINVAL` for what is no number, `E2BIG`, `ENOMEM`.
-pub(crate) fn write(reader: &mut UserSliceReader) -> Result {
-    control(number(reader)?)
+/// `EINVAL` for what is no number, `E2BIG`, `ENOMEM`.
+pub(crate) fn write(text: &[u8]) -> Result {
+    control(number(text)?)
 }

@@ -315,6 +315,7 @@ static int __init contract_test_init(void)
 	test_build_does_not_retry();
 	test_zap();
 	test_fault();
+	test_files();
 	test_maps_and_zaps_in_parallel();
 	pr_info("1..%u\n", test_nr);
 	pr_info("%u passed, %u failed\n", test_nr - failures, failures);

@@ -85,6 +85,8 @@ static void fake_set(void *ctx, u64 gfn, int level, u64 pfn,
 	lockdep_assert_held_read(&f->mmu_lock);
 	/* Nobody but this thread changes the entry now. */
 	RULE(f, test_ops->walk(f->mirror, gfn, &at) == TDX_MIRROR_SPTE_FROZEN);
+	while (READ_ONCE(f->stuck))
+		cpu_relax();
 	if (f->meet)
 		f->met = ops->map(f->mirror, f, gfn, pfn, level);
 	if (!fake_begin(f, CALL_SET, gfn, err))
@@ -163,6 +165,9 @@ static void fake_read(void *ctx, u64 gfn, int level, struct tdx_mirror_err *err)
 
 	lockdep_assert_held(&f->mmu_lock);
 	RULE(f, gfn < 1ULL << FAKE_GFN_BITS);
+	/* A guest that accepts the page would find the entry locked. */
+	RULE(f, !f->files || (f->held && f->kicked));
+	RULE(f, !f->files_ended);
 	fake_begin(f, CALL_READ, fake_gfn(gfn, level), err);
 }
 
@@ -448,13 +453,20 @@ bool fake_account_ok(struct fake *f)
 	       atomic_read(&f->ext_accounted) == atomic_read(&f->ext_spt);
 }
 
+void fake_end_files(struct fake *f)
+{
+	if (!f->files_ended)
+		ops->end_files(f->mirror);
+	f->files_ended = true;
+}
+
 /* Everything zapped, HKID released, tables given back. */
 void fake_teardown(struct fake *f)
 {
 	if (f->torn_down)
 		return;
 	fake_zap(f, 0, 1ULL << FAKE_GFN_BITS, true);
-	ops->end_files(f->mirror);
+	fake_end_files(f);
 	f->hkid_released = true;
 	write_lock(&f->mmu_lock);
 	atomic_set(&f->yields, 0);

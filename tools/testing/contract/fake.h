@@ -81,6 +81,9 @@ enum fake_call {
  * @accounted: mirror tables by the mirror's own account
  * @ext_accounted: S-EPT tables by the mirror's own account
  * @no_page: the vCPU's cache has no page
+ * @files: the S-EPT is read for nothing but the TD's files
+ * @files_ended: they were taken away
+ * @stuck: an entry stays frozen until this is false
  * @meet: map an entry a second time while the first map has it
  * @met: what that returned
  * @errors: calls that break a rule of the contract
@@ -89,7 +92,7 @@ enum fake_call {
 struct fake {
 	rwlock_t mmu_lock;
 	bool finalized, hkid_released, torn_down, held, kicked, resched, fail_if_held;
-	bool no_page, meet;
+	bool no_page, meet, files, files_ended, stuck;
 	int met;
 	atomic_t bugged, kicks, yields, errors;
 	atomic_t spt, ext_spt, linked, accounted, ext_accounted;
@@ -136,6 +139,7 @@ void fake_mark(struct fake *f);
 int fake_calls(struct fake *f, enum fake_call call);
 int fake_seamcalls(struct fake *f);
 int fake_kicks(struct fake *f);
+void fake_end_files(struct fake *f);
 void fake_teardown(struct fake *f);
 bool fake_account_ok(struct fake *f);
 void fake_end(struct fake *f, const char *what, int leaked_tables);
@@ -152,6 +156,7 @@ extern unsigned int zap_batch;
 
 void test_zap(void);
 void test_fault(void);
+void test_files(void);
 void test_warn(void);
 
 #endif /* _FAKE_H */
