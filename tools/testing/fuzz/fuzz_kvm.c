@@ -13,6 +13,7 @@
 #include <stdio.h>
 #include <string.h>
 #include <sys/ioctl.h>
+#include <unistd.h>
 
 #include "fuzz.h"
 #include "probe.h"
@@ -21,6 +22,7 @@
 #define RAM_PAGES 64
 #define MOST_ATTRIBUTES 0x4000000ull
 #define GUEST_OPS 96
+#define TOO_MANY_PAGES (1ull << 52)
 
 enum {
 	ENTER,
@@ -36,12 +38,14 @@ enum {
 	ADD_SLOT,
 	DELETE_SLOT,
 	OTHER,
+	MEMFD,
 	NR_KINDS
 };
 
 static const char *const kinds[NR_KINDS] = {
 	"enter",   "prefault", "punch",	    "allocate", "attributes",  "add_memory", "finalize",
 	"init_vm", "add_vcpu", "init_vcpu", "add_slot", "delete_slot", "other",
+	"memfd",
 };
 
 static struct td td;
@@ -55,12 +59,12 @@ static __u8 content[(RAM_PAGES + 1) * TD_PAGE];
 /* arg[0]: vCPU or slot; arg[1], arg[2]: GPA and size; arg[3]: a variant. */
 static void make(struct fuzz_rng *rng, unsigned int index, struct fuzz_op *op)
 {
-	static const __u8 weights[NR_KINDS] = { 22, 20, 12, 3, 12, 5, 1, 1, 1, 1, 2, 2, 3 };
+	static const __u8 weights[NR_KINDS] = { 22, 20, 12, 3, 12, 5, 1, 1, 1, 1, 2, 2, 3, 1 };
 	static const __u64 odd[] = {
 		0,	     1,		 4095,	       TD_SHARED_BIT, TD_SHARED_BIT | TD_RAM_GPA,
 		~0ull << 12, 1ull << 51, TD_IMAGE_GPA, TD_BLOCKS_GPA, 0xfee00000
 	};
-	__u64 pick = fuzz_below(rng, 85), gfn = fuzz_below(rng, RAM_PAGES);
+	__u64 pick = fuzz_below(rng, 86), gfn = fuzz_below(rng, RAM_PAGES);
 
 	for (op->kind = 0; pick >= weights[op->kind]; op->kind++)
 		pick -= weights[op->kind];
@@ -70,7 +74,8 @@ static void make(struct fuzz_rng *rng, unsigned int index, struct fuzz_op *op)
 	op->arg[1] = TD_RAM_GPA + gfn * TD_PAGE;
 	op->arg[2] = (1 + fuzz_below(rng, fuzz_below(rng, 3) ? 4 : RAM_PAGES - gfn)) * TD_PAGE;
 	op->arg[3] = fuzz_below(rng, 16);
-	if (!fuzz_below(rng, 16))
+	/* Few slots are added, and where is what KVM has to judge. */
+	if (!fuzz_below(rng, op->kind == ADD_SLOT ? 4 : 16))
 		op->arg[1] = odd[fuzz_below(rng, ARRAY_SIZE(odd))];
 	if (!fuzz_below(rng, 16))
 		op->arg[2] = odd[fuzz_below(rng, ARRAY_SIZE(odd))];
@@ -159,7 +164,7 @@ static void enter(struct td_vcpu *vcpu)
 	}
 }
 
-static void add_memory(struct td_vcpu *vcpu, const struct fuzz_op *op)
+static const char *add_memory(struct td_vcpu *vcpu, const struct fuzz_op *op)
 {
 	const unsigned long source = ((unsigned long)content + TD_PAGE - 1) & ~(TD_PAGE - 1ul);
 	struct kvm_tdx_init_mem_region region = {
@@ -168,6 +173,9 @@ static void add_memory(struct td_vcpu *vcpu, const struct fuzz_op *op)
 		.nr_pages = op->arg[2] / TD_PAGE,
 	};
 
+	/* Too many by far, though their bytes wrap to as many as before. */
+	if (op->arg[3] == 6)
+		region.nr_pages |= TOO_MANY_PAGES;
 	if (region.nr_pages > RAM_PAGES && op->arg[3] & 1)
 		region.source_addr = ~0ull << 20;
 	td_vcpu_op(vcpu, KVM_TDX_INIT_MEM_REGION,
@@ -175,6 +183,9 @@ static void add_memory(struct td_vcpu *vcpu, const struct fuzz_op *op)
 		   op->arg[3] == 2 ? 6 :
 				     0,
 		   op->arg[3] == 3 ? NULL : &region);
+	if (op->arg[3] == 6 && region.gpa != op->arg[1])
+		return fuzz_say("of 2^52 pages and more %llx are left", region.nr_pages);
+	return NULL;
 }
 
 /* Calls that change what the library knows of the TD. */
@@ -214,6 +225,19 @@ static void run_setup(const struct fuzz_op *op, struct td_vcpu *vcpu)
 	pthread_mutex_unlock(&setup);
 }
 
+/* A memory file with the flags that are there, and one that is not. */
+static const char *create_memfd(const struct fuzz_op *op)
+{
+	struct kvm_create_guest_memfd create = { .size = op->arg[2], .flags = op->arg[3] & 7 };
+	int fd = ioctl(td.vm_fd, KVM_CREATE_GUEST_MEMFD, &create);
+
+	if (fd < 0)
+		return NULL;
+	close(fd);
+	return create.flags ? fuzz_say("a TD has guest_memfd with flags %llx", create.flags) :
+			      NULL;
+}
+
 static const char *run(const struct fuzz_op *op)
 {
 	struct td_vcpu *vcpu = &td.vcpu[op->arg[0] % TD_MAX_VCPUS];
@@ -246,7 +270,7 @@ static const char *run(const struct fuzz_op *op)
 		break;
 	case ADD_MEMORY:
 		if (has_vcpu)
-			add_memory(vcpu, op);
+			return add_memory(vcpu, op);
 		break;
 	case FINALIZE:
 		td_vm_op(&td, KVM_TDX_FINALIZE_VM, op->arg[3] == 1,
@@ -260,6 +284,8 @@ static const char *run(const struct fuzz_op *op)
 			td_vcpu_op(vcpu, op->arg[1], op->arg[3] & 2,
 				   (void *)(op->arg[3] & 4 ? 4096ul : 0));
 		break;
+	case MEMFD:
+		return create_memfd(op);
 	default:
 		run_setup(op, vcpu);
 	}
