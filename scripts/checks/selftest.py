@@ -3,6 +3,7 @@
 
 import os
 
+import cfi
 import constants
 import coverage
 import layers
@@ -450,4 +451,16 @@ def selftest(result):
                 f.write(f"#define M {macro}\n")
             if len(constants.wrong(header, f"pub const M: i64 = {value};\n")[0]) != wanted:
                 result.bad(f"constants: {macro} as {value}")
+    for c_type, rust_type, wanted in (("enum e", "u32", 1), ("struct s *", "*mut s", 0), ("struct s *", "&mut s", 1), ("long", "ffi::c_long", 0)):
+        count += 1
+        with lib.temp() as folder:
+            header, contract = os.path.join(folder, "ops.h"), os.path.join(folder, "contract.rs")
+            with open(header, "w", encoding="utf-8") as f:
+                f.write(f"enum e {{ A }}; struct s {{ int x; }}; struct ops {{ void (*call)({c_type} a); }};\n")
+            with open(contract, "w", encoding="utf-8") as f:
+                f.write("use super::ffi;\n#[repr(C)]\npub struct s { pub x: ffi::c_int }\npub struct ops {\n"
+                        f'    pub call: ::core::option::Option<unsafe extern "C" fn(a: {rust_type})>,\n}}\n')
+            messages, found = cfi.wrong(header, contract)
+            if (len(messages), found) != (wanted, 1):
+                result.bad(f"cfi: {c_type} and {rust_type} gave {messages}")
     result.note = f"{count} cases"

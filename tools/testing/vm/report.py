@@ -25,7 +25,7 @@ ALARM = re.compile(
     r"possible (circular|recursive|irq lock)|INFO: (possible|task|rcu|trying)|suspicious RCU|"
     r"inconsistent lock|held lock freed|bad unlock balance|lock held when returning|"
     r"Invalid wait context|sleeping function called|scheduling while atomic|list_(add|del) corruption|"
-    r"Bad page|invariant|UBSAN: |soft lockup|hard LOCKUP|blocked for more than")
+    r"Bad page|CFI failure|invariant|UBSAN: |soft lockup|hard LOCKUP|blocked for more than")
 # What a WARN consists of. A test that provokes one says so in the kernel log, see
 # td_klog_begin() of the selftests; nothing else is tolerated meanwhile.
 WARN = re.compile(r"WARNING: |Call Trace")
