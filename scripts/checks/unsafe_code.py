@@ -17,7 +17,7 @@ ALLOWED = {
     "tdx_mirror/mirror/lock.rs": "making an evidence token says that mmu_lock is held",
     "tdx_mirror/kunit/td.rs": "a TD of one thread for tests: its pages, and evidence for its locks",
     "tdx_mirror/kvm/": "the edge to KVM: C pointers and function tables",
-    "tdx_mirror/watch/": "set-up of what is global, and the calls of tracepoints",
+    "tdx_mirror/watch/": "set-up of what is global, calls of tracepoints, the C side of the files",
     "tdx_mirror/kernel/": "what the kernel has no Rust for yet: the C beside it, behind safe types",
     "tdx_mirror/bindings/": "generated declarations, no code",
     "tdx_mirror/tdx_mirror_main.rs": "set-up of what is global, once",

@@ -121,6 +121,7 @@ pub fn table(now: &Sample, before: Option<&Sample>, all: bool) -> String {
         if [
             "td",
             "pid",
+            "tid",
             "finalized",
             "tds_live",
             "tds_created",
@@ -272,7 +273,7 @@ mod tests {
         let now = sample(0.0, TD);
         let text = table(&now, None, true);
         let shown = text.lines().filter(|line| line.starts_with("  ")).count();
-        assert_eq!(shown, now.figures.names().count() - 4);
+        assert_eq!(shown, now.figures.names().count() - 5);
     }
 
     #[test]

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 #include <ctype.h>
+#include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <sched.h>
@@ -426,4 +427,50 @@ int td_prefault_once(struct td_vcpu *vcpu, __u64 gpa, __u64 size)
 	struct kvm_pre_fault_memory range = { .gpa = gpa, .size = size };
 
 	return ioctl(vcpu->fd, KVM_PRE_FAULT_MEMORY, &range) ? -errno : 0;
+}
+
+#define MIRROR_FOLDER	"/sys/kernel/debug/tdx_mirror"
+
+bool td_folder(char *folder, size_t size)
+{
+	DIR *dir = opendir(MIRROR_FOLDER);
+	struct dirent *entry;
+	bool found = false;
+	char name[16];
+
+	if (!dir)
+		return false;
+	snprintf(name, sizeof(name), "%d-", getpid());
+	while (!found && (entry = readdir(dir))) {
+		found = !strncmp(entry->d_name, name, strlen(name));
+		if (found)
+			snprintf(folder, size, MIRROR_FOLDER "/%s", entry->d_name);
+	}
+	closedir(dir);
+	return found;
+}
+
+int td_folder_open(const char *folder, const char *name)
+{
+	char path[320];
+	int fd;
+
+	snprintf(path, sizeof(path), "%s/%s", folder, name);
+	fd = open(path, O_RDONLY | O_CLOEXEC);
+	return fd < 0 ? -errno : fd;
+}
+
+int td_mirror_write(const char *name, const char *text)
+{
+	char path[320];
+	int fd, ret = 0;
+
+	snprintf(path, sizeof(path), MIRROR_FOLDER "/%s", name);
+	fd = open(path, O_WRONLY | O_CLOEXEC);
+	if (fd < 0)
+		return -errno;
+	if (write(fd, text, strlen(text)) < 0)
+		ret = -errno;
+	close(fd);
+	return ret;
 }

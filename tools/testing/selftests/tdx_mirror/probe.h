@@ -32,6 +32,7 @@ enum td_leaf {
 	TD_VP_CREATE = 10,
 	TD_MR_EXTEND = 16,
 	TD_KEY_FREEID = 20,
+	TD_SEPT_RD = 25,
 	TD_PAGE_RECLAIM = 28,
 	TD_PAGE_REMOVE = 29,
 	TD_TRACK = 38,
@@ -127,6 +128,12 @@ const char *td_param(const char *name, const char *otherwise);
 
 /* How often a test does something: @often if the environment has TDX_TEST_LONG. */
 unsigned int td_times(unsigned int usual, unsigned int often);
+
+/* The folder in debugfs of the only TD that this process has, if it uses tdx_mirror. */
+bool td_folder(char *folder, size_t size);
+/* Opens a file of it, or writes to a file of tdx_mirror; negative for an errno. */
+int td_folder_open(const char *folder, const char *name);
+int td_mirror_write(const char *name, const char *text);
 
 /* A figure of /proc/vmstat, with what each CPU has of it. */
 __u64 td_vmstat(const char *name);

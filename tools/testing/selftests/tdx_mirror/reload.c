@@ -133,6 +133,34 @@ TEST_F_TIMEOUT(reload, with_a_td, 60)
 	ASSERT_EQ(0, load());
 }
 
+/* The TD is gone, nobody but who has its files open uses the module. */
+TEST_F_TIMEOUT(reload, with_files_of_a_td, 60)
+{
+	static const char * const name[] = { "stats", "map", "audit", "frozen" };
+	const struct td_config config = { .no_measure = true };
+	int fd[ARRAY_SIZE(name)], i;
+	char folder[300], byte;
+
+	ASSERT_TD_OK(&self->td, td_build(&self->td, &config));
+	ASSERT_TRUE(td_folder(folder, sizeof(folder)));
+	for (i = 0; i < ARRAY_SIZE(name); i++) {
+		fd[i] = td_folder_open(folder, name[i]);
+		ASSERT_LE(0, fd[i]) TH_LOG("%s", name[i]);
+	}
+	ASSERT_EQ(1, read(fd[0], &byte, 1));
+	td_destroy(&self->td);
+	td_reset(&self->td);
+	ASSERT_FALSE(td_folder(folder, sizeof(folder)));
+	for (i = 0; i < ARRAY_SIZE(name); i++) {
+		ASSERT_EQ(-1, read(fd[i], &byte, 1)) TH_LOG("%s", name[i]);
+		ASSERT_EQ(ENODEV, errno);
+		ASSERT_EQ(-EAGAIN, unload()) TH_LOG("%s", name[i]);
+		close(fd[i]);
+	}
+	ASSERT_EQ(0, unload());
+	ASSERT_EQ(0, load());
+}
+
 struct load {
 	struct td *td;
 	bool stop;
