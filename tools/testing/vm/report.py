@@ -333,12 +333,15 @@ def contract(path):
 
 
 def testdev_result(lines):
-    """(passed, failed, problems) of the program testdev, which prints TAP on the console."""
-    passed = sum(bool(re.match(r"ok \d+ testdev\.", line)) and "# SKIP" not in line for line in lines)
-    failed = sum(bool(re.match(r"not ok \d+ testdev\.", line)) for line in lines)
+    """(passed, failed, problems) of testdev and open_files, which print TAP on the console."""
+    passed = failed = 0
     problems = [line for line in lines if ALARM.search(line)]
-    if f"1..{passed + failed}" not in lines or not passed:
-        problems.append("the program did not come to its end, or skipped tests")
+    for program in ("testdev", "open_files"):
+        good = sum(bool(re.match(rf"ok \d+ {program}\.", line)) and "# SKIP" not in line for line in lines)
+        bad = sum(bool(re.match(rf"not ok \d+ {program}\.", line)) for line in lines)
+        passed, failed = passed + good, failed + bad
+        if f"1..{good + bad}" not in lines or not good:
+            problems.append(f"the program {program} did not come to its end, or skipped tests")
     return passed, failed, problems
 
 

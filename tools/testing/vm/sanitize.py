@@ -117,10 +117,10 @@ def judge(flavour, path):
     out.cases("testdev", report.testdev_result(programs))
     out.cases("kunit", report.kunit_result(parts.get("kunit", [])))
     for line in programs:
-        # Programs other than testdev.
-        case = re.match(r"(not )?ok \d+ ((?:modules|open_files|fuzz)\S*)", line)
+        # Programs other than those above.
+        case = re.match(r"(not )?ok \d+ ((?:modules|fuzz)\S*)", line)
         if case:
-            out.add(case.group(2), not case.group(1) and "# SKIP" not in line)
+            out.add(case.group(2), not case.group(1))
     for name in ("boot", "testdev", "kunit", "modules", "files", "fuzz", "leaks"):
         if name in parts:
             alarms = [line for line in parts[name] if report.ALARM.search(line)]

@@ -61,7 +61,7 @@ PARTS = {
     "bad lock_order": "WARNING: possible circular locking dependency detected\n",
     "bad leak": "", "end": "",
 }
-PROGRAMS = "ok 1 testdev.life_cycle\n1..1\nok 1 modules.load_unload_10\n@leaks 0\n@leaks 1\nvm: exit 0\n"
+PROGRAMS = "ok 1 testdev.life_cycle\n1..1\nok 1 open_files.of_a_td\nok 1 modules.load_unload_10\n@leaks 0\n@leaks 1\nvm: exit 0\n"
 RACE = "=" * 66 + "\nBUG: KCSAN: data-race in {0} / {0}\n\nread by task 1:\n {0}+0x1/0x2 {1}\n" + "=" * 66 + "\n"
 
 

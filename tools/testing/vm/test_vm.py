@@ -196,15 +196,16 @@ class Kunit(unittest.TestCase):
 
 
 class TestDevice(unittest.TestCase):
-    GOOD = "TAP version 13\n1..1\nok 1 testdev.parallel\r\nvm: exit 0\n"
+    GOOD = "TAP version 13\n1..1\nok 1 testdev.parallel\r\nok 1 open_files.of_a_td\nvm: exit 0\n"
 
     def test_good(self):
-        self.assertEqual(run_report("testdev", self.GOOD), (0, "testdev: 1 passed, 0 failed\n"))
+        self.assertEqual(run_report("testdev", self.GOOD), (0, "testdev: 2 passed, 0 failed\n"))
 
     def test_bad(self):
         for text in (self.GOOD.replace("ok 1", "not ok 1"), self.GOOD.replace("1..1", "1..2"),
                      self.GOOD.replace("exit 0", "exit 1"), self.GOOD + "WARNING: elsewhere\n",
-                     self.GOOD.replace("parallel", "parallel # SKIP no device"), ""):
+                     self.GOOD.replace("parallel", "parallel # SKIP no device"),
+                     self.GOOD.replace("ok 1 open_files.of_a_td\n", ""), ""):
             status, out = run_report("testdev", text)
             self.assertEqual(status, 1, out)
             self.assertRegex(out, r"testdev: \d+ passed, [1-9]\d* failed\n$")
