@@ -99,7 +99,8 @@ macro_rules! each_suite {
                 a_mark_is_cleared_or_owed,
                 local_rounds_are_bounded,
                 a_vcpu_near_the_threshold_is_held,
-                a_signal_a_slot_and_a_root_end_the_rounds,
+                an_invalidation_costs_no_entry_and_no_vm,
+                a_signal_and_a_slot_end_the_rounds,
                 busy_of_vp_enter_is_counted_and_reported,
                 the_strict_policy_ends_the_vm,
             ];

@@ -33,10 +33,12 @@ pub use self::budget::{
     BUILD_TRIES,
     FAULT_TRIES,
     HOLD_ROUNDS,
+    LISTED_AFTER,
     LOCAL_ROUNDS,
     MAX_ENTERS,
     PAY_TRIES,
     TEARDOWN_TRIES,
+    WAIT_ROUNDS,
     ZAP_TRIES,
     ZERO_STEP_THRESHOLD, //
 };

@@ -349,7 +349,7 @@ int tdt_map(struct tdt_td *td, struct tdx_mirror_vcpu *notes, u64 gfn,
 		ret = tdt_map_once(td, &cache, gfn);
 		if (!tdt_is_retry(ret)) {
 			*action = TDX_MIRROR_ENTER;
-			tdt_ops->fault_done(td->mirror, notes, gfn);
+			tdt_ops->fault_done(td->mirror, notes, gfn, 0, ret);
 			break;
 		}
 		if (signal_pending(current))

@@ -84,6 +84,8 @@ struct tdt_vcpu {
 	struct tdt_td *td;
 	int in_guest;
 	struct tdx_mirror_vcpu notes;
+	/* The GFN of the guest's last fault. */
+	u64 fault_gfn;
 	void *pages[TDT_NR_TDVPS];
 	struct tdt_run *run;
 	struct task_struct *task;

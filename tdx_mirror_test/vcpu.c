@@ -18,6 +18,9 @@
 #define EXIT_EPT_VIOLATION	48
 #define EXIT_TDCALL		77
 #define STATUS_HP_TIMEOUT	0x9000020500000000ULL
+/* Type of the extended exit qualification, in RDX: TDG.MEM.PAGE.ACCEPT. */
+#define EEQ_TYPE_MASK		0xf
+#define EEQ_TYPE_ACCEPT		1
 /* No status of the TDX module: the guest was not entered. */
 #define STATUS_HELD		~0ULL
 
@@ -79,12 +82,26 @@ static int tdt_busy(struct tdt_vcpu *v, u64 status)
 		-EIO : 0;
 }
 
+/* What KVM counts, see struct tdx_mirror_vcpu; @eeq is the extended qualification. */
+static void tdt_count_fault(struct tdt_vcpu *v, u64 gfn, u64 eeq)
+{
+	v->notes.accept = (eeq & EEQ_TYPE_MASK) == EEQ_TYPE_ACCEPT;
+	if (!v->notes.accept)
+		v->notes.faults++;
+	if (gfn != v->fault_gfn)
+		v->notes.repeats = 0;
+	v->notes.repeats++;
+	v->fault_gfn = gfn;
+}
+
 /* Why the guest was left; an error ends the run. */
 static int tdt_exit(struct tdt_vcpu *v, u64 status, struct tdx_module_args *args)
 {
 	if (status != EXIT_EPT_VIOLATION && status != STATUS_HELD &&
-	    status >> 32 != TDT_OPERAND_BUSY)
+	    status >> 32 != TDT_OPERAND_BUSY) {
 		v->notes.faults = 0;
+		v->notes.repeats = 0;
+	}
 
 	switch (status) {
 	case STATUS_HELD:
@@ -93,7 +110,7 @@ static int tdt_exit(struct tdt_vcpu *v, u64 status, struct tdx_module_args *args
 		return 0;
 	case EXIT_EPT_VIOLATION:
 		v->faults++;
-		v->notes.faults++;
+		tdt_count_fault(v, args->r8 >> PAGE_SHIFT, args->rdx);
 		return tdt_fault(v, args->r8 >> PAGE_SHIFT);
 	case EXIT_TDCALL:
 		if (args->r11 == TDX_TEST_VMCALL_ROUND)

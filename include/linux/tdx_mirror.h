@@ -181,10 +181,10 @@ struct tdx_mirror_backend {
  * Why a fault is to be retried, in the bits TDX_MIRROR_MAP_REASON.
  *
  * INVALIDATION: KVM's own reason, map() was not asked: an invalidation that covers
- * the GFN is under way, or the memslot or the root changed. map() never returns
- * it with RETRY. FROZEN: another thread holds an entry. NO_PAGE: the caches of
- * the vCPU had no page for a table. The others name what the TDX module was busy
- * with for the whole budget of tries.
+ * the GFN is under way, or one elsewhere as KVM merges ranges, or the memslot or
+ * the root changed. map() never returns it with RETRY. FROZEN: another thread
+ * holds an entry. NO_PAGE: the caches of the vCPU had no page for a table. The
+ * others name what the TDX module was busy with for the whole budget of tries.
  */
 #define TDX_MIRROR_RETRY_INVALIDATION	0x0000
 #define TDX_MIRROR_RETRY_FROZEN		0x0100
@@ -198,17 +198,23 @@ struct tdx_mirror_backend {
 /**
  * struct tdx_mirror_vcpu - the notes on one vCPU that KVM and the module share
  * @faults: written by KVM: EPT violations of private GPAs since the last exit that
- *	shows that the guest's RIP moved, the last one included. Interrupts,
- *	NMIs, SMIs, EPT violations of shared GPAs and VP.ENTERs that found an
- *	operand busy show nothing and leave it as it is. An EPT violation of
- *	TDG.MEM.PAGE.ACCEPT for another GFN than the one before is the first
- *	again; every other exit zeroes it. The guest's RIP is hidden from the
- *	host, so this is the host's upper bound of what the TDX module counts
- *	for its zero-step mitigation.
+ *	shows that the guest's RIP moved, the last one included, but those of
+ *	TDG.MEM.PAGE.ACCEPT, which the TDX module doesn't count. Interrupts, NMIs,
+ *	SMIs, EPT violations of shared GPAs and VP.ENTERs that found an operand
+ *	busy show nothing and leave it as it is; every other exit zeroes it. The
+ *	guest's RIP is hidden from the host, so this is the host's upper bound of
+ *	what the TDX module counts for its zero-step mitigation.
+ * @repeats: written by KVM: EPT violations of one private GFN in a row, those of
+ *	TDG.MEM.PAGE.ACCEPT as well. One of another GFN is the first again; what
+ *	zeroes @faults zeroes it.
  * @rounds: written by the module: local retries of the fault under way
+ * @waits: written by the module: those of them that were KVM's own
  * @gfn: written by the module: the GFN of the fault under way
+ * @spurious: written by the module: faults in a row on @gfn that found it mapped
+ * @accept: written by KVM: the last EPT violation of a private GPA was one of
+ *	TDG.MEM.PAGE.ACCEPT
  * @held: written by the module: @gfn is to be served before the next VP.ENTER,
- *	which would come too close to the zero-step threshold otherwise
+ *	which would be in vain, or too close to the zero-step threshold
  *
  * Zero at creation of the vCPU. Used alone by the thread that holds the vCPU's
  * mutex. A caller that maps on behalf of no guest's fault has notes of its own.
@@ -216,23 +222,29 @@ struct tdx_mirror_backend {
  */
 struct tdx_mirror_vcpu {
 	u32 faults;
+	u32 repeats;
 	u32 rounds;
+	u32 waits;
 	u64 gfn;
+	u32 spurious;
+	bool accept;
 	bool held;
 };
 
 /*
  * Conditions that KVM reports to tdx_mirror_ops.fault_retry().
  *
- * SIGNAL: a signal is pending. EVENT: an event is to be injected. SLOT_GONE:
- * the memslot is being deleted or moved, which waits for this thread. ROOT_GONE:
- * the root that the fault began with is obsolete. VM_DEAD: the VM is dead or
- * bugged. PREFAULT: the fault is not the guest's, no VP.ENTER follows.
+ * SIGNAL: a signal is pending. EVENT: an event is to be injected that no VP.ENTER
+ * took yet. SLOT_GONE: the memslot is being deleted or moved, which waits for this
+ * thread. VM_DEAD: the VM is dead or bugged. PREFAULT: the fault is not the
+ * guest's, no VP.ENTER follows.
+ *
+ * A root that became obsolete is none of them: KVM reloads it before it maps
+ * again.
  */
 #define TDX_MIRROR_FAULT_SIGNAL		0x01
 #define TDX_MIRROR_FAULT_EVENT		0x02
 #define TDX_MIRROR_FAULT_SLOT_GONE	0x04
-#define TDX_MIRROR_FAULT_ROOT_GONE	0x08
 #define TDX_MIRROR_FAULT_VM_DEAD	0x10
 #define TDX_MIRROR_FAULT_PREFAULT	0x20
 
@@ -276,8 +288,13 @@ struct tdx_mirror_vcpu {
  *	that @map returned or TDX_MIRROR_RETRY_INVALIDATION. Returns
  *	TDX_MIRROR_AGAIN, a bounded number of times, or one of the other three.
  *	No lock held.
- * @fault_done: the fault at @gfn that had retries, or was held, was served or
- *	ended in an error: the notes begin anew. No lock held.
+ * @fault_done: the fault at @gfn was served or ended in an error. @outcome is an
+ *	errno, TDX_MIRROR_MAP_SPURIOUS or TDX_MIRROR_MAP_FIXED; the latter is told
+ *	of a fault that had retries or was held, the others always. @conditions
+ *	may have TDX_MIRROR_FAULT_EVENT if userspace got an error for this fault
+ *	before. Returns TDX_MIRROR_ENTER, which with an error is to enter the
+ *	guest for the event, or TDX_MIRROR_EXIT: userspace gets the error. No lock
+ *	held.
  * @vp_enter_busy: TDH.VP.ENTER answered @status, TDX_OPERAND_BUSY with the
  *	operand in its low bits. Returns TDX_MIRROR_ENTER or TDX_MIRROR_KILL.
  *	No lock held, interrupts enabled.
@@ -303,8 +320,9 @@ struct tdx_mirror_ops {
 	u32 (*fault_retry)(struct tdx_mirror *mirror,
 			   struct tdx_mirror_vcpu *vcpu, u64 gfn,
 			   u32 conditions, u32 reason);
-	void (*fault_done)(struct tdx_mirror *mirror,
-			   struct tdx_mirror_vcpu *vcpu, u64 gfn);
+	u32 (*fault_done)(struct tdx_mirror *mirror,
+			  struct tdx_mirror_vcpu *vcpu, u64 gfn,
+			  u32 conditions, int outcome);
 	u32 (*vp_enter_busy)(struct tdx_mirror *mirror,
 			     struct tdx_mirror_vcpu *vcpu, u64 status);
 	void (*end_files)(struct tdx_mirror *mirror);

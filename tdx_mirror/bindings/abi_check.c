@@ -63,11 +63,15 @@ CHECK_OFFSET(struct tdx_mirror_backend, page_stats, 224);
 CHECK_OFFSET(struct tdx_mirror_backend, need_resched, 232);
 CHECK_OFFSET(struct tdx_mirror_backend, yield, 240);
 
-CHECK_SIZE(struct tdx_mirror_vcpu, 24);
+CHECK_SIZE(struct tdx_mirror_vcpu, 32);
 CHECK_OFFSET(struct tdx_mirror_vcpu, faults, 0);
-CHECK_OFFSET(struct tdx_mirror_vcpu, rounds, 4);
-CHECK_OFFSET(struct tdx_mirror_vcpu, gfn, 8);
-CHECK_OFFSET(struct tdx_mirror_vcpu, held, 16);
+CHECK_OFFSET(struct tdx_mirror_vcpu, repeats, 4);
+CHECK_OFFSET(struct tdx_mirror_vcpu, rounds, 8);
+CHECK_OFFSET(struct tdx_mirror_vcpu, waits, 12);
+CHECK_OFFSET(struct tdx_mirror_vcpu, gfn, 16);
+CHECK_OFFSET(struct tdx_mirror_vcpu, spurious, 24);
+CHECK_OFFSET(struct tdx_mirror_vcpu, accept, 28);
+CHECK_OFFSET(struct tdx_mirror_vcpu, held, 29);
 
 CHECK_SIZE(struct tdx_mirror_ops, 80);
 CHECK_OFFSET(struct tdx_mirror_ops, size, 0);

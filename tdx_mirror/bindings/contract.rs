@@ -24,7 +24,6 @@ pub const TDX_MIRROR_RETRY_TDR: u32 = 5120;
 pub const TDX_MIRROR_FAULT_SIGNAL: u32 = 1;
 pub const TDX_MIRROR_FAULT_EVENT: u32 = 2;
 pub const TDX_MIRROR_FAULT_SLOT_GONE: u32 = 4;
-pub const TDX_MIRROR_FAULT_ROOT_GONE: u32 = 8;
 pub const TDX_MIRROR_FAULT_VM_DEAD: u32 = 16;
 pub const TDX_MIRROR_FAULT_PREFAULT: u32 = 32;
 pub const TDX_MIRROR_AGAIN: u32 = 0;
@@ -249,22 +248,34 @@ const _: () = {
 #[derive(Copy, Clone)]
 pub struct tdx_mirror_vcpu {
     pub faults: u32_,
+    pub repeats: u32_,
     pub rounds: u32_,
+    pub waits: u32_,
     pub gfn: u64_,
+    pub spurious: u32_,
+    pub accept: bool,
     pub held: bool,
 }
 #[allow(clippy::unnecessary_operation, clippy::identity_op)]
 const _: () = {
-    ["Size of tdx_mirror_vcpu"][::core::mem::size_of::<tdx_mirror_vcpu>() - 24usize];
+    ["Size of tdx_mirror_vcpu"][::core::mem::size_of::<tdx_mirror_vcpu>() - 32usize];
     ["Alignment of tdx_mirror_vcpu"][::core::mem::align_of::<tdx_mirror_vcpu>() - 8usize];
     ["Offset of field: tdx_mirror_vcpu::faults"]
         [::core::mem::offset_of!(tdx_mirror_vcpu, faults) - 0usize];
+    ["Offset of field: tdx_mirror_vcpu::repeats"]
+        [::core::mem::offset_of!(tdx_mirror_vcpu, repeats) - 4usize];
     ["Offset of field: tdx_mirror_vcpu::rounds"]
-        [::core::mem::offset_of!(tdx_mirror_vcpu, rounds) - 4usize];
+        [::core::mem::offset_of!(tdx_mirror_vcpu, rounds) - 8usize];
+    ["Offset of field: tdx_mirror_vcpu::waits"]
+        [::core::mem::offset_of!(tdx_mirror_vcpu, waits) - 12usize];
     ["Offset of field: tdx_mirror_vcpu::gfn"]
-        [::core::mem::offset_of!(tdx_mirror_vcpu, gfn) - 8usize];
+        [::core::mem::offset_of!(tdx_mirror_vcpu, gfn) - 16usize];
+    ["Offset of field: tdx_mirror_vcpu::spurious"]
+        [::core::mem::offset_of!(tdx_mirror_vcpu, spurious) - 24usize];
+    ["Offset of field: tdx_mirror_vcpu::accept"]
+        [::core::mem::offset_of!(tdx_mirror_vcpu, accept) - 28usize];
     ["Offset of field: tdx_mirror_vcpu::held"]
-        [::core::mem::offset_of!(tdx_mirror_vcpu, held) - 16usize];
+        [::core::mem::offset_of!(tdx_mirror_vcpu, held) - 29usize];
 };
 #[repr(C)]
 #[derive(Copy, Clone)]
@@ -306,7 +317,13 @@ pub struct tdx_mirror_ops {
         ) -> u32_,
     >,
     pub fault_done: ::core::option::Option<
-        unsafe extern "C" fn(mirror: *mut tdx_mirror, vcpu: *mut tdx_mirror_vcpu, gfn: u64_),
+        unsafe extern "C" fn(
+            mirror: *mut tdx_mirror,
+            vcpu: *mut tdx_mirror_vcpu,
+            gfn: u64_,
+            conditions: u32_,
+            outcome: ffi::c_int,
+        ) -> u32_,
     >,
     pub vp_enter_busy: ::core::option::Option<
         unsafe extern "C" fn(

@@ -22,6 +22,7 @@ use crate::mirror::error::{
 use crate::sept::progress::{
     Action,
     Conditions,
+    End,
     Notes,
     Policy,
     Progress,
@@ -33,6 +34,7 @@ use crate::sept::{
     LOCAL_ROUNDS,
     MAX_ENTERS,
     PAY_TRIES,
+    WAIT_ROUNDS,
     ZAP_TRIES,
     ZERO_STEP_THRESHOLD, //
 };
@@ -94,9 +96,14 @@ pub fn a_mark_is_cleared_or_owed(td: &Td) -> Outcome {
 
 /// Asks again and again; answers how often that was granted, and the last answer.
 fn rounds(progress: &Progress, notes: &mut Notes, now: Conditions) -> (u32, Action) {
+    rounds_for(progress, notes, now, Why::Mirror(RetryReason::Frozen))
+}
+
+/// The same for another reason.
+fn rounds_for(progress: &Progress, notes: &mut Notes, now: Conditions, why: Why) -> (u32, Action) {
     let mut granted = 0u32;
     loop {
-        match progress.fault_retry(notes, 7, now, Why::Invalidation, || false) {
+        match progress.fault_retry(notes, 7, now, why, || false) {
             Action::Again if granted < 10_000 => granted = granted.saturating_add(1),
             last => return (granted, last),
         }
@@ -125,22 +132,40 @@ pub fn a_vcpu_near_the_threshold_is_held(_: &Td) -> Outcome {
     };
     ensure!(rounds(&progress, &mut notes, Conditions::NONE) == (HOLD_ROUNDS, Action::Exit));
     ensure!(notes.held && progress.stats().held.get() == 1);
-    progress.fault_done(&mut notes, 8);
+    let other = progress.fault_done(&mut notes, 8, Conditions::NONE, End::Mapped);
+    ensure!(other.action == Action::Enter);
     ensure!(notes.held);
-    progress.fault_done(&mut notes, 7);
+    let done = progress.fault_done(&mut notes, 7, Conditions::NONE, End::Mapped);
+    ensure!(done.action == Action::Enter && !done.report);
     ensure!(!notes.held && notes.rounds == 0);
     Ok(())
 }
 
-/// A signal, a memslot that goes and an obsolete root end the local retry at once.
-// Shows: B3, B5.
-pub fn a_signal_a_slot_and_a_root_end_the_rounds(_: &Td) -> Outcome {
+/// What KVM itself asks for neither enters nor ends the VM; a new event enters near the threshold.
+// Shows: R13, R16.
+pub fn an_invalidation_costs_no_entry_and_no_vm(_: &Td) -> Outcome {
     let progress = Progress::new(Policy::Kill);
-    for now in [
-        Conditions::SIGNAL,
-        Conditions::SLOT_GONE,
-        Conditions::ROOT_GONE,
-    ] {
+    let near = Notes {
+        faults: MAX_ENTERS,
+        repeats: MAX_ENTERS,
+        ..Notes::default()
+    };
+    for mut notes in [Notes::default(), near] {
+        let (none, event) = (Conditions::NONE, Conditions::EVENT);
+        let waited = rounds_for(&progress, &mut notes, none, Why::Invalidation);
+        ensure!(waited == (WAIT_ROUNDS, Action::Exit) && notes.held);
+        let entered = rounds_for(&progress, &mut notes, event, Why::Invalidation);
+        ensure!(entered == (0, Action::Enter) && !notes.held);
+    }
+    ensure!(progress.stats().killed.get() == 0);
+    Ok(())
+}
+
+/// A signal and a memslot that goes end the local retry at once.
+// Shows: B3.
+pub fn a_signal_and_a_slot_end_the_rounds(_: &Td) -> Outcome {
+    let progress = Progress::new(Policy::Kill);
+    for now in [Conditions::SIGNAL, Conditions::SLOT_GONE] {
         let mut notes = Notes::default();
         ensure!(rounds(&progress, &mut notes, now) == (0, Action::Enter));
         let prefault = now.with(Conditions::PREFAULT);

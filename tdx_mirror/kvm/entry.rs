@@ -270,10 +270,20 @@ unsafe extern "C" fn fault_retry(
 /// # Safety
 ///
 /// As of [`td_of`] and [`notes_of`].
-unsafe extern "C" fn fault_done(mirror: *mut tdx_mirror, vcpu: *mut tdx_mirror_vcpu, gfn: u64) {
+unsafe extern "C" fn fault_done(
+    mirror: *mut tdx_mirror,
+    vcpu: *mut tdx_mirror_vcpu,
+    gfn: u64,
+    conditions: u32,
+    outcome: c_int,
+) -> u32 {
     // SAFETY: The contract says that the mirror lives and that the notes are the caller's.
-    if let (Some(td), Some(notes)) = unsafe { (td_of(mirror), notes_of(vcpu)) } {
-        vcpu::fault_done(td, notes, gfn);
+    match unsafe { (td_of(mirror), notes_of(vcpu)) } {
+        (Some(td), Some(notes)) => vcpu::fault_done(td, notes, gfn, conditions, outcome),
+        _ => {
+            bad_parameter();
+            bindings::TDX_MIRROR_EXIT
+        }
     }
 }
 

@@ -3,7 +3,10 @@
 //! What a vCPU does next after a map or a VP.ENTER that met contention: the policy of
 //! [`crate::sept::progress`] on the notes that KVM keeps with each vCPU.
 
-use kernel::prelude::*;
+use kernel::{
+    ffi::c_int,
+    prelude::*, //
+};
 
 use super::td::Td;
 use crate::base::addr::Gfn;
@@ -19,6 +22,7 @@ use crate::kernel::warn;
 use crate::sept::progress::{
     Action,
     Conditions,
+    End,
     Notes,
     Why, //
 };
@@ -28,7 +32,6 @@ const _: () = {
     assert!(Conditions::SIGNAL.bits() == bindings::TDX_MIRROR_FAULT_SIGNAL);
     assert!(Conditions::EVENT.bits() == bindings::TDX_MIRROR_FAULT_EVENT);
     assert!(Conditions::SLOT_GONE.bits() == bindings::TDX_MIRROR_FAULT_SLOT_GONE);
-    assert!(Conditions::ROOT_GONE.bits() == bindings::TDX_MIRROR_FAULT_ROOT_GONE);
     assert!(Conditions::VM_DEAD.bits() == bindings::TDX_MIRROR_FAULT_VM_DEAD);
     assert!(Conditions::PREFAULT.bits() == bindings::TDX_MIRROR_FAULT_PREFAULT);
 };
@@ -95,13 +98,19 @@ fn as_kvm(action: Action) -> u32 {
 fn with_notes<R>(vcpu: &mut tdx_mirror_vcpu, f: impl FnOnce(&mut Notes) -> R) -> R {
     let mut notes = Notes {
         faults: vcpu.faults,
+        repeats: vcpu.repeats,
         rounds: vcpu.rounds,
+        waits: vcpu.waits,
         gfn: vcpu.gfn,
+        spurious: vcpu.spurious,
+        accept: vcpu.accept,
         held: vcpu.held,
     };
     let result = f(&mut notes);
     vcpu.rounds = notes.rounds;
+    vcpu.waits = notes.waits;
     vcpu.gfn = notes.gfn;
+    vcpu.spurious = notes.spurious;
     vcpu.held = notes.held;
     result
 }
@@ -128,8 +137,27 @@ pub(super) fn fault_retry(
 }
 
 /// A fault was served or ended in an error.
-pub(super) fn fault_done(td: &Td, vcpu: &mut tdx_mirror_vcpu, gfn: u64) {
-    with_notes(vcpu, |notes| td.progress().fault_done(notes, gfn));
+pub(super) fn fault_done(
+    td: &Td,
+    vcpu: &mut tdx_mirror_vcpu,
+    gfn: u64,
+    conditions: u32,
+    outcome: c_int,
+) -> u32 {
+    let now = Conditions::from_bits(conditions);
+    let end = match outcome {
+        ..0 => End::Error,
+        _ if outcome as u32 == bindings::TDX_MIRROR_MAP_SPURIOUS => End::Spurious,
+        _ => End::Mapped,
+    };
+    let done = with_notes(vcpu, |notes| td.progress().fault_done(notes, gfn, now, end));
+    if done.report {
+        let (number, pid, faults) = (td.number(), td.pid(), vcpu.faults);
+        pr_warn!(
+            "TD {number} of process {pid}: the TDX module keeps a vCPU out since its {faults} faults at one instruction, though gfn {gfn:#x} is mapped by now; it goes on once another vCPU accepts that page, else the TD is to be ended\n"
+        );
+    }
+    as_kvm(done.action)
 }
 
 /// Judges a VP.ENTER that found something busy.

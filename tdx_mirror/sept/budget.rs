@@ -51,6 +51,16 @@ pub const LOCAL_ROUNDS: u32 = ACCEPT_PAGES.div_ceil(FAULT_TRIES);
 /// [`LOCAL_ROUNDS`] included: as many as [`MAX_ENTERS`] faults have.
 pub const HOLD_ROUNDS: u32 = MAX_ENTERS * LOCAL_ROUNDS;
 
+/// Rounds of a fault that KVM itself lets begin anew, as for an invalidation under way. The vCPU
+/// holds `kvm->srcu` meanwhile, for which an update of the memslots waits: no longer than for
+/// contention.
+pub const WAIT_ROUNDS: u32 = HOLD_ROUNDS;
+
+/// Faults in a row that find their page mapped after which the page is taken for one that the TDX
+/// module has listed. A race of two vCPUs for a page brings about one of them, a translation that
+/// the CPU had cached another one.
+pub const LISTED_AFTER: u32 = 3;
+
 const _: () = {
     assert!(BUILD_TRIES == 1 && TEARDOWN_TRIES == 1);
     assert!(FAULT_TRIES >= BUILD_TRIES && FAULT_TRIES < ZERO_STEP_THRESHOLD);
@@ -63,4 +73,6 @@ const _: () = {
     assert!(LOCAL_ROUNDS * FAULT_TRIES >= ACCEPT_PAGES);
     assert!((LOCAL_ROUNDS - 1) * FAULT_TRIES < ACCEPT_PAGES);
     assert!(LOCAL_ROUNDS > FAULT_TRIES + PAY_TRIES);
+    // A vCPU that may not enter without its page may enter for one event.
+    assert!(MAX_ENTERS < ZERO_STEP_THRESHOLD);
 };

@@ -43,6 +43,7 @@
 #define ZERO_STEP_THRESHOLD	(MAX_ENTERS + 1)
 #define LOCAL_ROUNDS		103
 #define HOLD_ROUNDS		(MAX_ENTERS * LOCAL_ROUNDS)
+#define WAIT_ROUNDS		HOLD_ROUNDS
 
 /* States of a leaf of the fake external table, in the low bits of its word. */
 #define LEAF_PRESENT	BIT_ULL(0)

@@ -30,8 +30,7 @@ static u32 fault(struct fake *f, struct tdx_mirror_vcpu *vcpu, u64 gfn,
 
 		if (!is_retry(ret)) {
 			RULE(f, ret == TDX_MIRROR_MAP_FIXED || ret == TDX_MIRROR_MAP_SPURIOUS);
-			ops->fault_done(f->mirror, vcpu, gfn);
-			return TDX_MIRROR_ENTER;
+			return ops->fault_done(f->mirror, vcpu, gfn, 0, ret);
 		}
 		action = ops->fault_retry(f->mirror, vcpu, gfn, conditions,
 					  ret & TDX_MIRROR_MAP_REASON);
@@ -82,7 +81,7 @@ static void test_tries_of_a_fault_are_bounded(void)
 static void test_local_retry_is_bounded(void)
 {
 	static const u32 leave[] = { TDX_MIRROR_FAULT_SIGNAL, TDX_MIRROR_FAULT_EVENT,
-				     TDX_MIRROR_FAULT_SLOT_GONE, TDX_MIRROR_FAULT_ROOT_GONE };
+				     TDX_MIRROR_FAULT_SLOT_GONE };
 	struct tdx_mirror_vcpu vcpu = {};
 	struct tdx_mirror_stats stats;
 	struct fake *f = fake_new();
@@ -119,7 +118,7 @@ static void test_local_retry_is_bounded(void)
 	check(fault(f, &vcpu, 1, 0, &rounds) == TDX_MIRROR_ENTER && rounds == 3 && !vcpu.rounds,
 	      "a fault whose contention ends is served");
 	test_ops->stats(f->mirror, &stats);
-	check(stats.local_retries == 2 * LOCAL_ROUNDS + 3 && stats.local_giveups == 10 &&
+	check(stats.local_retries == 2 * LOCAL_ROUNDS + 3 && stats.local_giveups == 8 &&
 	      !stats.held, "rounds and giveups are counted");
 	check(!atomic_read(&f->bugged), "VM alive");
 	fake_end(f, "local retry", 0);
@@ -153,7 +152,7 @@ static void test_retry_says_why(void)
 		struct tdx_mirror_vcpu vcpu = {};
 
 		all &= ops->fault_retry(f->mirror, &vcpu, 2, 0, reasons[i]) == TDX_MIRROR_AGAIN &&
-		       vcpu.rounds == 1;
+		       vcpu.rounds + vcpu.waits == 1;
 	}
 	check(all, "each reason that there is");
 	check(!atomic_read(&f->bugged), "VM alive");
@@ -164,8 +163,7 @@ static void test_retry_says_why(void)
 /* Shows: R7, R8, R16. */
 static void test_a_vcpu_near_the_threshold_is_held(void)
 {
-	static const u32 leave[] = { TDX_MIRROR_FAULT_SIGNAL, TDX_MIRROR_FAULT_SLOT_GONE,
-				     TDX_MIRROR_FAULT_ROOT_GONE };
+	static const u32 leave[] = { TDX_MIRROR_FAULT_SIGNAL, TDX_MIRROR_FAULT_SLOT_GONE };
 	struct tdx_mirror_vcpu vcpu = {}, other = {};
 	struct tdx_mirror_stats stats;
 	struct fake *f = fake_new();
@@ -175,15 +173,17 @@ static void test_a_vcpu_near_the_threshold_is_held(void)
 	if (!f)
 		return check(false, __func__);
 	fake_fail(f, CALL_SET, INT_MAX, STATUS_BUSY);
-	vcpu.faults = MAX_ENTERS - 1;
+	vcpu.faults = vcpu.repeats = MAX_ENTERS - 1;
 	check(fault(f, &vcpu, 1, TDX_MIRROR_FAULT_EVENT, &rounds) == TDX_MIRROR_ENTER,
 	      "one fault before the limit a vCPU still enters");
-	vcpu.faults = MAX_ENTERS;
+	vcpu.faults = vcpu.repeats = MAX_ENTERS;
+	check(fault(f, &vcpu, 1, TDX_MIRROR_FAULT_EVENT, &rounds) == TDX_MIRROR_ENTER &&
+	      !rounds && !vcpu.held, "at the limit it enters once more for an event");
 	for (i = 0; i < ARRAY_SIZE(leave); i++)
 		all &= fault(f, &vcpu, 1, leave[i], &rounds) == TDX_MIRROR_EXIT && !rounds &&
 		       vcpu.held && vcpu.gfn == 1;
 	check(all, "at the limit it exits instead, and is held");
-	ops->fault_done(f->mirror, &vcpu, 2);
+	ops->fault_done(f->mirror, &vcpu, 2, 0, TDX_MIRROR_MAP_FIXED);
 	check(vcpu.held, "another GFN's end does not let it go");
 	check(fault(f, &other, 1, 0, &rounds) == TDX_MIRROR_ENTER && !other.held,
 	      "no other vCPU is held");
@@ -206,6 +206,87 @@ static void test_a_vcpu_near_the_threshold_is_held(void)
 	test_ops->stats(f->mirror, &stats);
 	check(stats.held == 1 && stats.killed == policy_is("kill"), "one hold is counted");
 	fake_end(f, "hold", 0);
+}
+
+/* As long as KVM answers that an invalidation is under way. */
+static u32 wait_out(struct fake *f, struct tdx_mirror_vcpu *vcpu, u32 conditions, int *rounds)
+{
+	u32 action = TDX_MIRROR_AGAIN;
+
+	for (*rounds = 0; *rounds < ROUNDS_MAX; (*rounds)++) {
+		action = ops->fault_retry(f->mirror, vcpu, 1, conditions,
+					  TDX_MIRROR_RETRY_INVALIDATION);
+		if (action != TDX_MIRROR_AGAIN)
+			break;
+	}
+	return action;
+}
+
+/* An invalidation, even one elsewhere, is no contention: no VM ends for it. */
+/* Shows: R13, R16. */
+static void test_an_invalidation_costs_no_entry(void)
+{
+	struct tdx_mirror_vcpu vcpu = {};
+	struct tdx_mirror_stats stats;
+	struct fake *f = fake_new();
+	bool all = true;
+	int i, rounds;
+
+	if (!f)
+		return check(false, __func__);
+	for (i = 0; i < 2 * MAX_ENTERS; i++) {
+		all &= wait_out(f, &vcpu, 0, &rounds) == TDX_MIRROR_EXIT && vcpu.held &&
+		       rounds == WAIT_ROUNDS;
+		all &= wait_out(f, &vcpu, TDX_MIRROR_FAULT_PREFAULT, &rounds) == TDX_MIRROR_EXIT &&
+		       rounds == WAIT_ROUNDS;
+		vcpu.faults++;
+		vcpu.repeats++;
+	}
+	check(all, "a vCPU returns within bounds and is not entered in vain");
+	vcpu.faults = vcpu.repeats = MAX_ENTERS;
+	check(wait_out(f, &vcpu, TDX_MIRROR_FAULT_EVENT, &rounds) == TDX_MIRROR_ENTER &&
+	      !rounds && !vcpu.held, "a new event is injected");
+	vcpu.faults = vcpu.repeats = ZERO_STEP_THRESHOLD;
+	check(wait_out(f, &vcpu, TDX_MIRROR_FAULT_EVENT, &rounds) == TDX_MIRROR_EXIT &&
+	      vcpu.held, "unless the TDX module could list the page then");
+	vcpu.accept = true;
+	check(wait_out(f, &vcpu, TDX_MIRROR_FAULT_EVENT, &rounds) == TDX_MIRROR_ENTER &&
+	      !rounds, "which an ACCEPT cannot bring about");
+	test_ops->stats(f->mirror, &stats);
+	check(!stats.killed && !atomic_read(&f->bugged), "VM alive, whatever the policy");
+	fake_end(f, "invalidation", 0);
+}
+
+/* Userspace that runs a vCPU without adding its page, and the end of that. */
+/* Shows: R16, R36. */
+static void test_an_unresolved_fault_is_held(void)
+{
+	struct tdx_mirror_vcpu vcpu = { .faults = MAX_ENTERS - 1, .repeats = MAX_ENTERS - 1 };
+	struct fake *f = fake_new();
+	bool all = true;
+	int i;
+
+	if (!f)
+		return check(false, __func__);
+	log_mark();
+	check(ops->fault_done(f->mirror, &vcpu, 9, 0, -EFAULT) == TDX_MIRROR_EXIT && !vcpu.held,
+	      "a fault that ends in an error");
+	vcpu.faults = vcpu.repeats = MAX_ENTERS;
+	for (i = 0; i < 10; i++)
+		all &= ops->fault_done(f->mirror, &vcpu, 9, 0, -EFAULT) == TDX_MIRROR_EXIT &&
+		       vcpu.held && vcpu.gfn == 9;
+	check(all, "near the threshold it is to be served before the vCPU enters");
+	check(ops->fault_done(f->mirror, &vcpu, 9, TDX_MIRROR_FAULT_EVENT, -EFAULT) ==
+	      TDX_MIRROR_ENTER && !vcpu.held, "unless there is an event");
+	check(!log_lines("keeps a vCPU out", NULL, NULL), "nothing to say");
+	vcpu.faults = vcpu.repeats = ZERO_STEP_THRESHOLD + 1;
+	for (i = 0; i < 10; i++)
+		ops->fault_done(f->mirror, &vcpu, 9, 0, TDX_MIRROR_MAP_SPURIOUS);
+	check(log_lines("keeps a vCPU out", "gfn 0x9", "another vCPU accepts") == 1,
+	      "one line on a vCPU that does not get in");
+	check(!log_warnings("tdx_mirror"), "no warning");
+	check(!atomic_read(&f->bugged), "VM alive");
+	fake_end(f, "unresolved fault", 0);
 }
 
 /* Who gives up on an entry's lock leaves a mark that somebody has to clear. */
@@ -325,6 +406,8 @@ void test_fault(void)
 	test_local_retry_is_bounded();
 	test_retry_says_why();
 	test_a_vcpu_near_the_threshold_is_held();
+	test_an_invalidation_costs_no_entry();
+	test_an_unresolved_fault_is_held();
 	test_a_mark_is_owed_until_it_is_cleared();
 	/* First, while the one warning since load is still to come. */
 	test_busy_by_the_guest_is_no_bug();

@@ -26,6 +26,7 @@ static void test_bad_parameter_warns_once(void)
 	check(fake_map(f, 7, FAKE_PFN(7), 6) == -EINVAL, "a level that there is not");
 	check(ops->map(NULL, f, 7, FAKE_PFN(7), PG_LEVEL_4K) == -EINVAL, "no mirror");
 	check(ops->fault_retry(f->mirror, NULL, 7, 0, 0) == TDX_MIRROR_EXIT, "no notes");
+	check(ops->fault_done(f->mirror, NULL, 7, 0, -EFAULT) == TDX_MIRROR_EXIT, "nor here");
 	check(ops->fault_retry(NULL, &vcpu, 7, 0, 0) == TDX_MIRROR_EXIT, "no mirror to retry with");
 	check(ops->fault_retry(f->mirror, &vcpu, 7, 0, TDX_MIRROR_MAP_REASON) == TDX_MIRROR_EXIT &&
 	      !vcpu.rounds, "a reason that there is not");

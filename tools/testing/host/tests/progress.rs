@@ -10,10 +10,10 @@ use tdx_mirror_host::mirror::error::{MapOutcome, RetryReason};
 use tdx_mirror_host::mirror::lock::Shared;
 use tdx_mirror_host::mock::{status, Event::Call, Mock};
 use tdx_mirror_host::sept::progress::{
-    Action, Conditions, EnterBusy, Notes, Policy, Progress, Why,
+    Action, Conditions, Done, End, EnterBusy, Notes, Policy, Progress, Why,
 };
 use tdx_mirror_host::sept::{
-    FAULT_TRIES, HOLD_ROUNDS, LOCAL_ROUNDS, MAX_ENTERS, PAY_TRIES, ZERO_STEP_THRESHOLD,
+    FAULT_TRIES, HOLD_ROUNDS, LOCAL_ROUNDS, MAX_ENTERS, PAY_TRIES, WAIT_ROUNDS, ZERO_STEP_THRESHOLD,
 };
 use tdx_mirror_host::tdx::call::Kind;
 use tdx_mirror_host::tdx::status::{OperandId, TdxStatus};
@@ -23,19 +23,31 @@ const NONE: Conditions = Conditions::NONE;
 const SIGNAL: Conditions = Conditions::SIGNAL;
 const EVENT: Conditions = Conditions::EVENT;
 const SLOT_GONE: Conditions = Conditions::SLOT_GONE;
-const ROOT_GONE: Conditions = Conditions::ROOT_GONE;
 const VM_DEAD: Conditions = Conditions::VM_DEAD;
 const PREFAULT: Conditions = Conditions::PREFAULT;
 /// Why a fault is retried where that makes no difference.
 const WHY: Why = Why::Mirror(RetryReason::Frozen);
+
+/// Nothing to say after the end of a fault.
+const ENTERS: Done = Done {
+    action: Action::Enter,
+    report: false,
+};
 
 const POLICIES: [Policy; 3] = [Policy::Count, Policy::Warn, Policy::Kill];
 
 fn faulted(faults: u32) -> Notes {
     Notes {
         faults,
+        repeats: faults,
         ..Notes::default()
     }
+}
+
+/// Notes of a vCPU whose fault was served.
+fn served(p: &Progress, notes: &mut Notes, gfn: u64) {
+    let done = p.fault_done(notes, gfn, NONE, End::Mapped);
+    assert_eq!(done, ENTERS);
 }
 
 /// Asks until the answer is another one than to map again: how often it was that, and the answer.
@@ -55,7 +67,7 @@ fn the_numbers_follow_from_the_threshold_and_from_accept() {
     assert_eq!(ZERO_STEP_THRESHOLD, 6);
     assert_eq!(MAX_ENTERS, 5);
     assert_eq!(LOCAL_ROUNDS, 103);
-    assert_eq!(HOLD_ROUNDS, 515);
+    assert_eq!((HOLD_ROUNDS, WAIT_ROUNDS), (515, 515));
     const { assert!(LOCAL_ROUNDS * FAULT_TRIES >= 512 && PAY_TRIES == FAULT_TRIES) };
 }
 
@@ -97,9 +109,6 @@ fn what_ends_a_fault_at_once() {
     let table = [
         (SIGNAL, Action::Enter, Action::Exit),
         (SLOT_GONE, Action::Enter, Action::Exit),
-        (ROOT_GONE, Action::Enter, Action::Exit),
-        (SIGNAL.with(EVENT), Action::Enter, Action::Exit),
-        (SLOT_GONE.with(EVENT), Action::Enter, Action::Exit),
         (VM_DEAD, Action::Kill, Action::Kill),
         (
             VM_DEAD.with(SIGNAL).with(SLOT_GONE),
@@ -128,27 +137,9 @@ fn what_ends_a_fault_at_once() {
 
 // Shows: R13.
 #[test]
-fn an_event_is_injected_unless_that_is_near_the_threshold() {
-    let p = Progress::new(Policy::Warn);
-    for faults in 0..MAX_ENTERS {
-        let mut notes = faulted(faults);
-        assert_eq!(ask(&p, &mut notes, 7, EVENT, false), (0, Action::Enter));
-        assert!(!notes.held);
-    }
-    let mut notes = faulted(MAX_ENTERS);
-    assert_eq!(
-        ask(&p, &mut notes, 7, EVENT, false),
-        (HOLD_ROUNDS, Action::Exit)
-    );
-    assert!(notes.held);
-    assert_eq!(p.stats().held.get(), 1);
-}
-
-// Shows: R13.
-#[test]
 fn a_held_vcpu_leaves_for_a_signal() {
     for after in [1, LOCAL_ROUNDS, LOCAL_ROUNDS + 1, HOLD_ROUNDS - 1] {
-        for now in [SIGNAL, SLOT_GONE, ROOT_GONE] {
+        for now in [SIGNAL, SLOT_GONE] {
             for policy in POLICIES {
                 let p = Progress::new(policy);
                 let mut notes = faulted(MAX_ENTERS);
@@ -195,7 +186,7 @@ fn near_the_threshold_a_vcpu_is_held() {
             let more = ask(&p, &mut notes, 7, NONE, false);
             assert_eq!(more, (HOLD_ROUNDS, Action::Exit));
             assert_eq!(p.stats().held.get(), 1, "one fault, held once");
-            p.fault_done(&mut notes, 7);
+            served(&p, &mut notes, 7);
             assert_eq!(
                 notes,
                 Notes {
@@ -253,7 +244,7 @@ fn prefault_is_bounded_and_never_enters() {
                 let got = ask(&p, &mut notes, 7, now.with(PREFAULT), false);
                 assert_eq!(got, (LOCAL_ROUNDS, Action::Exit));
             }
-            for now in [SIGNAL, SLOT_GONE, ROOT_GONE] {
+            for now in [SIGNAL, SLOT_GONE] {
                 let got = ask(&p, &mut notes, 7, now.with(PREFAULT), false);
                 assert_eq!(got, (0, Action::Exit), "{now:?}");
             }
@@ -261,7 +252,7 @@ fn prefault_is_bounded_and_never_enters() {
             assert_eq!(got, (0, Action::Kill));
             assert!(!notes.held, "no VP.ENTER follows");
             assert_eq!((p.stats().held.get(), p.stats().killed.get()), (0, 0));
-            assert_eq!(p.stats().local_giveups.get(), 6);
+            assert_eq!(p.stats().local_giveups.get(), 5);
         }
     }
 }
@@ -277,11 +268,11 @@ fn a_fault_that_owes_does_not_leave_for_a_signal_at_once() {
         (SIGNAL.with(EVENT), 0, LOCAL_ROUNDS, Action::Enter),
         (SIGNAL.with(PREFAULT), 0, LOCAL_ROUNDS, Action::Exit),
         (SIGNAL, MAX_ENTERS, LOCAL_ROUNDS, Action::Exit),
-        (EVENT, MAX_ENTERS, HOLD_ROUNDS, Action::Exit),
+        (EVENT, MAX_ENTERS, LOCAL_ROUNDS, Action::Enter),
+        (EVENT, ZERO_STEP_THRESHOLD, HOLD_ROUNDS, Action::Exit),
         (NONE, MAX_ENTERS, HOLD_ROUNDS, Action::Exit),
         // Whoever deletes the slot waits for this thread, and its zap pays.
         (SLOT_GONE, 0, 0, Action::Enter),
-        (ROOT_GONE, 0, 0, Action::Enter),
         (SLOT_GONE, MAX_ENTERS, 0, Action::Exit),
         (SLOT_GONE.with(PREFAULT), 0, 0, Action::Exit),
         (VM_DEAD, 0, 0, Action::Kill),
@@ -338,7 +329,7 @@ fn each_retry_is_counted_by_its_reason() {
 #[test]
 fn the_marks_are_asked_only_for_a_vcpu_with_something_else_to_do() {
     let p = Progress::new(Policy::Warn);
-    for now in [NONE, PREFAULT, SLOT_GONE, ROOT_GONE, VM_DEAD] {
+    for now in [NONE, PREFAULT, SLOT_GONE, VM_DEAD] {
         for faults in [0, MAX_ENTERS] {
             let mut notes = faulted(faults);
             let _ = p.fault_retry(&mut notes, 7, now, WHY, || panic!("asked for {now:?}"));
@@ -371,16 +362,16 @@ fn another_fault_begins_anew() {
     // What counts is not changed here: it is the VP.ENTERs, which KVM sees.
     assert_eq!(notes.faults, 2);
     // The end of another fault is none of this one.
-    p.fault_done(&mut notes, 6);
+    served(&p, &mut notes, 6);
     assert_eq!(notes.rounds, 50);
-    p.fault_done(&mut notes, 5);
+    served(&p, &mut notes, 5);
     assert_eq!((notes.rounds, notes.held), (0, false));
     assert_eq!(notes.faults, 2);
     // Held is held for one GFN.
     let mut notes = faulted(MAX_ENTERS);
     assert_eq!(ask(&p, &mut notes, 5, NONE, false).1, Action::Exit);
     assert!(notes.held);
-    p.fault_done(&mut notes, 6);
+    served(&p, &mut notes, 6);
     assert!(notes.held);
     assert_eq!(
         p.fault_retry(&mut notes, 6, NONE, WHY, || false),
@@ -471,7 +462,7 @@ fn policies_have_names() {
         assert_eq!(Policy::from_name(bad), None);
     }
     assert_eq!(Conditions::from_bits(0x21), SIGNAL.with(PREFAULT));
-    assert_eq!(SLOT_GONE.with(ROOT_GONE).bits(), 0x0c);
+    assert_eq!(SLOT_GONE.with(VM_DEAD).bits(), 0x14);
     assert_eq!(EVENT.with(VM_DEAD).bits(), 0x12);
     // Unknown bits mean nothing.
     let p = Progress::new(Policy::Warn);
@@ -504,13 +495,14 @@ fn run_vcpu(p: &Progress, notes: &mut Notes, mut map: impl FnMut() -> MapOutcome
         // VP.ENTER, unless a fault is to be served before it.
         if !notes.held {
             notes.faults += 1;
+            notes.repeats += 1;
             run.faults += 1;
         }
         loop {
             run.maps += 1;
             assert!(run.maps < 10_000, "no bound");
             if !matches!(map(), MapOutcome::Retry(_)) {
-                p.fault_done(notes, 5);
+                served(p, notes, 5);
                 return run;
             }
             match p.fault_retry(notes, 5, NONE, WHY, || false) {

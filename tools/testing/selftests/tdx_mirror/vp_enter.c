@@ -170,6 +170,36 @@ TEST_F(vp_enter, strict_policy_at_the_threshold)
 #define LISTED	7
 
 /*
+ * A VMM that runs the vCPU again and again before it adds the page: the TDX module
+ * is not asked in vain as often as would have it list the page.
+ */
+/* Shows: R13, R16. */
+TEST_F(vp_enter, a_vmm_answers_late)
+{
+	const __u64 gpa = TD_RAM_GPA + 64 * TD_PAGE;
+	const struct td_config config = {};
+	struct td_vcpu *vcpu = &self->td.vcpu[0];
+	struct td_calls before;
+	unsigned int i;
+
+	REQUIRE(NEEDS_EMULATOR | NEEDS_MIRROR | NEEDS_EXITS);
+	ASSERT_TD_OK(&self->td, td_build(&self->td, &config));
+	ASSERT_TD_OK(&self->td, td_ops_run(vcpu));
+	ASSERT_TD_OK(&self->td, td_set_private(&self->td, gpa, TD_PAGE, false));
+	td_op(vcpu, GUEST_TOUCH, gpa, 1, 0)->flags = GUEST_FLAG_WRITE;
+	ASSERT_EQ(0, td_exits_start());
+	td_calls_read(&before);
+	for (i = 0; i < 4 * LISTED; i++) {
+		ASSERT_EQ(TD_EXIT_MEMORY_FAULT, td_vcpu_run(vcpu));
+		ASSERT_EQ(gpa, vcpu->fault_gpa & ~(TD_PAGE - 1));
+	}
+	EXPECT_EQ(LISTED - 2, td_ept_violations());
+	ASSERT_TD_OK(&self->td, td_set_private(&self->td, gpa, TD_PAGE, true));
+	EXPECT_TD_OK(&self->td, td_ops_run(vcpu));
+	EXPECT_EQ(1, td_calls_since(&before, TD_PAGE_AUG));
+}
+
+/*
  * The TDX module lets a vCPU in again when the listed page is accepted.  KVM can only
  * map it, which changes nothing: the exit comes back without an entry, for ever.
  */
@@ -180,13 +210,12 @@ TEST_F(vp_enter, shut_out_until_another_vcpu_accepts)
 	struct td_vcpu *vcpu = &self->td.vcpu[0], *other = &self->td.vcpu[1];
 	const __u64 gpa = TD_RAM_GPA + 64 * TD_PAGE;
 	struct td_calls before, now;
-	__u64 spurious;
 	unsigned int i;
-	bool found;
 
 	REQUIRE(NEEDS_EMULATOR);
+	if (!td_needs(NEEDS_MIRROR))
+		SKIP(return, "tdx_mirror does not let it come to that: a_vmm_answers_late");
 	ASSERT_TD_OK(&self->td, td_build(&self->td, &config));
-	spurious = td_counter(TD_MIRROR_STATS, "faults_spurious", &found);
 	ASSERT_TD_OK(&self->td, td_set_private(&self->td, gpa, TD_PAGE, false));
 	td_op(vcpu, GUEST_TOUCH, gpa, 1, 0)->flags = GUEST_FLAG_WRITE;
 	for (i = 0; i < LISTED; i++) {
@@ -206,9 +235,6 @@ TEST_F(vp_enter, shut_out_until_another_vcpu_accepts)
 	EXPECT_GT(2000, i);
 	EXPECT_EQ(1, now.leaf[TD_PAGE_AUG] - before.leaf[TD_PAGE_AUG]);
 	EXPECT_EQ(0, vcpu->block->done);
-	/* What an operator sees of it. */
-	if (!td_needs(NEEDS_MIRROR))
-		EXPECT_LT(spurious + 50, td_counter(TD_MIRROR_STATS, "faults_spurious", &found));
 	/* A signal ends it. */
 	td_vcpu_cancel(vcpu);
 	EXPECT_EQ(TD_EXIT_CANCELLED, td_vcpu_join(vcpu));

@@ -11,7 +11,7 @@ use std::thread;
 use tdx_emu_host::vmm::Vmm;
 use tdx_mirror_host::base::addr::Gfn;
 use tdx_mirror_host::mirror::error::MapOutcome;
-use tdx_mirror_host::sept::progress::{Action, Conditions, Notes, Progress, Why};
+use tdx_mirror_host::sept::progress::{Action, Conditions, End, Notes, Progress, Why};
 
 use crate::backend::Guest;
 use crate::td::Td;
@@ -206,7 +206,14 @@ impl Memory {
         loop {
             let why = match self.try_fault(td, i) {
                 Ok(served) => {
-                    progress.fault_done(notes, gfn);
+                    let end = match served {
+                        Served::Mapped(true) => End::Spurious,
+                        Served::Mapped(false) => End::Mapped,
+                        // Userspace converts the page before it runs the vCPU again.
+                        _ => End::Error,
+                    };
+                    let done = progress.fault_done(notes, gfn, Conditions::NONE, end);
+                    assert!(!done.report, "no vCPU is listed");
                     return served;
                 }
                 Err(why) => why,
