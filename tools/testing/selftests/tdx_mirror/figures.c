@@ -45,32 +45,40 @@ static void *audit(void *data)
 
 /*
  * The TDX module's lock of the TD is taken for each read of the S-EPT, and wanted alone when
- * the key is released. Each read lasts, so that one is under way nearly always.
+ * the key is released. Each read lasts, and there are two readers, one of whom has mmu_lock
+ * as soon as the other or the TD's end lets go of it, so that nearly always one reads.
  */
 TEST_F_TIMEOUT(figures, a_td_ends_while_its_s_ept_is_read, 60)
 {
-	struct reader reader = {};
+	struct reader reader[2] = {};
 	struct td_calls before;
+	char folder[300];
+	int i;
 
 	REQUIRE(NEEDS_EMULATOR | NEEDS_MIRROR);
 	ASSERT_TD_OK(&self->td, td_build(&self->td, &(struct td_config){ .no_measure = true }));
 	td_op(&self->td.vcpu[0], GUEST_ACCEPT, TD_RAM_GPA, PAGES, 0);
 	ASSERT_TD_OK(&self->td, td_ops_run(&self->td.vcpu[0]));
-	ASSERT_TRUE(td_folder(reader.folder, sizeof(reader.folder)));
+	ASSERT_TRUE(td_folder(folder, sizeof(folder)));
 	ASSERT_EQ(0, td_mirror_write("read_sept", "1"));
-	ASSERT_EQ(0, td_inject("delay tdh_mem_sept_rd every 1 20us"));
+	ASSERT_EQ(0, td_inject("delay tdh_mem_sept_rd every 1 200us"));
 	td_calls_read(&before);
-	ASSERT_EQ(0, pthread_create(&reader.thread, NULL, audit, &reader));
+	for (i = 0; i < 2; i++) {
+		snprintf(reader[i].folder, sizeof(folder), "%s", folder);
+		ASSERT_EQ(0, pthread_create(&reader[i].thread, NULL, audit, &reader[i]));
+	}
 	while (td_calls_since(&before, TD_SEPT_RD) < 600 &&
-	       !__atomic_load_n(&reader.error, __ATOMIC_SEQ_CST))
+	       !__atomic_load_n(&reader[0].error, __ATOMIC_SEQ_CST))
 		usleep(100);
 	td_destroy(&self->td);
-	pthread_join(reader.thread, NULL);
+	for (i = 0; i < 2; i++) {
+		pthread_join(reader[i].thread, NULL);
+		/* The file was open, or it was to be opened. */
+		EXPECT_TRUE(reader[i].error == -ENODEV || reader[i].error == -ENOENT)
+			TH_LOG("%s", strerror(-reader[i].error));
+	}
 	td_inject_clear();
 	EXPECT_EQ(0, td_mirror_write("read_sept", "0"));
-	/* The file was open, or it was to be opened. */
-	EXPECT_TRUE(reader.error == -ENODEV || reader.error == -ENOENT)
-		TH_LOG("%s", strerror(-reader.error));
 }
 
 /* Whom an audit keeps out goes on afterwards, and loses no page that it accepts. */
