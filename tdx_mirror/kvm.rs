@@ -5,7 +5,6 @@
 mod entry;
 mod hooks;
 pub(crate) mod params;
-pub(crate) mod probe;
 mod seamcalls;
 pub(crate) mod td;
 mod test_ops;

@@ -40,7 +40,6 @@ module! {
 #[pin_data]
 struct TdxMirror {
     _files: watch::debugfs::Files,
-    _kvm: kvm::probe::Watch,
     _recording: watch::record::Guard,
 }
 
@@ -62,7 +61,6 @@ impl ::kernel::InPlaceModule for TdxMirror {
                 );
             },
             _files: watch::debugfs::Files::new()?,
-            _kvm: kvm::probe::Watch::new()?,
             _recording: recording,
         })
     }

@@ -15,16 +15,6 @@
 /* Raised with every change of a structure or of a meaning in this file. */
 #define TDX_MIRROR_ABI_VERSION	4
 
-/* The exported getter, looked up with symbol_get() by kvm_intel. */
-#define TDX_MIRROR_GETTER	tdx_mirror_get_ops
-
-/*
- * Exported to this module by a kvm.ko that can delegate a mirror root:
- * TDX_MIRROR_ABI_VERSION of its build. The module looks at it only to say at
- * load that the running KVM will never call it.
- */
-extern const u32 kvm_mirror_provider_abi;
-
 /*
  * The mirror's encoding of the SPTE values that KVM sees as well, see
  * FROZEN_SPTE, SHADOW_NONPRESENT_VALUE and SPTE_MMU_PRESENT_MASK in

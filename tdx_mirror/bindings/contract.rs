@@ -33,9 +33,6 @@ pub const TDX_MIRROR_KILL: u32 = 3;
 pub const TDX_MIRROR_TEST_OPS_VERSION: u32 = 1;
 pub type u32_ = ffi::c_uint;
 pub type u64_ = ffi::c_ulonglong;
-unsafe extern "C" {
-    pub static kvm_mirror_provider_abi: u32_;
-}
 #[repr(C)]
 #[derive(Copy, Clone)]
 pub struct tdx_mirror {
@@ -366,12 +363,6 @@ unsafe extern "C" {
 }
 unsafe extern "C" {
     pub fn tdx_mirror_vp_enter_policy(len: *mut ffi::c_uint) -> *const ffi::c_char;
-}
-unsafe extern "C" {
-    pub fn tdx_mirror_watch_kvm() -> ffi::c_int;
-}
-unsafe extern "C" {
-    pub fn tdx_mirror_unwatch_kvm();
 }
 #[repr(C)]
 #[derive(Copy, Clone)]

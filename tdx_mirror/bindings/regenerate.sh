@@ -23,7 +23,7 @@ trap 'rm -f "$new"' EXIT
 		--ctypes-prefix ffi --no-debug '.*' --no-doc-comments \
 		--allowlist-type 'tdx_mirror.*' \
 		--allowlist-function 'tdx_mirror_.*' \
-		--allowlist-var 'TDX_MIRROR_.*|kvm_mirror_.*' \
+		--allowlist-var 'TDX_MIRROR_.*' \
 		--default-enum-style consts --no-prepend-enum-name \
 		--raw-line 'use super::ffi;' \
 		--formatter none --disable-header-comment \

@@ -28,6 +28,10 @@ use crate::base::addr::{
     FRAME_BITS, //
 };
 use crate::base::level::Level;
+use crate::base::sys::{
+    AtomicBool,
+    Relaxed, //
+};
 use crate::bindings::{
     self,
     tdx_mirror,
@@ -45,6 +49,10 @@ use crate::mirror::error::{
 };
 use crate::watch::registry;
 use crate::watch::trace;
+
+/// Whether a TD was offered since the module was loaded: the one sign that the running KVM has
+/// the hooks, TDX and a `kvm_intel.tdx_mirror` that chooses this module.
+static OFFERED: AtomicBool = AtomicBool::new(false);
 
 /// Reports a caller that breaks the contract. A GFN that is only too large for the TD is no such
 /// case: userspace may ask KVM for it.
@@ -84,6 +92,9 @@ unsafe fn make(backend: *const tdx_mirror_backend) -> Result<Arc<Td>> {
             .create(config.gfn_bits(), config.root_level().as_kvm());
     }
     live.open_files();
+    if !OFFERED.xchg(true, Relaxed) {
+        pr_info!("KVM handed over a TD, the first one since this module was loaded\n");
+    }
     Ok(td)
 }
 

@@ -8,8 +8,4 @@
 /* params.c */
 const char *tdx_mirror_vp_enter_policy(unsigned int *len);
 
-/* probe.c */
-int tdx_mirror_watch_kvm(void);
-void tdx_mirror_unwatch_kvm(void);
-
 #endif /* _TDX_MIRROR_KVM_FFI_H */

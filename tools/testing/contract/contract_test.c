@@ -52,6 +52,25 @@ static void test_refused(struct fake *f, const char *what)
 		ops->destroy(mirror);
 }
 
+/* The module tells of KVM when KVM comes, not what it guesses before. */
+static void test_first_td_is_told(void)
+{
+	struct fake *f;
+	int i;
+
+	check(!log_lines("the mirror hooks", NULL, NULL) &&
+	      !log_lines("its mirror hooks", NULL, NULL),
+	      "the log says nothing of a KVM that is not there");
+	log_mark();
+	for (i = 0; i < 2; i++) {
+		f = fake_new();
+		if (!f)
+			return check(false, __func__);
+		fake_end(f, "handed over", 0);
+	}
+	check(log_lines("KVM handed over a TD", NULL, NULL) == 1, "the first TD is told");
+}
+
 /* Each way in which a backend can be unfit is -EINVAL and leaves nothing. */
 /* Shows: R33, R46. */
 static void test_create_refuses_what_is_unfit(void)
@@ -289,7 +308,7 @@ static void test_maps_and_zaps_in_parallel(void)
 
 static int __init contract_test_init(void)
 {
-	typeof(tdx_mirror_get_ops) *getter = symbol_get(TDX_MIRROR_GETTER);
+	typeof(tdx_mirror_get_ops) *getter = symbol_get(tdx_mirror_get_ops);
 	typeof(tdx_mirror_get_test_ops) *test_getter;
 
 	if (!getter) {
@@ -299,7 +318,7 @@ static int __init contract_test_init(void)
 	test_getter = symbol_get(tdx_mirror_get_test_ops);
 	if (!test_getter) {
 		pr_err("tdx_mirror has no entry points for tests\n");
-		symbol_put(TDX_MIRROR_GETTER);
+		symbol_put(tdx_mirror_get_ops);
 		return -ENOENT;
 	}
 	ops = getter();
@@ -309,6 +328,7 @@ static int __init contract_test_init(void)
 	check(test_ops->size == sizeof(*test_ops) &&
 	      test_ops->version == TDX_MIRROR_TEST_OPS_VERSION,
 	      "size and version of the entry points for tests");
+	test_first_td_is_told();
 	test_warn();
 	test_create_refuses_what_is_unfit();
 	test_map_sets_each_leaf_once();
@@ -321,7 +341,7 @@ static int __init contract_test_init(void)
 	pr_info("%u passed, %u failed\n", test_nr - failures, failures);
 
 	symbol_put(tdx_mirror_get_test_ops);
-	symbol_put(TDX_MIRROR_GETTER);
+	symbol_put(tdx_mirror_get_ops);
 	return failures ? -EINVAL : 0;
 }
 module_init(contract_test_init);
