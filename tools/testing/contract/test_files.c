@@ -170,6 +170,7 @@ static int look_frozen(void *data)
 
 	allow_signal(SIGUSR1);
 	look->ret = kernel_read(look->file, text, sizeof(text), &pos);
+	/* Pairs with the loads in ended_by(): what was read is there. */
 	smp_store_release(&look->done, true);
 	flush_signals(current);
 	while (!kthread_should_stop())
@@ -205,11 +206,12 @@ static void ended_by(const char *what, void (*how)(struct fake *f, struct task_s
 		reader = kthread_run(look_frozen, &look, "frozen");
 	}
 	if (!IS_ERR_OR_NULL(reader)) {
-		/* Until it waits. */
+		/* Until it waits. Pairs with the store in look_frozen(). */
 		while (!smp_load_acquire(&look.done) &&
 		       READ_ONCE(reader->__state) != TASK_INTERRUPTIBLE)
 			schedule_timeout_uninterruptible(1);
 		how(f, reader);
+		/* As above. */
 		while (!smp_load_acquire(&look.done))
 			schedule_timeout_uninterruptible(1);
 		kthread_stop(reader);
