@@ -51,15 +51,23 @@ impl DirectMap {
     }
 }
 
-/// Keeps `word` with a page that a page supplier handed out and that was not put back.
-pub(crate) fn set_word(page: PagePtr, word: Option<PagePtr>) {
+/// Keeps `word` with a page.
+///
+/// # Safety
+///
+/// A page supplier of KVM has handed the page out, and it was not put back.
+pub(crate) unsafe fn set_word(page: PagePtr, word: Option<PagePtr>) {
     let word = word.map_or(core::ptr::null_mut(), PagePtr::as_ptr);
-    // SAFETY: The page is the mirror's, and so is its `page->private`.
+    // SAFETY: The page is the mirror's by the safety requirements, and so is its `page->private`.
     unsafe { bindings::tdx_mirror_set_page_private(page.as_ptr().cast(), word.cast()) };
 }
 
-/// What was kept with a page that a page supplier handed out and that was not put back.
-pub(crate) fn word(page: PagePtr) -> Option<PagePtr> {
+/// What was kept with a page.
+///
+/// # Safety
+///
+/// As of [`set_word()`].
+pub(crate) unsafe fn word(page: PagePtr) -> Option<PagePtr> {
     // SAFETY: As in `set_word()`.
     PagePtr::new(unsafe { bindings::tdx_mirror_page_private(page.as_ptr().cast()) }.cast())
 }
@@ -80,6 +88,11 @@ pub(crate) fn release(pfn: Pfn) {
 
 /// Pages that were unlinked while a walk may still be at them, chained through their words, so that
 /// nothing is allocated under `mmu_lock`.
+///
+/// # Invariants
+///
+/// A page supplier of KVM has handed out each page in the chain, it was not put back, and its word is
+/// the chain's.
 pub(crate) struct DeferredPages {
     head: Atomic<*mut u8>,
 }
@@ -92,18 +105,33 @@ impl DeferredPages {
         }
     }
 
-    /// Adds a page. Additions do not run at the same time as each other, since only a teardown
-    /// makes them, with `mmu_lock` held for write.
-    pub(crate) fn add(&self, page: PagePtr) {
-        set_word(page, PagePtr::new(self.head.load(Relaxed)));
-        self.head.store(page.as_ptr(), Release);
+    /// Adds a page.
+    ///
+    /// # Safety
+    ///
+    /// A page supplier of KVM has handed the page out, it was not put back, and nobody but this uses
+    /// its word from now on.
+    pub(crate) unsafe fn add(&self, page: PagePtr) {
+        let mut head = self.head.load(Relaxed);
+        loop {
+            // SAFETY: By the safety requirements.
+            unsafe { set_word(page, PagePtr::new(head)) };
+            // INVARIANT: By the safety requirements.
+            match self.head.cmpxchg(head, page.as_ptr(), Release) {
+                Ok(_) => return,
+                Err(now) => head = now,
+            }
+        }
     }
 
     /// Takes one page out, its word cleared.
     pub(crate) fn take(&mut self) -> Option<PagePtr> {
         let page = PagePtr::new(*self.head.get_mut())?;
-        *self.head.get_mut() = word(page).map_or(core::ptr::null_mut(), PagePtr::as_ptr);
-        set_word(page, None);
+        // SAFETY: By the type invariant.
+        let next = unsafe { word(page) };
+        *self.head.get_mut() = next.map_or(core::ptr::null_mut(), PagePtr::as_ptr);
+        // SAFETY: By the type invariant, which held for it until now.
+        unsafe { set_word(page, None) };
         Some(page)
     }
 }

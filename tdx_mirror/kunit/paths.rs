@@ -16,6 +16,7 @@ use crate::base::level::{
     Position, //
 };
 use crate::base::td::Operand;
+use crate::mirror::cell::Seen;
 use crate::mirror::error::{
     MapError,
     MapOutcome,
@@ -61,7 +62,7 @@ pub fn a_lost_freeze_hands_back_the_value(td: &Td) -> Outcome {
     let slot = need!(mirror.slot(&lock, td::gfn(0)));
     let at = Position::covering(td::gfn(0), Level::L4K);
     let lost = FrozenSpte::freeze(&lock, slot.cell, at, Spte::NON_PRESENT).err();
-    ensure!(lost == Some(Spte::leaf(td::pfn(0), Level::L4K)));
+    ensure!(lost.map(Seen::spte) == Some(Spte::leaf(td::pfn(0), Level::L4K)));
     ensure!(kind(&mirror, 0) == Some(SpteKind::Leaf(td::pfn(0))));
     Ok(())
 }

@@ -362,26 +362,26 @@ unsafe impl PageMap for &Td {
         PagePtr::new(self.pages.get(number)?.0.get().cast())
     }
 
-    fn set_companion(&self, page: PagePtr, with: Option<PagePtr>) {
+    unsafe fn set_companion(&self, page: PagePtr, with: Option<PagePtr>) {
         match self.word(page) {
             Some(word) => word.set(with.and_then(|page| NonNull::new(page.as_ptr()))),
             None => add(&self.broken),
         }
     }
 
-    fn companion(&self, page: PagePtr) -> Option<PagePtr> {
+    unsafe fn companion(&self, page: PagePtr) -> Option<PagePtr> {
         PagePtr::new(self.word(page)?.get()?.as_ptr())
     }
 
-    fn put_table(&self, page: PagePtr) {
+    unsafe fn put_table(&self, page: PagePtr) {
         self.put(page);
     }
 
-    fn put_table_deferred(&self, page: PagePtr) {
+    unsafe fn put_table_deferred(&self, page: PagePtr) {
         self.put(page);
     }
 
-    fn put_external(&self, page: PagePtr) {
+    unsafe fn put_external(&self, page: PagePtr) {
         self.put(page);
     }
 }

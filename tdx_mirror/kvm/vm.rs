@@ -161,26 +161,28 @@ unsafe impl PageMap for KernelVm {
         self.map.page_at(pfn)
     }
 
-    fn set_companion(&self, page: PagePtr, with: Option<PagePtr>) {
-        page::set_word(page, with);
+    unsafe fn set_companion(&self, page: PagePtr, with: Option<PagePtr>) {
+        // SAFETY: By the safety requirements.
+        unsafe { page::set_word(page, with) };
     }
 
-    fn companion(&self, page: PagePtr) -> Option<PagePtr> {
-        page::word(page)
+    unsafe fn companion(&self, page: PagePtr) -> Option<PagePtr> {
+        // SAFETY: By the safety requirements.
+        unsafe { page::word(page) }
     }
 
-    fn put_table(&self, page: PagePtr) {
-        // SAFETY: The mirror took it from the supplier and says that nobody refers to it.
+    unsafe fn put_table(&self, page: PagePtr) {
+        // SAFETY: By the safety requirements.
         unsafe { self.hooks.put_spt(page) };
     }
 
-    fn put_table_deferred(&self, page: PagePtr) {
-        self.deferred.add(page);
+    unsafe fn put_table_deferred(&self, page: PagePtr) {
+        // SAFETY: By the safety requirements; the mirror has emptied the word before.
+        unsafe { self.deferred.add(page) };
     }
 
-    fn put_external(&self, page: PagePtr) {
-        // SAFETY: The mirror took it from the supplier, and it is no assigned page any more, or
-        // never was.
+    unsafe fn put_external(&self, page: PagePtr) {
+        // SAFETY: By the safety requirements.
         unsafe { self.hooks.put_external_spt(page) };
     }
 }

@@ -4,7 +4,10 @@
 
 #![forbid(unsafe_code)]
 
-use super::cell::SpteCell;
+use super::cell::{
+    Seen,
+    SpteCell, //
+};
 use super::lock::TablesStay;
 use super::spte::{
     Spte,
@@ -34,18 +37,26 @@ pub struct Slot<'t, L: TablesStay> {
     pub cell: &'t SpteCell,
     /// Its value when it was met.
     pub spte: Spte,
+    seen: Seen<'t>,
     under: PhantomData<&'t L>,
 }
 
 impl<'t, L: TablesStay> Slot<'t, L> {
     /// The entry `at` in `cell`, as it is now.
     pub(super) fn load(_l: &'t L, at: Position, cell: &'t SpteCell) -> Self {
+        let seen = cell.load();
         Self {
             at,
             cell,
-            spte: cell.load(),
+            spte: seen.spte(),
+            seen,
             under: PhantomData,
         }
+    }
+
+    /// Its value when it was met, as evidence of that.
+    pub(super) fn seen(&self) -> Seen<'t> {
+        self.seen
     }
 
     /// What the entry was when it was met.
@@ -89,7 +100,7 @@ fn descend<'t, M: PageMap, L: TablesStay>(
         let slot = Slot::load(l, at, cell);
         match (slot.spte.kind(level), level.child()) {
             (SpteKind::Table(_), Some(below)) => {
-                table = table::child(map, l, slot.spte, at)?;
+                table = table::child(map, l, slot.seen, at)?;
                 level = below;
             }
             _ => return Some((slot, table)),

@@ -12,7 +12,10 @@
 
 #![forbid(unsafe_code)]
 
-use super::cell::SpteCell;
+use super::cell::{
+    Seen,
+    SpteCell, //
+};
 use super::cursor::Slot;
 use super::error::{
     Bug,
@@ -36,12 +39,10 @@ use super::spte::{
 use super::table::{
     self,
     PageMap,
-    Table, //
+    Table,
+    Unlinked, //
 };
-use crate::base::addr::{
-    PagePtr,
-    Pfn, //
-};
+use crate::base::addr::Pfn;
 use crate::base::level::Position;
 use crate::base::stats::Count;
 use crate::base::td::Phase;
@@ -187,30 +188,30 @@ impl<'t, S: State> Leaf<'t, S> {
 #[derive(Debug)]
 pub struct TableEntry<'t> {
     place: Place<'t>,
-    pfn: Pfn,
+    seen: Seen<'t>,
 }
 
-impl TableEntry<'_> {
+impl<'t> TableEntry<'t> {
     /// Which entry.
     pub fn at(&self) -> Position {
         self.place.at
     }
 
     /// The table.
-    pub(super) fn child<'x, M: PageMap>(&self, map: &M, x: &'x Exclusive<'_>) -> Option<&'x Table> {
-        table::child(map, x, self.place.spte, self.place.at)
+    pub(super) fn child<M: PageMap>(&self, map: &M, x: &'t Exclusive<'_>) -> Option<&'t Table> {
+        table::child(map, x, self.seen, self.place.at)
     }
 }
 
 /// A table that no entry links to, whose pages are to be freed.
 #[derive(Debug)]
 #[must_use]
-pub struct UnlinkedTable {
+pub struct UnlinkedTable<'t> {
     at: Position,
-    pfn: Pfn,
+    seen: Seen<'t>,
 }
 
-impl UnlinkedTable {
+impl UnlinkedTable<'_> {
     /// The entry that linked to it.
     pub fn at(&self) -> Position {
         self.at
@@ -221,8 +222,8 @@ impl UnlinkedTable {
         self,
         map: &M,
         x: &Exclusive<'_>,
-    ) -> Option<(PagePtr, Option<ExternalPage<Assigned>>)> {
-        table::unpair(map, x, self.pfn)
+    ) -> Option<(Unlinked, Option<ExternalPage<Assigned>>)> {
+        table::unpair(map, x, self.seen, self.at)
     }
 }
 
@@ -247,7 +248,7 @@ impl<'t> Slot<'t, Exclusive<'_>> {
     /// The entry as a value.
     #[inline(always)]
     pub fn entry(self) -> Entry<'t> {
-        let kind = self.kind();
+        let (kind, seen) = (self.kind(), self.seen());
         let place = Place {
             at: self.at,
             cell: self.cell,
@@ -257,7 +258,7 @@ impl<'t> Slot<'t, Exclusive<'_>> {
             SpteKind::NonPresent => Entry::NonPresent,
             SpteKind::Leaf(pfn) => Entry::Leaf(Leaf::new(place, pfn)),
             SpteKind::Blocked(pfn) => Entry::Blocked(Leaf::new(place, pfn)),
-            SpteKind::Table(pfn) => Entry::Table(TableEntry { place, pfn }),
+            SpteKind::Table(_) => Entry::Table(TableEntry { place, seen }),
             SpteKind::Quarantined(pfn) => Entry::Quarantined(pfn),
             SpteKind::Frozen | SpteKind::Malformed => Entry::Stray,
         }
@@ -363,9 +364,9 @@ impl<E: ExternalPt, V: Vm> Mirror<E, V> {
     }
 
     /// Unlinks a table, whose entries have been emptied.
-    pub fn unlink(&self, x: &Exclusive<'_>, table: TableEntry<'_>) -> UnlinkedTable {
-        let TableEntry { place, pfn } = table;
+    pub fn unlink<'t>(&self, x: &Exclusive<'_>, table: TableEntry<'t>) -> UnlinkedTable<'t> {
+        let TableEntry { place, seen } = table;
         place.follow(x, &self.vm, Spte::NON_PRESENT);
-        UnlinkedTable { at: place.at, pfn }
+        UnlinkedTable { at: place.at, seen }
     }
 }

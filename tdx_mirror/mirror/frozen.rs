@@ -4,7 +4,10 @@
 
 #![forbid(unsafe_code)]
 
-use super::cell::SpteCell;
+use super::cell::{
+    Seen,
+    SpteCell, //
+};
 use super::external::{
     ExtError,
     ExternalPt, //
@@ -23,6 +26,7 @@ use super::table::{
 use crate::base::addr::Pfn;
 use crate::base::level::Position;
 use crate::base::td::Phase;
+use core::mem::ManuallyDrop;
 
 /// The exclusive right to change one entry under mmu_lock held for read.
 ///
@@ -55,7 +59,7 @@ impl<'t> FrozenSpte<'t> {
         cell: &'t SpteCell,
         at: Position,
         seen: Spte,
-    ) -> Result<Self, Spte> {
+    ) -> Result<Self, Seen<'t>> {
         cell.try_freeze(seen)?;
         Ok(Self {
             cell,
@@ -84,7 +88,7 @@ impl<'t> FrozenSpte<'t> {
         }
         ext.map_leaf(l, phase, self.at, pfn)
             .map_err(FrozenError::External)?;
-        self.thaw(new);
+        _ = self.thaw(new);
         Ok(())
     }
 
@@ -100,7 +104,7 @@ impl<'t> FrozenSpte<'t> {
         phase: Phase,
         map: &M,
         owned: OwnedTable,
-    ) -> Result<Spte, (FrozenError, OwnedTable)> {
+    ) -> Result<Seen<'t>, (FrozenError, OwnedTable)> {
         let (page, external) = owned.into_parts();
         let new = Spte::table(map.pfn_of(page));
         let back = |e, external| (e, OwnedTable::from_parts(page, external));
@@ -116,19 +120,17 @@ impl<'t> FrozenSpte<'t> {
             .link_table(l, phase, self.at, external)
             .map_err(|(e, external)| back(FrozenError::External(e), external))?;
         table::pair(map, page, assigned);
-        self.thaw(new);
-        Ok(new)
+        Ok(self.thaw(new))
     }
 
     /// Ends the freeze with a new value instead of the old one.
-    fn thaw(mut self, new: Spte) {
-        // Drop does the store: one way out for both ends of a freeze.
-        self.old = new;
+    fn thaw(self, new: Spte) -> Seen<'t> {
+        ManuallyDrop::new(self).cell.thaw(new)
     }
 }
 
 impl Drop for FrozenSpte<'_> {
     fn drop(&mut self) {
-        self.cell.thaw(self.old);
+        _ = self.cell.thaw(self.old);
     }
 }

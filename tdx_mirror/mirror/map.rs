@@ -4,7 +4,10 @@
 
 #![forbid(unsafe_code)]
 
-use super::cell::SpteCell;
+use super::cell::{
+    Seen,
+    SpteCell, //
+};
 use super::error::{
     Bug,
     MapError,
@@ -131,31 +134,32 @@ impl<E: ExternalPt, V: Vm> Mirror<E, V> {
     ) -> Result<&'t Table, Bail> {
         let cell = self.cell(table, at)?;
         let mut seen = cell.load();
-        if seen.kind(at.level()) == SpteKind::NonPresent {
+        if seen.spte().kind(at.level()) == SpteKind::NonPresent {
             // A lost race leaves the winner's value, which cannot be non-present: what follows
             // goes on with that instead of with what was read before.
-            match FrozenSpte::freeze(l, cell, at, seen) {
+            match FrozenSpte::freeze(l, cell, at, seen.spte()) {
                 Ok(frozen) => seen = self.link(l, phase, pages, frozen, at)?,
                 Err(now) => seen = now,
             }
         }
-        match seen.kind(at.level()) {
+        let found = seen.spte();
+        match found.kind(at.level()) {
             SpteKind::Table(_) => table::child(&self.vm, l, seen, at)
-                .ok_or_else(|| self.fail(Bug::Unexpected { at, found: seen })),
+                .ok_or_else(|| self.fail(Bug::Unexpected { at, found })),
             SpteKind::Frozen => Err(Bail::Retry(RetryReason::Frozen)),
-            _ => Err(self.fail(Bug::Unexpected { at, found: seen })),
+            _ => Err(self.fail(Bug::Unexpected { at, found })),
         }
     }
 
     /// Links a new table at the frozen entry; returns the entry's value.
-    fn link<P: PageSupplier>(
+    fn link<'t, P: PageSupplier>(
         &self,
         l: &Shared<'_>,
         phase: Phase,
         pages: &mut P,
-        frozen: FrozenSpte<'_>,
+        frozen: FrozenSpte<'t>,
         at: Position,
-    ) -> Result<Spte, Bail> {
+    ) -> Result<Seen<'t>, Bail> {
         self.stats.frozen.inc();
         let Some(owned) = OwnedTable::take(pages, &self.vm) else {
             return Err(Bail::Retry(RetryReason::NoPage));
@@ -166,7 +170,7 @@ impl<E: ExternalPt, V: Vm> Mirror<E, V> {
         self.vm.freeze_ended(begun);
         match linked {
             Ok(linked) => {
-                self.vm.spte_changed(at, Spte::NON_PRESENT, linked);
+                self.vm.spte_changed(at, Spte::NON_PRESENT, linked.spte());
                 self.stats.tables.inc();
                 self.vm.account(page, true);
                 self.stats.external_tables.inc();
@@ -189,7 +193,7 @@ impl<E: ExternalPt, V: Vm> Mirror<E, V> {
         pfn: Pfn,
     ) -> Result<MapOutcome, Bail> {
         let cell = self.cell(table, at)?;
-        let mut seen = cell.load();
+        let mut seen = cell.load().spte();
         if seen.kind(at.level()) == SpteKind::NonPresent {
             match FrozenSpte::freeze(l, cell, at, seen) {
                 Ok(frozen) => {
@@ -205,7 +209,7 @@ impl<E: ExternalPt, V: Vm> Mirror<E, V> {
                     self.vm.page_stats(at.level(), true);
                     return Ok(MapOutcome::Fixed);
                 }
-                Err(now) => seen = now,
+                Err(now) => seen = now.spte(),
             }
         }
         match seen.kind(at.level()) {

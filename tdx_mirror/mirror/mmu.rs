@@ -291,6 +291,6 @@ impl<E: ExternalPt, V: Vm> Drop for Mirror<E, V> {
     /// Gives the root back.
     fn drop(&mut self) {
         self.uncount_root();
-        self.vm.put_table(self.root.page());
+        self.root.put(&self.vm);
     }
 }

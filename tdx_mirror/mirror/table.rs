@@ -7,7 +7,10 @@
 //! page (in the kernel in `page->private` of the mirror's page), so that no side structure has
 //! to be allocated under mmu_lock and so that the pair lives and dies together.
 
-use super::cell::SpteCell;
+use super::cell::{
+    Seen,
+    SpteCell, //
+};
 use super::external::{
     Assigned,
     ExternalPage,
@@ -71,15 +74,37 @@ pub unsafe trait PageMap {
     /// The page of `pfn`. Reads no memory.
     fn page_at(&self, pfn: Pfn) -> Option<PagePtr>;
     /// Keeps `with` beside `page`.
-    fn set_companion(&self, page: PagePtr, with: Option<PagePtr>);
+    ///
+    /// # Safety
+    ///
+    /// A [`PageSupplier`] has handed `page` out, and nobody has put it.
+    unsafe fn set_companion(&self, page: PagePtr, with: Option<PagePtr>);
     /// What was kept beside `page`.
-    fn companion(&self, page: PagePtr) -> Option<PagePtr>;
-    /// Takes back a mirror page that was in no table, or that no walker can meet any more.
-    fn put_table(&self, page: PagePtr);
-    /// Takes back a mirror page that was unlinked, once no walk can be at it.
-    fn put_table_deferred(&self, page: PagePtr);
-    /// Takes back a page of the S-EPT that the TDX module does not own.
-    fn put_external(&self, page: PagePtr);
+    ///
+    /// # Safety
+    ///
+    /// As of [`set_companion()`](Self::set_companion).
+    unsafe fn companion(&self, page: PagePtr) -> Option<PagePtr>;
+    /// Takes back a mirror page.
+    ///
+    /// # Safety
+    ///
+    /// A [`PageSupplier`] has handed `page` out, nobody has put it, and no walker can meet it any
+    /// more.
+    unsafe fn put_table(&self, page: PagePtr);
+    /// Takes back a mirror page, once no walk can be at it.
+    ///
+    /// # Safety
+    ///
+    /// A [`PageSupplier`] has handed `page` out, nobody has put it, and no entry links to it.
+    unsafe fn put_table_deferred(&self, page: PagePtr);
+    /// Takes back a page of the S-EPT.
+    ///
+    /// # Safety
+    ///
+    /// A [`PageSupplier`] has handed `page` out, nobody has put it, and the TDX module does not own
+    /// it.
+    unsafe fn put_external(&self, page: PagePtr);
 }
 
 /// Pages for new tables; KVM's pre-filled caches of one vCPU. Neither sleeps nor fails for long.
@@ -108,10 +133,12 @@ impl OwnedTable {
     pub fn take<P: PageSupplier, M: PageMap>(pages: &mut P, map: &M) -> Option<Self> {
         let page = pages.take_table()?;
         let Some(external) = pages.take_external() else {
-            map.put_table(page);
+            // SAFETY: It was handed out just now.
+            unsafe { map.put_table(page) };
             return None;
         };
-        for cell in overlay(page).cells() {
+        // SAFETY: By the contract of the supplier; nobody else has it.
+        for cell in unsafe { overlay(page) }.cells() {
             cell.init(Spte::NON_PRESENT);
         }
         Some(Self {
@@ -122,8 +149,9 @@ impl OwnedTable {
 
     /// Gives both pages back.
     pub fn put<M: PageMap>(self, map: &M) {
-        map.put_table(self.page);
-        map.put_external(self.external.into_page());
+        // SAFETY: Owned, and so in no table.
+        unsafe { map.put_table(self.page) };
+        put_external(map, self.external);
     }
 
     /// The mirror's page, for the account.
@@ -148,6 +176,11 @@ impl OwnedTable {
 }
 
 /// The root of a mirror. It has no companion: the S-EPT's root is one of the TD's control pages.
+///
+/// # Invariants
+///
+/// `page` is one that a [`PageSupplier`] may hand out, until the mirror puts it, which it does when
+/// it is dropped with this.
 #[derive(Debug)]
 pub struct Root {
     page: PagePtr,
@@ -166,58 +199,106 @@ impl Root {
     ///
     /// The page is one that a [`PageSupplier`] may hand out, until the mirror puts it.
     pub unsafe fn new(page: PagePtr) -> Self {
-        for cell in overlay(page).cells() {
+        // SAFETY: By the safety requirements.
+        for cell in unsafe { overlay(page) }.cells() {
             cell.init(Spte::NON_PRESENT);
         }
+        // INVARIANT: By the safety requirements.
         Self { page }
     }
 
     /// The table, for as long as no table can be freed.
     pub fn table<'t, L: TablesStay>(&'t self, _l: &'t L) -> &'t Table {
-        overlay(self.page)
+        // SAFETY: By the type invariant, for as long as this is borrowed.
+        unsafe { overlay(self.page) }
     }
 
-    /// The page, for the account and to put it.
+    /// The page, for the account.
     pub fn page(&self) -> PagePtr {
         self.page
     }
+
+    /// Gives the page back, as the last thing that is done with the root: for the drop of the mirror
+    /// that has it, which no walker outlives.
+    pub(super) fn put<M: PageMap>(&mut self, map: &M) {
+        // SAFETY: By the type invariant; nobody borrows the root, and whoever drops it does not again.
+        unsafe { map.put_table(self.page) };
+    }
 }
 
-/// The table that the entry `spte` at `at` points to, if it points to one.
+/// The mirror page of a table that was unlinked and taken apart. Owned, but for RCU readers.
+#[derive(Debug)]
+#[must_use]
+pub(super) struct Unlinked(PagePtr);
+
+impl Unlinked {
+    /// The page, for the account.
+    pub(super) fn page(&self) -> PagePtr {
+        self.0
+    }
+
+    /// Gives the page back when no walk can be at it.
+    pub(super) fn put<M: PageMap>(self, map: &M) {
+        // SAFETY: `unpair()` made it of a page that no entry links to, and this is its only end.
+        unsafe { map.put_table_deferred(self.0) };
+    }
+}
+
+/// Gives back a page of the S-EPT.
+pub(super) fn put_external<M: PageMap>(map: &M, page: ExternalPage<Free>) {
+    // SAFETY: By its type the page is the kernel's, and whoever had it gives it up.
+    unsafe { map.put_external(page.into_page()) };
+}
+
+/// The table that an entry at `at` pointed to when it had the value `seen`, if it pointed to one.
 pub(super) fn child<'t, M: PageMap, L: TablesStay>(
     map: &M,
     _l: &'t L,
-    spte: Spte,
+    seen: Seen<'t>,
     at: Position,
 ) -> Option<&'t Table> {
-    match spte.kind(at.level()) {
-        SpteKind::Table(pfn) => map.page_at(pfn).map(overlay),
-        _ => None,
-    }
+    let SpteKind::Table(pfn) = seen.spte().kind(at.level()) else {
+        return None;
+    };
+    let page = map.page_at(pfn)?;
+    // SAFETY: An entry had the value, so that by the invariant of `SpteCell` the frame is that of
+    // the page of an `OwnedTable`, which `page_at()` finds. No table is freed for `'t`: the evidence
+    // says so, and that the entry's own table is there still.
+    Some(unsafe { overlay(page) })
 }
 
 /// Keeps the assigned S-EPT page with its mirror page, before the link is published.
 pub(super) fn pair<M: PageMap>(map: &M, page: PagePtr, external: ExternalPage<Assigned>) {
-    map.set_companion(page, Some(external.into_companion()));
+    // SAFETY: The caller has the page from an `OwnedTable`, and is about to link it.
+    unsafe { map.set_companion(page, Some(external.into_companion())) };
 }
 
 /// Takes an unlinked table apart: its page and its S-EPT page, which exists unless it was lost.
 pub(super) fn unpair<M: PageMap>(
     map: &M,
     _x: &Exclusive<'_>,
-    pfn: Pfn,
-) -> Option<(PagePtr, Option<ExternalPage<Assigned>>)> {
+    seen: Seen<'_>,
+    at: Position,
+) -> Option<(Unlinked, Option<ExternalPage<Assigned>>)> {
+    let SpteKind::Table(pfn) = seen.spte().kind(at.level()) else {
+        return None;
+    };
     let page = map.page_at(pfn)?;
-    let external = map.companion(page).map(ExternalPage::from_companion);
-    map.set_companion(page, None);
-    Some((page, external))
+    // SAFETY: An entry had the value, so that by the invariant of `SpteCell` the page is that of an
+    // `OwnedTable`. It is put once, after this.
+    let external = unsafe { map.companion(page) }.map(ExternalPage::from_companion);
+    // SAFETY: As above.
+    unsafe { map.set_companion(page, None) };
+    Some((Unlinked(page), external))
 }
 
 /// Reads `page` as a table.
-fn overlay<'t>(page: PagePtr) -> &'t Table {
-    // SAFETY: only pages of a supplier come here: from `OwnedTable::take()`, from `Root` and from
-    // entries that were linked with one. By the contract of `PageSupplier` such a page is valid,
-    // aligned and touched through this type only, whose entries are atomics; every bit pattern is
-    // a valid entry. The callers bound `'t` by evidence that no table is freed, or own the page.
+///
+/// # Safety
+///
+/// A [`PageSupplier`] has handed `page` out as that of a table, and it is not put for `'t`.
+unsafe fn overlay<'t>(page: PagePtr) -> &'t Table {
+    // SAFETY: By the contract of `PageSupplier` such a page is valid, aligned and touched through
+    // this type only, whose entries are atomics; every bit pattern is a valid entry.
     unsafe { &*page.as_ptr().cast::<Table>() }
 }

@@ -27,7 +27,10 @@ use super::mmu::{
     Vm,
     HOLD_STRETCH, //
 };
-use super::table::Table;
+use super::table::{
+    self,
+    Table, //
+};
 use crate::base::addr::{
     Gfn,
     Pfn, //
@@ -87,10 +90,10 @@ impl<E: ExternalPt, V: Vm> Mirror<E, V> {
 
     /// Unlinks and reclaims what hangs below `table`, whose first entry is for `gfn`, or breaks off
     /// where mmu_lock is to be yielded. The levels bound the recursion: five calls at most.
-    fn empty_table(
+    fn empty_table<'t>(
         &self,
-        x: &Exclusive<'_>,
-        table: &Table,
+        x: &'t Exclusive<'_>,
+        table: &'t Table,
         level: Level,
         gfn: u64,
         done: &mut Done,
@@ -120,7 +123,7 @@ impl<E: ExternalPt, V: Vm> Mirror<E, V> {
                 Entry::Blocked(leaf) => self.left_over(x, leaf),
                 Entry::Quarantined(pfn) => self.reclaim(x, at, pfn),
                 Entry::NonPresent | Entry::Table(_) | Entry::Stray => {
-                    let found = cell.load();
+                    let found = cell.load().spte();
                     self.bugged(Bug::Unexpected { at, found });
                 }
             }
@@ -157,10 +160,10 @@ impl<E: ExternalPt, V: Vm> Mirror<E, V> {
 
     /// Empties the table that `table` links to, unlinks it and gives its pages back, or breaks off
     /// before that.
-    fn remove_table(
+    fn remove_table<'t>(
         &self,
-        x: &Exclusive<'_>,
-        table: TableEntry<'_>,
+        x: &'t Exclusive<'_>,
+        table: TableEntry<'t>,
         done: &mut Done,
     ) -> ControlFlow<()> {
         let at = table.at();
@@ -173,7 +176,7 @@ impl<E: ExternalPt, V: Vm> Mirror<E, V> {
     }
 
     /// Reclaims the S-EPT page of an unlinked table and gives the mirror's back.
-    fn free_table(&self, x: &Exclusive<'_>, table: UnlinkedTable) {
+    fn free_table(&self, x: &Exclusive<'_>, table: UnlinkedTable<'_>) {
         let at = table.at();
         let Some((page, external)) = table.unpair(&self.vm, x) else {
             return;
@@ -183,7 +186,7 @@ impl<E: ExternalPt, V: Vm> Mirror<E, V> {
             self.stats.external_tables.dec();
             self.vm.account_external(external.operand(), false);
             match self.ext.free_table(x, external) {
-                Ok(free) => self.vm.put_external(free.into_page()),
+                Ok(free) => table::put_external(&self.vm, free),
                 Err(lost) => {
                     // Dropping the page is what leaks it.
                     let failure = lost.failure;
@@ -194,8 +197,8 @@ impl<E: ExternalPt, V: Vm> Mirror<E, V> {
             self.bugged(Bug::NoEntry { at });
         }
         self.stats.tables.dec();
-        self.vm.account(page, false);
-        self.vm.put_table_deferred(page);
+        self.vm.account(page.page(), false);
+        page.put(&self.vm);
     }
 
     /// Tries once to get the quarantined page `pfn` back; else it stays held for ever.

@@ -144,6 +144,10 @@ impl HostState {
         unsafe { &*page.as_ptr().cast::<Page>() }
     }
 
+    fn has_no_companion(&self, page: PagePtr) -> bool {
+        locked(&self.page(page).companion).is_none()
+    }
+
     /// Has `f` run whenever mmu_lock is yielded; once for each host.
     pub fn on_yield(&self, f: impl Fn() + Send + Sync + 'static) {
         assert!(self.on_yield.0.set(Box::new(f)).is_ok(), "set before");
@@ -237,30 +241,30 @@ unsafe impl PageMap for Host {
         PagePtr::new(std::ptr::with_exposed_provenance_mut(addr))
     }
 
-    fn set_companion(&self, page: PagePtr, with: Option<PagePtr>) {
+    unsafe fn set_companion(&self, page: PagePtr, with: Option<PagePtr>) {
         *locked(&self.page(page).companion) = with.map(|p| p.as_ptr() as usize);
     }
 
-    fn companion(&self, page: PagePtr) -> Option<PagePtr> {
+    unsafe fn companion(&self, page: PagePtr) -> Option<PagePtr> {
         let addr = *locked(&self.page(page).companion);
         PagePtr::new(std::ptr::without_provenance_mut(addr?))
     }
 
-    fn put_table(&self, page: PagePtr) {
-        require(self.companion(page).is_none(), "put with a companion");
+    unsafe fn put_table(&self, page: PagePtr) {
+        require(self.has_no_companion(page), "put with a companion");
         let mut pages = locked(&self.pages);
         require(pages.used.remove(&(page.as_ptr() as usize)), "put twice");
     }
 
-    fn put_table_deferred(&self, page: PagePtr) {
-        require(self.companion(page).is_none(), "put with a companion");
+    unsafe fn put_table_deferred(&self, page: PagePtr) {
+        require(self.has_no_companion(page), "put with a companion");
         let addr = page.as_ptr() as usize;
         let mut pages = locked(&self.pages);
         require(pages.used.remove(&addr), "put twice");
         pages.deferred.push(addr);
     }
 
-    fn put_external(&self, page: PagePtr) {
+    unsafe fn put_external(&self, page: PagePtr) {
         let mut pages = locked(&self.pages);
         require(
             pages.external.remove(&(page.as_ptr() as usize)),

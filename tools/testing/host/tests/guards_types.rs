@@ -195,7 +195,7 @@ fn counters_count() {
 #[test]
 fn cells_hold_what_they_are_given() {
     let cell = SpteCell::new(Spte::table(pfn(9)));
-    assert_eq!(cell.load(), Spte::table(pfn(9)));
+    assert_eq!(cell.load().spte(), Spte::table(pfn(9)));
     assert_eq!(format!("{cell:?}"), "0x8000000000009807");
 }
 

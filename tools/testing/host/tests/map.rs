@@ -340,12 +340,12 @@ fn frozen_spte_refuses_a_leaf_over_a_leaf() {
     // SAFETY: the cell is this function's alone.
     let l = unsafe { Shared::assume_held() };
     let frozen = FrozenSpte::freeze(&l, &cell, at, old).unwrap();
-    assert_eq!(cell.load(), Spte::FROZEN);
+    assert_eq!(cell.load().spte(), Spte::FROZEN);
     assert!(matches!(
         frozen.map_leaf(&l, &sept, Phase::Run, Pfn::new(4).unwrap()),
         Err(FrozenError::Illegal(_, IllegalTransition::PfnChanged))
     ));
-    assert_eq!(cell.load(), old, "rolled back");
+    assert_eq!(cell.load().spte(), old, "rolled back");
     assert!(sept.backend().log().is_empty(), "no hook");
     let frozen = FrozenSpte::freeze(&l, &cell, at, old).unwrap();
     assert!(matches!(
@@ -382,7 +382,7 @@ fn frozen_spte_refuses_a_table_over_what_is_present() {
             matches!(error, FrozenError::Illegal(_, w) if w == why),
             "{error:?}"
         );
-        assert_eq!(cell.load(), old, "rolled back");
+        assert_eq!(cell.load().spte(), old, "rolled back");
         assert!(sept.backend().log().is_empty(), "no hook");
         // Both pages come back, and neither knows the other.
         assert_eq!((owned.page(), owned.external_page()), (mirror, external));
@@ -446,8 +446,8 @@ fn a_lost_freeze_hands_back_the_fresh_value() {
     // SAFETY: the cell is this function's alone.
     let l = unsafe { Shared::assume_held() };
     let lost = FrozenSpte::freeze(&l, &cell, at, Spte::NON_PRESENT);
-    assert_eq!(lost.unwrap_err(), now);
-    assert_eq!(cell.load(), now);
+    assert_eq!(lost.unwrap_err().spte(), now);
+    assert_eq!(cell.load().spte(), now);
 }
 
 // Shows: R17.
@@ -458,9 +458,9 @@ fn dropping_a_frozen_spte_rolls_back() {
     // SAFETY: the cell is this function's alone.
     let l = unsafe { Shared::assume_held() };
     let frozen = FrozenSpte::freeze(&l, &cell, at, Spte::NON_PRESENT).unwrap();
-    assert_eq!(cell.load(), Spte::FROZEN);
+    assert_eq!(cell.load().spte(), Spte::FROZEN);
     drop(frozen);
-    assert_eq!(cell.load(), Spte::NON_PRESENT);
+    assert_eq!(cell.load().spte(), Spte::NON_PRESENT);
 }
 
 #[test]

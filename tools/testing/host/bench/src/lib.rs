@@ -158,16 +158,16 @@ unsafe impl PageMap for Arena {
     fn page_at(&self, pfn: Pfn) -> Option<PagePtr> {
         PagePtr::new(std::ptr::with_exposed_provenance_mut(pfn.pa() as usize))
     }
-    fn set_companion(&self, page: PagePtr, with: Option<PagePtr>) {
+    unsafe fn set_companion(&self, page: PagePtr, with: Option<PagePtr>) {
         let with = with.map_or(std::ptr::null_mut(), PagePtr::as_ptr);
         self.companion(page).store(with, Relaxed);
     }
-    fn companion(&self, page: PagePtr) -> Option<PagePtr> {
+    unsafe fn companion(&self, page: PagePtr) -> Option<PagePtr> {
         PagePtr::new(self.companion(page).load(Relaxed))
     }
-    fn put_table(&self, _page: PagePtr) {}
-    fn put_table_deferred(&self, _page: PagePtr) {}
-    fn put_external(&self, _page: PagePtr) {}
+    unsafe fn put_table(&self, _page: PagePtr) {}
+    unsafe fn put_table_deferred(&self, _page: PagePtr) {}
+    unsafe fn put_external(&self, _page: PagePtr) {}
 }
 
 impl Vm for Arena {

@@ -212,28 +212,28 @@ unsafe impl PageMap for Host {
         Some(self.machine.arena.page(pfn.as_u64()))
     }
 
-    fn set_companion(&self, page: PagePtr, with: Option<PagePtr>) {
+    unsafe fn set_companion(&self, page: PagePtr, with: Option<PagePtr>) {
         let arena = &self.machine.arena;
         let address = with.map_or(0, |p| p.as_ptr() as usize);
         arena.companions[arena.index(page)].store(address, SeqCst);
     }
 
-    fn companion(&self, page: PagePtr) -> Option<PagePtr> {
+    unsafe fn companion(&self, page: PagePtr) -> Option<PagePtr> {
         let arena = &self.machine.arena;
         PagePtr::new(without_provenance_mut(
             arena.companions[arena.index(page)].load(SeqCst),
         ))
     }
 
-    fn put_table(&self, page: PagePtr) {
+    unsafe fn put_table(&self, page: PagePtr) {
         self.machine.arena.put(page, FREE);
     }
 
-    fn put_table_deferred(&self, page: PagePtr) {
+    unsafe fn put_table_deferred(&self, page: PagePtr) {
         self.machine.arena.put(page, DEFERRED);
     }
 
-    fn put_external(&self, page: PagePtr) {
+    unsafe fn put_external(&self, page: PagePtr) {
         let pa = page.as_ptr() as u64;
         assert!(self.external.lock().unwrap().remove(&pa), "put twice");
         self.machine.vmm.free(pa);
