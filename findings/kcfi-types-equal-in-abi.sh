@@ -122,7 +122,10 @@ ids rust.s >rust.ids
 } | tee table.txt
 
 # Both compilers gave every function an id, and the table is the one above.
-[ "$(wc -l <c.ids)" = 14 ] && [ "$(wc -l <rust.ids)" = 14 ] || { echo "changed: not every function has an id"; exit 1; }
+if [ "$(wc -l <c.ids)" != 14 ] || [ "$(wc -l <rust.ids)" != 14 ]; then
+	echo "changed: not every function has an id"
+	exit 1
+fi
 cat >seen.txt <<'END'
 C type                 Rust type                     id
 struct thing *         *mut thing                    equal
