@@ -208,7 +208,7 @@ def lines_of_code(name, text):
 
 # What is counted as one: title, files as a pattern, and how many `unsafe` it may have at most.
 PARTS = [
-    ("mirror", r"tdx_mirror/(base|mirror)(\.rs|/.*)", 12),
+    ("mirror", r"tdx_mirror/(base|mirror)(\.rs|/.*)", 28),
     ("policy of SEAMCALLs", r"tdx_mirror/sept(\.rs|/.*)", 0),
     ("interface of the TDX module", r"tdx_mirror/tdx(\.rs|/.*)", 0),
     ("edge to C, in Rust", r"tdx_mirror/((kvm|watch|kernel)(\.rs|/.*\.rs)|tdx_mirror_main\.rs)", None),

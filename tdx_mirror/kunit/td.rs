@@ -362,6 +362,9 @@ unsafe impl PageMap for &Td {
         PagePtr::new(self.pages.get(number)?.0.get().cast())
     }
 
+    /// # Safety
+    ///
+    /// As of the trait.
     unsafe fn set_companion(&self, page: PagePtr, with: Option<PagePtr>) {
         match self.word(page) {
             Some(word) => word.set(with.and_then(|page| NonNull::new(page.as_ptr()))),
@@ -369,18 +372,30 @@ unsafe impl PageMap for &Td {
         }
     }
 
+    /// # Safety
+    ///
+    /// As of the trait.
     unsafe fn companion(&self, page: PagePtr) -> Option<PagePtr> {
         PagePtr::new(self.word(page)?.get()?.as_ptr())
     }
 
+    /// # Safety
+    ///
+    /// As of the trait.
     unsafe fn put_table(&self, page: PagePtr) {
         self.put(page);
     }
 
+    /// # Safety
+    ///
+    /// As of the trait.
     unsafe fn put_table_deferred(&self, page: PagePtr) {
         self.put(page);
     }
 
+    /// # Safety
+    ///
+    /// As of the trait.
     unsafe fn put_external(&self, page: PagePtr) {
         self.put(page);
     }

@@ -161,26 +161,41 @@ unsafe impl PageMap for KernelVm {
         self.map.page_at(pfn)
     }
 
+    /// # Safety
+    ///
+    /// As of the trait.
     unsafe fn set_companion(&self, page: PagePtr, with: Option<PagePtr>) {
         // SAFETY: By the safety requirements.
         unsafe { page::set_word(page, with) };
     }
 
+    /// # Safety
+    ///
+    /// As of the trait.
     unsafe fn companion(&self, page: PagePtr) -> Option<PagePtr> {
         // SAFETY: By the safety requirements.
         unsafe { page::word(page) }
     }
 
+    /// # Safety
+    ///
+    /// As of the trait.
     unsafe fn put_table(&self, page: PagePtr) {
         // SAFETY: By the safety requirements.
         unsafe { self.hooks.put_spt(page) };
     }
 
+    /// # Safety
+    ///
+    /// As of the trait.
     unsafe fn put_table_deferred(&self, page: PagePtr) {
         // SAFETY: By the safety requirements; the mirror has emptied the word before.
         unsafe { self.deferred.add(page) };
     }
 
+    /// # Safety
+    ///
+    /// As of the trait.
     unsafe fn put_external(&self, page: PagePtr) {
         // SAFETY: By the safety requirements.
         unsafe { self.hooks.put_external_spt(page) };

@@ -173,10 +173,12 @@ static void test_a_vcpu_near_the_threshold_is_held(void)
 	if (!f)
 		return check(false, __func__);
 	fake_fail(f, CALL_SET, INT_MAX, STATUS_BUSY);
-	vcpu.faults = vcpu.repeats = MAX_ENTERS - 1;
+	vcpu.faults = MAX_ENTERS - 1;
+	vcpu.repeats = vcpu.faults;
 	check(fault(f, &vcpu, 1, TDX_MIRROR_FAULT_EVENT, &rounds) == TDX_MIRROR_ENTER,
 	      "one fault before the limit a vCPU still enters");
-	vcpu.faults = vcpu.repeats = MAX_ENTERS;
+	vcpu.faults = MAX_ENTERS;
+	vcpu.repeats = vcpu.faults;
 	check(fault(f, &vcpu, 1, TDX_MIRROR_FAULT_EVENT, &rounds) == TDX_MIRROR_ENTER &&
 	      !rounds && !vcpu.held, "at the limit it enters once more for an event");
 	for (i = 0; i < ARRAY_SIZE(leave); i++)
@@ -243,10 +245,12 @@ static void test_an_invalidation_costs_no_entry(void)
 		vcpu.repeats++;
 	}
 	check(all, "a vCPU returns within bounds and is not entered in vain");
-	vcpu.faults = vcpu.repeats = MAX_ENTERS;
+	vcpu.faults = MAX_ENTERS;
+	vcpu.repeats = vcpu.faults;
 	check(wait_out(f, &vcpu, TDX_MIRROR_FAULT_EVENT, &rounds) == TDX_MIRROR_ENTER &&
 	      !rounds && !vcpu.held, "a new event is injected");
-	vcpu.faults = vcpu.repeats = ZERO_STEP_THRESHOLD;
+	vcpu.faults = ZERO_STEP_THRESHOLD;
+	vcpu.repeats = vcpu.faults;
 	check(wait_out(f, &vcpu, TDX_MIRROR_FAULT_EVENT, &rounds) == TDX_MIRROR_EXIT &&
 	      vcpu.held, "unless the TDX module could list the page then");
 	vcpu.accept = true;
@@ -271,7 +275,8 @@ static void test_an_unresolved_fault_is_held(void)
 	log_mark();
 	check(ops->fault_done(f->mirror, &vcpu, 9, 0, -EFAULT) == TDX_MIRROR_EXIT && !vcpu.held,
 	      "a fault that ends in an error");
-	vcpu.faults = vcpu.repeats = MAX_ENTERS;
+	vcpu.faults = MAX_ENTERS;
+	vcpu.repeats = vcpu.faults;
 	for (i = 0; i < 10; i++)
 		all &= ops->fault_done(f->mirror, &vcpu, 9, 0, -EFAULT) == TDX_MIRROR_EXIT &&
 		       vcpu.held && vcpu.gfn == 9;
@@ -279,7 +284,8 @@ static void test_an_unresolved_fault_is_held(void)
 	check(ops->fault_done(f->mirror, &vcpu, 9, TDX_MIRROR_FAULT_EVENT, -EFAULT) ==
 	      TDX_MIRROR_ENTER && !vcpu.held, "unless there is an event");
 	check(!log_lines("keeps a vCPU out", NULL, NULL), "nothing to say");
-	vcpu.faults = vcpu.repeats = ZERO_STEP_THRESHOLD + 1;
+	vcpu.faults = ZERO_STEP_THRESHOLD + 1;
+	vcpu.repeats = vcpu.faults;
 	for (i = 0; i < 10; i++)
 		ops->fault_done(f->mirror, &vcpu, 9, 0, TDX_MIRROR_MAP_SPURIOUS);
 	check(log_lines("keeps a vCPU out", "gfn 0x9", "another vCPU accepts") == 1,

@@ -22,7 +22,7 @@
 #define RAM_PAGES 64
 #define MOST_ATTRIBUTES 0x4000000ull
 #define GUEST_OPS 96
-#define TOO_MANY_PAGES (1ull << 52)
+#define TOO_MANY_PAGES 0x10000000000000ull
 
 enum {
 	ENTER,
