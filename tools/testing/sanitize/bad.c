@@ -159,19 +159,6 @@ static int shift(void)
 	return 0;
 }
 
-enum bad_answer {
-	BAD_ANSWER,
-};
-
-/* An enum in what C and Rust both call. */
-static noinline int call_rust(void)
-{
-	enum bad_answer (*call)(void) = (void *)tdx_mirror_bad_rust_answer;
-
-	OPTIMIZER_HIDE_VAR(call);
-	return call();
-}
-
 /* Waits for ever, unkillable, with a lock held. */
 static int hang(void)
 {
@@ -199,7 +186,6 @@ static const struct {
 	{ "lock_order", lock_order },
 	{ "race", race },
 	{ "shift", shift },
-	{ "call_rust", call_rust },
 	{ "hang", hang },
 };
 

@@ -13,9 +13,3 @@ unsafe extern "C" fn tdx_mirror_bad_rust_read(start: *const u8, at: usize) -> u8
     // SAFETY: The caller says that the address is mapped; a volatile read has no other effect.
     unsafe { start.wrapping_add(at).read_volatile() }
 }
-
-/// Answers 0. C calls it as if it returned an enum, which has the same ABI and another type.
-#[no_mangle]
-extern "C" fn tdx_mirror_bad_rust_answer() -> u32 {
-    0
-}
