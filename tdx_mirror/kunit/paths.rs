@@ -46,7 +46,7 @@ pub fn a_dropped_freeze_leaves_the_old_value(td: &Td) -> Outcome {
     let lock = td::shared();
     let slot = need!(mirror.slot(&lock, td::gfn(1)));
     let at = Position::covering(td::gfn(1), Level::L4K);
-    let frozen = need!(FrozenSpte::freeze(&lock, slot.cell, at, slot.spte));
+    let frozen = need!(FrozenSpte::freeze(&lock, slot.cell, at, slot.spte()));
     ensure!(kind(&mirror, 1) == Some(SpteKind::Frozen));
     drop(frozen);
     ensure!(kind(&mirror, 1) == Some(SpteKind::NonPresent));
@@ -111,7 +111,7 @@ pub fn a_frozen_entry_ends_a_map(td: &Td) -> Outcome {
     let lock = td::shared();
     let slot = need!(mirror.slot(&lock, td::gfn(1)));
     let at = Position::covering(td::gfn(1), Level::L4K);
-    let frozen = need!(FrozenSpte::freeze(&lock, slot.cell, at, slot.spte));
+    let frozen = need!(FrozenSpte::freeze(&lock, slot.cell, at, slot.spte()));
     let before = td.seamcalls();
     ensure!(td::map(td, &mirror, 1) == Ok(MapOutcome::Retry(RetryReason::Frozen)));
     ensure!(td.seamcalls() == before && mirror.stats().frozen_seen.get() == 1);

@@ -35,8 +35,6 @@ pub struct Slot<'t, L: TablesStay> {
     pub at: Position,
     /// Its memory.
     pub cell: &'t SpteCell,
-    /// Its value when it was met.
-    pub spte: Spte,
     seen: Seen<'t>,
     under: PhantomData<&'t L>,
 }
@@ -44,24 +42,27 @@ pub struct Slot<'t, L: TablesStay> {
 impl<'t, L: TablesStay> Slot<'t, L> {
     /// The entry `at` in `cell`, as it is now.
     pub(super) fn load(_l: &'t L, at: Position, cell: &'t SpteCell) -> Self {
-        let seen = cell.load();
         Self {
             at,
             cell,
-            spte: seen.spte(),
-            seen,
+            seen: cell.load(),
             under: PhantomData,
         }
     }
 
-    /// Its value when it was met, as evidence of that.
+    /// Its value when it was met.
+    pub fn spte(&self) -> Spte {
+        self.seen.spte()
+    }
+
+    /// The same, as evidence that it was met.
     pub(super) fn seen(&self) -> Seen<'t> {
         self.seen
     }
 
     /// What the entry was when it was met.
     pub fn kind(&self) -> SpteKind {
-        self.spte.kind(self.at.level())
+        self.spte().kind(self.at.level())
     }
 
     /// The first frame number after the entry.
@@ -98,7 +99,7 @@ fn descend<'t, M: PageMap, L: TablesStay>(
         let at = Position::covering(gfn, level);
         let cell = table.cell(at)?;
         let slot = Slot::load(l, at, cell);
-        match (slot.spte.kind(level), level.child()) {
+        match (slot.spte().kind(level), level.child()) {
             (SpteKind::Table(_), Some(below)) => {
                 table = table::child(map, l, slot.seen, at)?;
                 level = below;

@@ -252,7 +252,7 @@ impl<'t> Slot<'t, Exclusive<'_>> {
         let place = Place {
             at: self.at,
             cell: self.cell,
-            spte: self.spte,
+            spte: self.spte(),
         };
         match kind {
             SpteKind::NonPresent => Entry::NonPresent,

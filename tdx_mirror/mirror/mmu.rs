@@ -256,7 +256,7 @@ impl<E: ExternalPt, V: Vm> Mirror<E, V> {
         if slot.kind() == SpteKind::Frozen {
             self.stats.frozen_seen.inc();
         }
-        Some((slot.at, slot.spte))
+        Some((slot.at, slot.spte()))
     }
 
     /// The entry that ends the walk for `gfn`, as it is now; `None` for a GFN out of range.

@@ -143,7 +143,7 @@ impl<E: ExternalPt, V: Vm> Mirror<E, V> {
                 batch.last = true;
                 break;
             };
-            let (at, found) = (slot.at, slot.spte);
+            let (at, found) = (slot.at, slot.spte());
             match slot.entry() {
                 Entry::Leaf(leaf) if range.contains_entry(at.gfn(), at.level()) => {
                     batch.leaves = batch.leaves.saturating_add(1);
