@@ -20,5 +20,6 @@ pub use product::{base, mirror, sept, tdx};
 
 #[cfg(not(loom))]
 pub mod aside;
+pub mod faults;
 pub mod mock;
 pub mod vm;

@@ -6,11 +6,14 @@ use std::sync::{Arc, Mutex, OnceLock};
 use tdx_mirror_host::base::addr::{Gfn, Pfn};
 use tdx_mirror_host::base::level::Level;
 use tdx_mirror_host::base::td::Operand;
+use tdx_mirror_host::faults::{
+    faulted, served, EVENT, NONE, POLICIES, PREFAULT, SIGNAL, SLOT_GONE, VM_DEAD, WHY,
+};
 use tdx_mirror_host::mirror::error::{MapOutcome, RetryReason};
 use tdx_mirror_host::mirror::lock::Shared;
 use tdx_mirror_host::mock::{status, Event::Call, Mock};
 use tdx_mirror_host::sept::progress::{
-    Action, Conditions, Done, End, EnterBusy, Notes, Policy, Progress, Why,
+    Action, Conditions, EnterBusy, Notes, Policy, Progress, Why,
 };
 use tdx_mirror_host::sept::{
     FAULT_TRIES, HOLD_ROUNDS, LOCAL_ROUNDS, MAX_ENTERS, PAY_TRIES, WAIT_ROUNDS, ZERO_STEP_THRESHOLD,
@@ -18,37 +21,6 @@ use tdx_mirror_host::sept::{
 use tdx_mirror_host::tdx::call::Kind;
 use tdx_mirror_host::tdx::status::{OperandId, TdxStatus};
 use tdx_mirror_host::vm::Td;
-
-const NONE: Conditions = Conditions::NONE;
-const SIGNAL: Conditions = Conditions::SIGNAL;
-const EVENT: Conditions = Conditions::EVENT;
-const SLOT_GONE: Conditions = Conditions::SLOT_GONE;
-const VM_DEAD: Conditions = Conditions::VM_DEAD;
-const PREFAULT: Conditions = Conditions::PREFAULT;
-/// Why a fault is retried where that makes no difference.
-const WHY: Why = Why::Mirror(RetryReason::Frozen);
-
-/// Nothing to say after the end of a fault.
-const ENTERS: Done = Done {
-    action: Action::Enter,
-    report: false,
-};
-
-const POLICIES: [Policy; 3] = [Policy::Count, Policy::Warn, Policy::Kill];
-
-fn faulted(faults: u32) -> Notes {
-    Notes {
-        faults,
-        repeats: faults,
-        ..Notes::default()
-    }
-}
-
-/// Notes of a vCPU whose fault was served.
-fn served(p: &Progress, notes: &mut Notes, gfn: u64) {
-    let done = p.fault_done(notes, gfn, NONE, End::Mapped);
-    assert_eq!(done, ENTERS);
-}
 
 /// Asks until the answer is another one than to map again: how often it was that, and the answer.
 fn ask(p: &Progress, notes: &mut Notes, gfn: u64, now: Conditions, owes: bool) -> (u32, Action) {

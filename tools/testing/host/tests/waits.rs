@@ -3,38 +3,15 @@
 //! vCPUs whose fault cannot be served for a reason that is not the mirror's: events, invalidations,
 //! userspace that does not add the page, and a TDX module that keeps them out.
 
-use tdx_mirror_host::mirror::error::RetryReason;
+use tdx_mirror_host::faults::{
+    faulted, served, ENTERS, EVENT, NONE, POLICIES, PREFAULT, SIGNAL, SLOT_GONE, VM_DEAD, WHY,
+};
 use tdx_mirror_host::sept::progress::{
     Action, Conditions, Done, End, Notes, Policy, Progress, Why,
 };
 use tdx_mirror_host::sept::{
     HOLD_ROUNDS, LISTED_AFTER, MAX_ENTERS, WAIT_ROUNDS, ZERO_STEP_THRESHOLD,
 };
-
-const NONE: Conditions = Conditions::NONE;
-const SIGNAL: Conditions = Conditions::SIGNAL;
-const EVENT: Conditions = Conditions::EVENT;
-const SLOT_GONE: Conditions = Conditions::SLOT_GONE;
-const VM_DEAD: Conditions = Conditions::VM_DEAD;
-const PREFAULT: Conditions = Conditions::PREFAULT;
-/// A reason of the mirror.
-const WHY: Why = Why::Mirror(RetryReason::Frozen);
-
-/// Nothing to say after the end of a fault.
-const ENTERS: Done = Done {
-    action: Action::Enter,
-    report: false,
-};
-
-const POLICIES: [Policy; 3] = [Policy::Count, Policy::Warn, Policy::Kill];
-
-fn faulted(faults: u32) -> Notes {
-    Notes {
-        faults,
-        repeats: faults,
-        ..Notes::default()
-    }
-}
 
 /// The same at an ACCEPT, which the TDX module does not count.
 fn stuck_at_accept(repeats: u32) -> Notes {
@@ -43,12 +20,6 @@ fn stuck_at_accept(repeats: u32) -> Notes {
         accept: true,
         ..Notes::default()
     }
-}
-
-/// Notes of a vCPU whose fault was served.
-fn served(p: &Progress, notes: &mut Notes, gfn: u64) {
-    let done = p.fault_done(notes, gfn, NONE, End::Mapped);
-    assert_eq!(done, ENTERS);
 }
 
 /// Asks until the answer is another one than to map again: how often it was that, and the answer.

@@ -463,14 +463,7 @@ int td_folder_open(const char *folder, const char *name)
 int td_mirror_write(const char *name, const char *text)
 {
 	char path[320];
-	int fd, ret = 0;
 
 	snprintf(path, sizeof(path), MIRROR_FOLDER "/%s", name);
-	fd = open(path, O_WRONLY | O_CLOEXEC);
-	if (fd < 0)
-		return -errno;
-	if (write(fd, text, strlen(text)) < 0)
-		ret = -errno;
-	close(fd);
-	return ret;
+	return write_file(path, text);
 }
