@@ -5,8 +5,8 @@
 #
 # Software:  rustc 1.85.1 (rustup), clang 19.1.7 (ziglang 0.14.0 of PyPI), both with the flags of a kernel
 #            with CONFIG_CFI and CONFIG_RUST: -fsanitize=kcfi, integers normalised
-# Input:     extern "C" functions of one argument, each type the documented equivalent of C's, none
-#            of which improper_ctypes_definitions warns about
+# Input:     extern "C" functions of one argument, each type passed as C's is, none of which
+#            improper_ctypes_definitions warns about
 # Expected:  ids follow the ABI: what may be called through C's pointer has its id
 # Behaviour: references, Option of a reference, of NonNull or of a function pointer (bindgen's form of
 #            each callback), and an enum of fixed size against C's enum have ids of their own: C's
@@ -47,7 +47,7 @@ export RUSTUP_HOME="$work/rustup"
 rustup -q toolchain install 1.85.1 --profile minimal --no-self-update >log.txt 2>&1 ||
 	{ cat log.txt >&2; unavailable "rustc 1.85.1"; }
 
-# Name, C type, and the Rust type that a table of types in the manual calls its equal.
+# Name, C type, and a Rust type that is passed in the same way.
 cat >types.txt <<'END'
 ptr|struct thing *|*mut thing
 ptr_ref|struct thing *|&mut thing
