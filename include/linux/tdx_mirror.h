@@ -159,7 +159,7 @@ struct tdx_mirror_backend {
  * already.
  *
  * Errors are negative: -EIO after a bug (the VM is bugged), -EINVAL for a GFN
- * or level out of range, -EBUSY for contention before the TD is finalized.
+ * or level out of range.
  */
 #define TDX_MIRROR_MAP_RETRY		0x0000
 #define TDX_MIRROR_MAP_FIXED		0x0001

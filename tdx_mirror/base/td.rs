@@ -11,7 +11,8 @@
 /// write, so that the phase cannot change under whoever holds it.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Phase {
-    /// The TD is being built: pages are added, nothing is blocked or tracked, nothing is retried.
+    /// The TD is being built: pages are added, nothing is blocked or tracked, and a call has one
+    /// try for each map.
     Build,
     /// The TD runs, or may: pages are augmented, and blocked and tracked before they are removed.
     Run,

@@ -154,7 +154,6 @@ unsafe extern "C" fn map(
             (bindings::TDX_MIRROR_MAP_RETRY | vcpu::reason_bits(reason)) as c_int
         }
         Err(MapError::Invalid) => code::EINVAL.to_errno(),
-        Err(MapError::Busy(_)) => code::EBUSY.to_errno(),
         Err(MapError::Bugged) => code::EIO.to_errno(),
     };
     if trace::fault::is_on() {

@@ -13,7 +13,6 @@ use super::spte::{
 };
 use crate::base::addr::Pfn;
 use crate::base::level::Position;
-use crate::base::td::Operand;
 use core::fmt;
 
 /// How a map ended that is no error.
@@ -33,8 +32,6 @@ pub enum MapOutcome {
 pub enum MapError {
     /// GFN or level out of range; nothing happened.
     Invalid,
-    /// Contention before the TD is finalized, where nothing is retried.
-    Busy(Operand),
     /// The VM is bugged, now or before.
     Bugged,
 }

@@ -73,10 +73,8 @@ pub enum External {
 /// Why an operation on the external table did not happen.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum ExtError {
-    /// Contention for the whole budget of a fault: the caller may retry.
+    /// Contention for the whole budget: the caller may retry.
     Contended(Operand),
-    /// Contention while the TD is built, where nothing is retried.
-    BuildContended(Operand),
     /// Anything else: a bug.
     Failed(ExtFailure),
 }

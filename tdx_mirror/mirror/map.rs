@@ -115,7 +115,6 @@ impl<E: ExternalPt, V: Vm> Mirror<E, V> {
             Bail::Fail(error) => {
                 match error {
                     MapError::Invalid => stats.maps_invalid.inc(),
-                    MapError::Busy(_) => stats.maps_busy.inc(),
                     MapError::Bugged => stats.maps_bugged.inc(),
                 }
                 Err(error)
@@ -233,9 +232,6 @@ impl<E: ExternalPt, V: Vm> Mirror<E, V> {
         match error {
             FrozenError::External(ExtError::Contended(operand)) => {
                 Bail::Retry(RetryReason::Contended(operand))
-            }
-            FrozenError::External(ExtError::BuildContended(operand)) => {
-                Bail::Fail(MapError::Busy(operand))
             }
             FrozenError::External(ExtError::Failed(failure)) => {
                 self.fail(Bug::External { at, failure })

@@ -12,7 +12,8 @@ pub const ZERO_STEP_THRESHOLD: u32 = 6;
 /// threshold.
 pub const MAX_ENTERS: u32 = ZERO_STEP_THRESHOLD - 1;
 
-/// Tries of one SEAMCALL while the TD is built: contention goes to userspace.
+/// Tries of one SEAMCALL while the TD is built. There is no guest that an entry could starve and no
+/// threshold: KVM maps again until a signal comes, with mmu_lock let go of in between.
 pub const BUILD_TRIES: u32 = 1;
 
 /// Tries of one SEAMCALL inside the freeze of a fault.

@@ -68,10 +68,7 @@ impl<B: SeptBackend> Sept<B> {
                 if marked || operand == Operand::SeptEntry {
                     self.give_up(phase, at, owed);
                 }
-                Err(match phase {
-                    Phase::Run => ExtError::Contended(operand),
-                    Phase::Build => ExtError::BuildContended(operand),
-                })
+                Err(ExtError::Contended(operand))
             }
         }
     }

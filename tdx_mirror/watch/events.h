@@ -31,7 +31,6 @@
 	{ 1, "fixed" },					\
 	{ 2, "spurious" },				\
 	{ -5, "bugged" },				\
-	{ -16, "busy" },				\
 	{ -22, "invalid" }
 
 /* The leaves of tdx_mirror/tdx/leaf.rs, whether a mirror calls them or not. */

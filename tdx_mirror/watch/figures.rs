@@ -19,14 +19,13 @@ use crate::tdx::call::{
     FIGURES, //
 };
 
-const FAULTS: [&str; 8] = [
+const FAULTS: [&str; 7] = [
     "fixed",
     "spurious",
     "frozen",
     "contended",
     "no_page",
     "invalid",
-    "busy",
     "bugged",
 ];
 /// Why faults were to be tried again, once for each time that KVM asks what to do.
@@ -75,7 +74,6 @@ impl Figures {
         put(mirror.maps_contended.get());
         put(mirror.maps_no_page.get());
         put(mirror.maps_invalid.get());
-        put(mirror.maps_busy.get());
         put(mirror.maps_bugged.get());
         let vcpus = td.progress().stats();
         put(vcpus.why_invalidation.get());

@@ -393,7 +393,7 @@ mod tests {
         let value: serde_json::Value = serde_json::from_str(&out).unwrap();
         assert_eq!(value["td"]["pid"], 167);
         assert_eq!(value["figures"]["mapped"], 2389);
-        assert_eq!(value["figures"]["faults_busy"], 0);
+        assert_eq!(value["figures"]["faults_invalid"], 0);
     }
 
     #[test]

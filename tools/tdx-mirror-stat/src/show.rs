@@ -248,9 +248,9 @@ mod tests {
             text.contains("\n  less than 3155 ns                             1638\n"),
             "{text}"
         );
-        assert!(!text.contains("faults_busy"), "{text}");
+        assert!(!text.contains("faults_invalid"), "{text}");
         assert!(!text.contains("per second"), "{text}");
-        assert!(table(&now, None, true).contains("faults_busy"));
+        assert!(table(&now, None, true).contains("faults_invalid"));
     }
 
     #[test]

@@ -274,7 +274,12 @@ fn build_pays_as_well() {
     assert_eq!(td.map(0, 1000), FIXED);
     td.mock()
         .fail(Call(Kind::PageAdd), 0, 1, status::ENTRY_BUSY);
-    assert_eq!(td.map(5, 1005), Err(MapError::Busy(Operand::SeptEntry)));
+    assert_eq!(
+        td.map(5, 1005),
+        Ok(MapOutcome::Retry(RetryReason::Contended(
+            Operand::SeptEntry
+        )))
+    );
     assert_eq!(td.mock().count(Call(Kind::SeptRd)), 1);
     assert_eq!(debts(&td), (1, 1, 0, 0));
     assert_eq!(td.mock().marks(), 0);

@@ -129,7 +129,7 @@ fn busy_k_times() {
 
 // Shows: R4.
 #[test]
-fn build_does_not_retry() {
+fn a_map_of_the_build_has_one_try() {
     for (busy, operand) in [
         (status::TREE_BUSY, Operand::SeptTree),
         (status::ENTRY_BUSY, Operand::SeptEntry),
@@ -138,7 +138,10 @@ fn build_does_not_retry() {
         for call in [Call(Kind::SeptAdd), Call(Kind::PageAdd)] {
             let td = Td::in_build();
             td.mock().fail(call, 0, 1, busy);
-            assert_eq!(td.map(5, 7), Err(MapError::Busy(operand)));
+            assert_eq!(
+                td.map(5, 7),
+                Ok(MapOutcome::Retry(RetryReason::Contended(operand)))
+            );
             assert_eq!(td.mock().count(call), 1);
             assert_eq!(td.mirror().external().stats().giveups.get(), 1);
             assert!(!td.mirror().is_bugged());

@@ -16,7 +16,7 @@ use tdx_mirror_host::mock::{
     status,
     Event::{self, Call},
 };
-use tdx_mirror_host::sept::FAULT_TRIES;
+use tdx_mirror_host::sept::{BUILD_TRIES, FAULT_TRIES};
 use tdx_mirror_host::tdx::call::{Kind, KINDS};
 use tdx_mirror_host::tdx::status::TdxStatus;
 use tdx_mirror_host::vm::Td;
@@ -219,12 +219,9 @@ impl Model {
             }
             Ok(MapOutcome::Retry(RetryReason::Contended(_))) => {
                 let i = inject.as_ref().expect("contention without a cause");
-                assert!(self.built && self.contention(i.call, i.status));
-                assert!(i.times >= FAULT_TRIES, "gave up before the budget");
-            }
-            Err(MapError::Busy(_)) => {
-                let i = inject.as_ref().expect("contention without a cause");
-                assert!(!self.built && self.contention(i.call, i.status));
+                assert!(self.contention(i.call, i.status));
+                let budget = if self.built { FAULT_TRIES } else { BUILD_TRIES };
+                assert!(i.times >= budget, "gave up before the budget");
             }
             Err(MapError::Bugged) => {
                 let failed = inject

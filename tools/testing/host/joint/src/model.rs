@@ -15,7 +15,7 @@ use tdx_mirror_host::mock::{
     status,
     Event::{self, Call},
 };
-use tdx_mirror_host::sept::{DEBT_SLOTS, FAULT_TRIES, MAX_ENTERS};
+use tdx_mirror_host::sept::{BUILD_TRIES, DEBT_SLOTS, FAULT_TRIES, MAX_ENTERS};
 use tdx_mirror_host::tdx::call::Kind;
 use tdx_mirror_host::tdx::status::TdxStatus;
 
@@ -330,10 +330,10 @@ impl Model {
                 self.accepted[gfn] = !self.built;
             }
             Ok(MapOutcome::Retry(RetryReason::Contended(_))) => {
-                assert!(self.built && self.contends(fault, FAULT_TRIES), "{fault:?}");
+                let budget = if self.built { FAULT_TRIES } else { BUILD_TRIES };
+                assert!(self.contends(fault, budget), "{fault:?}");
             }
             Ok(MapOutcome::Retry(RetryReason::NoPage)) => assert!(cached < 3),
-            Err(MapError::Busy(_)) => assert!(!self.built && self.contends(fault, 1)),
             Err(MapError::Bugged) => {
                 assert!(taken || self.fails(fault), "bugged without a cause");
                 self.bugged = true;

@@ -57,8 +57,6 @@ const OUTCOME: i32 = 0xff;
 const RETRY: i32 = 0;
 const FIXED: i32 = 1;
 const SPURIOUS: i32 = 2;
-/// Contention while the TD is built: nothing changed, and userspace was told.
-const BUSY: i32 = -16;
 
 /// The events of a recording.
 ///
@@ -155,7 +153,7 @@ impl Replay {
         let outcome = if result < 0 { result } else { result & OUTCOME };
         match outcome {
             FIXED | SPURIOUS => (),
-            RETRY | BUSY => {
+            RETRY => {
                 report.skipped += 1;
                 return Ok(());
             }

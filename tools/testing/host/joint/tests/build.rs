@@ -7,7 +7,7 @@ use tdx_joint_host::backend::Fail;
 use tdx_joint_host::compare::{self, Sept};
 use tdx_joint_host::td::{data_pfn, Machine, Td};
 use tdx_mirror_host::base::td::Operand;
-use tdx_mirror_host::mirror::error::{MapError, MapOutcome};
+use tdx_mirror_host::mirror::error::{MapError, MapOutcome, RetryReason};
 use tdx_mirror_host::mirror::spte::SpteKind;
 use tdx_mirror_host::mock::{status, Event::Call};
 use tdx_mirror_host::tdx::call::Kind;
@@ -85,6 +85,7 @@ fn mr_extend_fails_at_each_chunk() {
 // Shows: R31, B9.
 #[test]
 fn each_step_of_a_build_fails() {
+    let contended = |operand| Ok(MapOutcome::Retry(RetryReason::Contended(operand)));
     let machine = Machine::new();
     // Three tables and a page, in this order.
     let steps = [
@@ -95,9 +96,9 @@ fn each_step_of_a_build_fails() {
     ];
     for (done, (call, skip)) in steps.into_iter().enumerate() {
         for (answer, want) in [
-            (status::TREE_BUSY, MapError::Busy(Operand::SeptTree)),
-            (status::TDR_BUSY, MapError::Busy(Operand::Tdr)),
-            (status::STATE_INCORRECT, MapError::Bugged),
+            (status::TREE_BUSY, contended(Operand::SeptTree)),
+            (status::TDR_BUSY, contended(Operand::Tdr)),
+            (status::STATE_INCORRECT, Err(MapError::Bugged)),
         ] {
             let td = td(&machine);
             td.backend().fail(Fail {
@@ -106,7 +107,7 @@ fn each_step_of_a_build_fails() {
                 times: 1,
                 status: answer,
             });
-            assert_eq!(td.map(GFN, data_pfn(0)), Err(want), "{call:?} {skip}");
+            assert_eq!(td.map(GFN, data_pfn(0)), want, "{call:?} {skip}");
             let census = compare::whole(&td).unwrap_or_else(|e| panic!("{e}"));
             assert_eq!((census.leaves, census.tables), (vec![], done as u64));
             assert_eq!(td.host().external.lock().unwrap().len(), done);
@@ -114,7 +115,7 @@ fn each_step_of_a_build_fails() {
                 td.backend().count(Call(Kind::SeptAdd)) + td.backend().count(Call(Kind::PageAdd));
             assert_eq!(calls, done as u64 + 1, "one try while the TD is built");
             // Contention is told, and the next try goes on where this one stopped.
-            if want != MapError::Bugged {
+            if want.is_ok() {
                 assert!(!td.mirror.is_bugged());
                 assert_eq!(td.map(GFN, data_pfn(0)), Ok(MapOutcome::Fixed));
                 assert_eq!(
