@@ -3,7 +3,7 @@
 //! The policy that turns operations on the external table into SEAMCALLs: which leaf after which,
 //! how often again for contention, and when the vCPUs have to leave the guest.
 //!
-//! Contention is retried only where it is legitimate. What a leaf may find busy follows from the
+//! What a leaf may find busy follows from the
 //! locks that other leaves take:
 //!
 //! | operand | who holds it | busy for |
@@ -14,7 +14,8 @@
 //! | previous epoch | a vCPU inside since before the last TRACK | TDH.MEM.TRACK |
 //! | TDR | TDH.MR.EXTEND, TDH.VP.INIT and the like, while the TD is built | S-EPT leaves until then |
 //!
-//! Any other busy operand is a bug. [`crate::tdx::call`] has the table by call.
+//! [`crate::tdx::call`] has the table by call. A busy operand that is not there is retried as well
+//! and reported once for each TD; to a call that may find nothing busy it is a bug.
 
 #![forbid(unsafe_code)]
 

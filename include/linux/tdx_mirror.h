@@ -174,7 +174,8 @@ struct tdx_mirror_backend {
  * the GFN is under way, or one elsewhere as KVM merges ranges, or the memslot or
  * the root changed. map() never returns it with RETRY. FROZEN: another thread
  * holds an entry. NO_PAGE: the caches of the vCPU had no page for a table. The
- * others name what the TDX module was busy with for the whole budget of tries.
+ * others name what the TDX module was busy with for the whole budget of tries;
+ * OTHER is something that no TDX module was known to lock there.
  */
 #define TDX_MIRROR_RETRY_INVALIDATION	0x0000
 #define TDX_MIRROR_RETRY_FROZEN		0x0100
@@ -184,6 +185,7 @@ struct tdx_mirror_backend {
 #define TDX_MIRROR_RETRY_TD_EPOCH	0x1200
 #define TDX_MIRROR_RETRY_PREVIOUS_EPOCH	0x1300
 #define TDX_MIRROR_RETRY_TDR		0x1400
+#define TDX_MIRROR_RETRY_OTHER		0x1500
 
 /**
  * struct tdx_mirror_vcpu - the notes on one vCPU that KVM and the module share

@@ -23,7 +23,7 @@ WANTED = {
     "R11": "a busy TDR at reclaim: no retry, leak",
     "R12": "private entries are never zapped without a cause",
     "R13": "a vCPU without progress can be killed",
-    "R14": "only operands that may be contended are retried",
+    "R14": "busy operands are retried, other answers are not",
     "R15": "giving up leaves no host-priority mark that starves the guest",
     "R16": "progress is counted in VP.ENTERs at one RIP",
     "R17": "an entry is frozen until the S-EPT update is complete",

@@ -34,7 +34,7 @@ impl Phase {
     }
 }
 
-/// What the TDX module was busy with, where that is one of the things that may be contended.
+/// What the TDX module was busy with, where a call may meet contention.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 pub enum Operand {
     /// The lock of the whole S-EPT tree.
@@ -47,16 +47,19 @@ pub enum Operand {
     PreviousEpoch,
     /// The TD's root page, while the TD is built.
     Tdr,
+    /// Something that the call is not known to lock.
+    Other,
 }
 
 impl Operand {
     /// All of them, in the order of their numbers.
-    pub const ALL: [Self; 5] = [
+    pub const ALL: [Self; 6] = [
         Self::SeptTree,
         Self::SeptEntry,
         Self::TdEpoch,
         Self::PreviousEpoch,
         Self::Tdr,
+        Self::Other,
     ];
 
     /// Its place among [all](Self::ALL).
@@ -72,6 +75,7 @@ impl Operand {
             Self::TdEpoch => "td_epoch",
             Self::PreviousEpoch => "previous_epoch",
             Self::Tdr => "tdr",
+            Self::Other => "other",
         }
     }
 }

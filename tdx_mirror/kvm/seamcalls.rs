@@ -2,7 +2,10 @@
 
 //! The SEAMCALLs of one TD, through KVM's hooks.
 
-use kernel::sync::Arc;
+use kernel::{
+    prelude::*,
+    sync::Arc, //
+};
 
 use super::hooks::{
     Answer,
@@ -15,7 +18,10 @@ use crate::kernel::percpu::{
 };
 use crate::kernel::tsc;
 use crate::sept::SeptBackend;
-use crate::tdx::call::Call;
+use crate::tdx::call::{
+    Call,
+    Kind, //
+};
 use crate::tdx::seamcall::{
     SeamOut,
     Seamcall, //
@@ -120,5 +126,13 @@ impl SeptBackend for HookSeamcalls {
         if trace::busy::is_on() {
             trace::contended(self.td, call, operand, left);
         }
+    }
+
+    #[cold]
+    fn unlisted(&self, kind: Kind, status: TdxStatus) {
+        let (td, name, raw) = (self.td, kind.name(), status.raw());
+        pr_warn!(
+            "TD {td}: {name} is retried, though what it found busy is not known to be locked there, report this line: {status:?} ({raw:#x})\n"
+        );
     }
 }

@@ -46,6 +46,7 @@ pub(super) const fn reason_bits(reason: RetryReason) -> u32 {
         RetryReason::Contended(Operand::TdEpoch) => bindings::TDX_MIRROR_RETRY_TD_EPOCH,
         RetryReason::Contended(Operand::PreviousEpoch) => bindings::TDX_MIRROR_RETRY_PREVIOUS_EPOCH,
         RetryReason::Contended(Operand::Tdr) => bindings::TDX_MIRROR_RETRY_TDR,
+        RetryReason::Contended(Operand::Other) => bindings::TDX_MIRROR_RETRY_OTHER,
     }
 }
 
@@ -60,6 +61,7 @@ const fn why(bits: u32) -> Option<Why> {
         bindings::TDX_MIRROR_RETRY_TD_EPOCH => RetryReason::Contended(Operand::TdEpoch),
         bindings::TDX_MIRROR_RETRY_PREVIOUS_EPOCH => RetryReason::Contended(Operand::PreviousEpoch),
         bindings::TDX_MIRROR_RETRY_TDR => RetryReason::Contended(Operand::Tdr),
+        bindings::TDX_MIRROR_RETRY_OTHER => RetryReason::Contended(Operand::Other),
         _ => return None,
     }))
 }
@@ -83,6 +85,7 @@ const _: () = {
     assert!(survives(RetryReason::Contended(Operand::TdEpoch)));
     assert!(survives(RetryReason::Contended(Operand::PreviousEpoch)));
     assert!(survives(RetryReason::Contended(Operand::Tdr)));
+    assert!(survives(RetryReason::Contended(Operand::Other)));
 };
 
 fn as_kvm(action: Action) -> u32 {

@@ -6,8 +6,12 @@
 
 use crate::base::stats::Count;
 use crate::base::td::Operand;
-use crate::tdx::call::Call;
+use crate::tdx::call::{
+    Call,
+    Kind, //
+};
 use crate::tdx::seamcall::Seamcall;
+use crate::tdx::status::TdxStatus;
 
 /// What the policy needs beside the SEAMCALLs. No method sleeps.
 pub trait SeptBackend: Seamcall {
@@ -31,4 +35,7 @@ pub trait SeptBackend: Seamcall {
 
     /// `call` found `operand` busy, and `left` tries are left.
     fn busy(&self, _call: Call, _operand: Operand, _left: u32) {}
+    /// A call of `kind` answered `status`: something is busy that the table of calls does not
+    /// have. Called at most once for each S-EPT.
+    fn unlisted(&self, _kind: Kind, _status: TdxStatus) {}
 }

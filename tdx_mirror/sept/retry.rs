@@ -108,6 +108,9 @@ impl<B: SeptBackend> Sept<B> {
             self.stats.busy.inc();
             left = left.saturating_sub(1);
             self.backend.busy(call, operand, left);
+            if operand == Operand::Other && !self.unlisted.xchg(true, Relaxed) {
+                self.backend.unlisted(kind, out.status);
+            }
             if left == 0 {
                 self.stats.giveups.inc();
                 self.calls.giveups.add(kind, operand);

@@ -24,6 +24,8 @@ pub struct Sept<B: SeptBackend> {
     pub(super) fault_tries: u32,
     /// vCPUs are held out of the guest. Changed with mmu_lock held for write only.
     pub(super) holding: AtomicBool,
+    /// It was reported that something else than the table has is contended.
+    pub(super) unlisted: AtomicBool,
     pub(super) book: Book,
     pub(super) stats: SeptStats<B::Count>,
     pub(super) calls: CallStats<B::Count>,
@@ -44,6 +46,7 @@ impl<B: SeptBackend> Sept<B> {
             backend,
             fault_tries: tries.clamp(BUILD_TRIES, FAULT_TRIES),
             holding: AtomicBool::new(false),
+            unlisted: AtomicBool::new(false),
             book: Book::new(),
             stats,
             calls,

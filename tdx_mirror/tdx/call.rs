@@ -28,7 +28,8 @@ struct Description {
     leaf: Leaf,
     /// The index of the label in [`FIGURES`].
     figure: usize,
-    /// What may be contended while the TD is built, and once it runs.
+    /// What is known to be contended at times while the TD is built, and once it runs; empty for a
+    /// call that may meet no contention at all.
     build: &'static [Operand],
     run: &'static [Operand],
     /// An answer beside success that says that the call reached what it is for.
@@ -236,17 +237,21 @@ impl Kind {
             }
     }
 
-    /// The operand that `status` says is busy, if it is one that this call may find busy in this
-    /// phase; any other answer that is not [done](Self::is_done) is a bug.
+    /// What `status` says is busy, if this call may meet contention in this phase; any other answer
+    /// that is not [done](Self::is_done) is a bug.
+    ///
+    /// [`Operand::Other`] is what is not in the table: the architecture lets a TDX module lock more
+    /// than those that the table was read from, and who finds it locked can wait as well.
     pub fn contention(self, status: TdxStatus, phase: Phase) -> Option<Operand> {
-        busy_operand(status).filter(|operand| self.may_be_busy(*operand, phase))
-    }
-
-    fn may_be_busy(self, operand: Operand, phase: Phase) -> bool {
         let description = self.description();
-        match phase {
-            Phase::Build => description.build.contains(&operand),
-            Phase::Run => description.run.contains(&operand),
+        let known = match phase {
+            Phase::Build => description.build,
+            Phase::Run => description.run,
+        };
+        match busy_operand(status) {
+            Some(operand) if known.contains(&operand) => Some(operand),
+            _ if status.is_operand_busy() && !known.is_empty() => Some(Operand::Other),
+            _ => None,
         }
     }
 }

@@ -28,6 +28,7 @@
 	{ 0x1200, "retry_td_epoch" },			\
 	{ 0x1300, "retry_previous_epoch" },		\
 	{ 0x1400, "retry_tdr" },			\
+	{ 0x1500, "retry_other" },			\
 	{ 1, "fixed" },					\
 	{ 2, "spurious" },				\
 	{ -5, "bugged" },				\
@@ -72,7 +73,8 @@
 	{ 2, "sept_entry" },				\
 	{ 3, "td_epoch" },				\
 	{ 4, "previous_epoch" },			\
-	{ 5, "tdr" }
+	{ 5, "tdr" },					\
+	{ 6, "other" }
 
 /* A change of the mirror, once the external table has followed. */
 TRACE_EVENT(spte_changed,

@@ -24,7 +24,8 @@ LEVELS = {1: PAGE, 2: PAGE << 9, 3: PAGE << 18, 4: PAGE << 27, 5: PAGE << 36}
 OUTCOMES = {"1": "fixed", "2": "spurious", "256": "frozen", "512": "no_page",
             **{str(n): "contended" for n in range(0x1000, 0x1500, 0x100)},
             "-5": "bugged", "-22": "invalid"}
-OPERANDS = {"1": "sept_tree", "2": "sept_entry", "3": "td_epoch", "4": "previous_epoch", "5": "tdr"}
+OPERANDS = {"1": "sept_tree", "2": "sept_entry", "3": "td_epoch", "4": "previous_epoch", "5": "tdr",
+            "6": "other"}
 TDX = os.path.join(os.path.dirname(os.path.abspath(__file__)), "../../../tdx_mirror/tdx")
 
 

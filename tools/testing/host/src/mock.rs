@@ -71,6 +71,7 @@ struct State {
     inside: Option<u64>,
     fails: VecDeque<Fail>,
     log: Vec<(Event, Option<Position>)>,
+    unlisted: Vec<(Kind, TdxStatus)>,
     hold: bool,
     /// Entries whose lock a vCPU holds, inside TDG.MEM.PAGE.ACCEPT.
     guest_locks: HashSet<(i32, u64)>,
@@ -116,6 +117,8 @@ pub mod status {
     pub const ENTRY_BUSY: TdxStatus = TdxStatus::OPERAND_BUSY.with_operand(OperandId::RCX);
     pub const EPOCH_BUSY: TdxStatus = TdxStatus::OPERAND_BUSY.with_operand(OperandId::TD_EPOCH);
     pub const TDR_BUSY: TdxStatus = TdxStatus::OPERAND_BUSY.with_operand(OperandId::RDX);
+    /// The new page's metadata, or those of the page that an entry maps.
+    pub const PAMT_BUSY: TdxStatus = TdxStatus::OPERAND_BUSY.with_operand(OperandId::R8);
     pub const STATE_INCORRECT: TdxStatus =
         TdxStatus::EPT_ENTRY_STATE_INCORRECT.with_operand(OperandId::RCX);
     pub const METADATA: TdxStatus = TdxStatus::PAGE_METADATA_INCORRECT.with_operand(OperandId::R8);
@@ -240,6 +243,11 @@ impl Mock {
 
     pub fn count(&self, call: Event) -> usize {
         self.lock().log.iter().filter(|(c, _)| *c == call).count()
+    }
+
+    /// What was reported to be busy without being in the table of calls.
+    pub fn unlisted(&self) -> Vec<(Kind, TdxStatus)> {
+        self.lock().unlisted.clone()
     }
 
     /// All leaves: GFN and PFN.
@@ -542,5 +550,9 @@ impl SeptBackend for Mock {
 
     fn is_hkid_assigned(&self) -> bool {
         self.hkid.load(std::sync::atomic::Ordering::SeqCst)
+    }
+
+    fn unlisted(&self, kind: Kind, status: TdxStatus) {
+        self.lock().unlisted.push((kind, status));
     }
 }

@@ -79,7 +79,7 @@ fn the_trace_names_the_operands() {
 // Shows: R14.
 #[test]
 fn each_call_has_its_own_contention() {
-    use Operand::{PreviousEpoch, SeptEntry, SeptTree, TdEpoch, Tdr};
+    use Operand::{Other, PreviousEpoch, SeptEntry, SeptTree, TdEpoch, Tdr};
     let busy = |id| TdxStatus::OPERAND_BUSY.with_operand(id);
     let answers = [
         busy(OperandId::SEPT_TREE),
@@ -87,12 +87,13 @@ fn each_call_has_its_own_contention() {
         busy(OperandId::TD_EPOCH),
         TdxStatus::PREVIOUS_TLB_EPOCH_BUSY,
         busy(OperandId::RDX),
-        // Never contention.
+        // In no row: contention wherever there may be any.
         busy(OperandId::RAX),
         busy(OperandId::R8),
         busy(OperandId::TDR),
         busy(OperandId::OP_STATE),
         busy(OperandId::KOT),
+        // Never contention.
         TdxStatus::SYS_BUSY,
         TdxStatus::OPERAND_INVALID.with_operand(OperandId::RCX),
         TdxStatus::OPERAND_BUSY_HOST_PRIORITY.with_operand(OperandId::RCX),
@@ -101,13 +102,16 @@ fn each_call_has_its_own_contention() {
         let busy = |status| kind.contention(status, phase);
         answers.into_iter().filter_map(busy).collect()
     };
-    let (build, run) = (vec![SeptTree, SeptEntry, Tdr], vec![SeptTree, SeptEntry]);
+    let o = Other;
+    let build = vec![SeptTree, SeptEntry, o, Tdr, o, o, o, o, o];
+    let run = vec![SeptTree, SeptEntry, o, o, o, o, o, o, o];
+    let track = vec![o, o, TdEpoch, PreviousEpoch, o, o, o, o, o, o];
     for (kind, in_build, in_run) in [
         (Kind::SeptAdd, &build, &run),
         (Kind::PageAdd, &build, &vec![]),
         (Kind::PageAug, &vec![], &run),
         (Kind::RangeBlock, &vec![], &run),
-        (Kind::Track, &vec![], &vec![TdEpoch, PreviousEpoch]),
+        (Kind::Track, &vec![], &track),
         (Kind::PageRemove, &build, &run),
         (Kind::PageWbinvd, &vec![], &vec![]),
         (Kind::SeptRd, &build, &run),

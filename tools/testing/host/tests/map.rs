@@ -154,15 +154,44 @@ fn a_map_of_the_build_has_one_try() {
 
 // Shows: R14.
 #[test]
-fn only_contendable_operands_are_retried() {
-    let odd = [
+fn an_operand_that_no_call_is_known_to_lock_is_retried_and_reported_once() {
+    let other = Ok(MapOutcome::Retry(RetryReason::Contended(Operand::Other)));
+    for odd in [
         status::TDR_BUSY,
         status::EPOCH_BUSY,
         TdxStatus::OPERAND_BUSY.with_operand(OperandId::OP_STATE),
         TdxStatus::OPERAND_BUSY.with_operand(OperandId::R8),
-        TdxStatus::PREVIOUS_TLB_EPOCH_BUSY,
-        TdxStatus::SYS_BUSY,
-    ];
+        TdxStatus::OPERAND_BUSY.with_operand(OperandId::new(0x1234)),
+    ] {
+        for kind in [Kind::SeptAdd, Kind::PageAug] {
+            let td = Td::built();
+            assert_eq!(td.map(600, 6), FIXED);
+            assert_eq!(td.mock().unlisted(), []);
+            td.mock().clear_log();
+            td.mock().fail(Call(kind), 0, FAULT_TRIES, odd);
+            assert_eq!(td.map(5, 7), other, "{odd:?}");
+            assert_eq!(td.mock().count(Call(kind)), FAULT_TRIES as usize);
+            assert_eq!(td.kind(5), SpteKind::NonPresent, "old value, not frozen");
+            td.mock().fail(Call(kind), 0, FAULT_TRIES - 1, odd);
+            assert_eq!(td.map(5, 7), FIXED);
+            assert!(td.host().bugs().is_empty() && !td.mirror().is_bugged());
+            assert_eq!(td.mock().unlisted(), [(kind, odd)]);
+            assert_eq!(td.mirror().external().stats().giveups.get(), 1);
+            td.check_same(&[5, 600]);
+        }
+    }
+    // Contention that is known is no news.
+    let td = Td::built();
+    td.mock()
+        .fail(Call(Kind::PageAug), 0, 1, status::ENTRY_BUSY);
+    assert_eq!(td.map(5, 7), FIXED);
+    assert_eq!(td.mock().unlisted(), []);
+}
+
+// Shows: R14.
+#[test]
+fn what_is_no_busy_operand_is_not_retried() {
+    let odd = [TdxStatus::PREVIOUS_TLB_EPOCH_BUSY, TdxStatus::SYS_BUSY];
     for odd in odd {
         for call in [Call(Kind::SeptAdd), Call(Kind::PageAug)] {
             let td = Td::built();

@@ -132,24 +132,18 @@ impl Model {
 
     /// Whether `status` is contention for `call`, by the table of locks.
     fn contention(&self, call: Event, status: TdxStatus) -> bool {
+        let on_entry = matches!(
+            call,
+            Call(Kind::SeptAdd)
+                | Call(Kind::PageAdd)
+                | Call(Kind::PageAug)
+                | Call(Kind::RangeBlock)
+                | Call(Kind::PageRemove)
+        );
         match status {
-            status::TREE_BUSY | status::ENTRY_BUSY => matches!(
-                call,
-                Call(Kind::SeptAdd)
-                    | Call(Kind::PageAdd)
-                    | Call(Kind::PageAug)
-                    | Call(Kind::RangeBlock)
-                    | Call(Kind::PageRemove)
-            ),
-            status::EPOCH_BUSY | TdxStatus::PREVIOUS_TLB_EPOCH_BUSY => call == Call(Kind::Track),
-            status::TDR_BUSY => {
-                !self.built
-                    && matches!(
-                        call,
-                        Call(Kind::SeptAdd) | Call(Kind::PageAdd) | Call(Kind::PageRemove)
-                    )
-            }
-            _ => false,
+            TdxStatus::PREVIOUS_TLB_EPOCH_BUSY => call == Call(Kind::Track),
+            // Whatever the operand: one that nobody is known to lock there is retried too.
+            busy => busy.is_operand_busy() && (on_entry || call == Call(Kind::Track)),
         }
     }
 

@@ -284,17 +284,14 @@ fn a_batch_ends_after_512_empty_entries() {
 
 // Shows: R14.
 #[test]
-fn each_leaf_of_a_zap_has_its_own_operands() {
+fn what_a_leaf_of_a_zap_cannot_find_busy_is_a_bug() {
     for (call, not_its) in [
-        (Call(Kind::RangeBlock), status::EPOCH_BUSY),
         (Call(Kind::RangeBlock), TdxStatus::PREVIOUS_TLB_EPOCH_BUSY),
-        (Call(Kind::PageRemove), status::EPOCH_BUSY),
         (Call(Kind::PageRemove), TdxStatus::PREVIOUS_TLB_EPOCH_BUSY),
-        (Call(Kind::Track), status::TREE_BUSY),
-        (Call(Kind::Track), status::ENTRY_BUSY),
-        (Call(Kind::Track), status::TDR_BUSY),
+        (Call(Kind::Track), TdxStatus::SYS_BUSY),
         (Call(Kind::PageWbinvd), status::TREE_BUSY),
         (Call(Kind::PageWbinvd), status::ENTRY_BUSY),
+        (Call(Kind::PageWbinvd), status::PAMT_BUSY),
     ] {
         for built in [true, false] {
             if !built && matches!(call, Call(Kind::RangeBlock) | Call(Kind::Track)) {
@@ -314,13 +311,47 @@ fn each_leaf_of_a_zap_has_its_own_operands() {
     }
 }
 
+// Shows: R14.
+#[test]
+fn a_zap_waits_for_what_it_is_not_known_to_find_busy() {
+    for (call, busy) in [
+        (Call(Kind::RangeBlock), status::EPOCH_BUSY),
+        (Call(Kind::RangeBlock), status::PAMT_BUSY),
+        (Call(Kind::PageRemove), status::EPOCH_BUSY),
+        (Call(Kind::PageRemove), status::TDR_BUSY),
+        (Call(Kind::Track), status::TREE_BUSY),
+        (Call(Kind::Track), status::TDR_BUSY),
+    ] {
+        let td = td(1);
+        map_all(&td, 0..2);
+        td.mock().fail(call, 0, 1, busy);
+        assert_eq!(td.zap(0, 2), 2, "{call:?} {busy:?}");
+        assert_eq!(td.mock().count(call), 3, "one more try, with all vCPUs out");
+        assert_eq!(td.mock().count(Event::Hold), 1);
+        let Call(kind) = call else { unreachable!() };
+        assert_eq!(td.mock().unlisted(), [(kind, busy)]);
+        assert!(!td.mirror().is_bugged());
+    }
+    // Busy with all of them out too: the page is not given back, and the VM ends.
+    let td = td(1);
+    map_all(&td, 0..2);
+    td.mock()
+        .fail(Call(Kind::PageRemove), 0, ZAP_TRIES, status::PAMT_BUSY);
+    assert_eq!(td.zap(0, 2), 1);
+    assert!(td.mirror().is_bugged());
+    assert!(matches!(
+        td.host().bugs()[..],
+        [Bug::External { failure, .. }] if failure.status == status::PAMT_BUSY.raw()
+    ));
+}
+
 /// Statuses that no leaf may answer for contention.
 fn fatal() -> [TdxStatus; 4] {
     [
         TdxStatus::TD_FATAL,
         status::STATE_INCORRECT,
-        status::TDR_BUSY,
-        TdxStatus::OPERAND_BUSY.with_operand(OperandId::OP_STATE),
+        TdxStatus::SYS_BUSY,
+        TdxStatus::OPERAND_INVALID.with_operand(OperandId::RCX),
     ]
 }
 

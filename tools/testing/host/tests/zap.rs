@@ -198,13 +198,6 @@ fn zap_in_build_meets_a_busy_tdr() {
     assert_eq!(td.zap(5, 6), 1);
     assert!(td.host().bugs().is_empty());
     td.check_same(&[5]);
-    // Nothing takes the TDR for long once the TD is built: then it is a bug.
-    let td = mapped(true, &[5]);
-    td.mock()
-        .fail(Call(Kind::PageRemove), 0, 1, status::TDR_BUSY);
-    assert_eq!(td.zap(5, 6), 0);
-    assert_eq!(td.mock().count(Call(Kind::PageRemove)), 1);
-    assert!(td.mirror().is_bugged());
 }
 
 #[test]

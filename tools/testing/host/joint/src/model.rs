@@ -117,10 +117,9 @@ impl Model {
                 | Call(Kind::SeptRd)
         );
         match status {
-            status::TREE_BUSY | status::ENTRY_BUSY => on_entry,
-            status::EPOCH_BUSY | TdxStatus::PREVIOUS_TLB_EPOCH_BUSY => call == Call(Kind::Track),
-            status::TDR_BUSY => !self.built && on_entry,
-            _ => false,
+            TdxStatus::PREVIOUS_TLB_EPOCH_BUSY => call == Call(Kind::Track),
+            // Whatever the operand: one that nobody is known to lock there is retried too.
+            busy => busy.is_operand_busy() && (on_entry || call == Call(Kind::Track)),
         }
     }
 
