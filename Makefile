@@ -34,7 +34,7 @@
 # make bench-host    nanoseconds of the mirror's operations, on this machine
 # make bench-emu     calls per second of each leaf of tdx_emu/module, on one thread
 ## Build
-# make modules       the modules; KDIR=<built kernel tree> for your own kernel
+# make modules       the modules; KDIR=<built kernel tree> for your own kernel, MO=<folder> for the result
 # make in-tree       tdx_mirror/ as a part of a kernel tree: a copy of the cached one, two lines added, built
 # make setup         only the tools, Bochs and the kernel
 # make clean         remove build/ (the cache stays)

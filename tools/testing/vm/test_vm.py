@@ -5,9 +5,11 @@
 import contextlib
 import io
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
+import time
 import unittest
 
 sys.dont_write_bytecode = True
@@ -323,6 +325,153 @@ class Modules(unittest.TestCase):
         self.says("rust/libcore.rmeta")
         self.says("the kernel was built with 'rustc 1.2.3'")
         self.says("there is no rustc", env={"RUSTC": "no-such-rustc"})
+
+
+# A kernel tree that looks built. Its make says in the modules for which tree they are, and
+# holds if it finds a file `hold`, until that is gone.
+FAKE_TREE = """modules:
+	@mkdir -p $(MO)/tdx_mirror; touch {dir}/began
+	@while [ -e {dir}/hold ]; do sleep 0.05; done
+	@for one in {names}; do echo {dir} >$(MO)/tdx_mirror/$$one.ko; echo tdx_mirror/$$one.o; done >$(MO)/modules.order
+	@! [ -e {dir}/fail ]
+"""
+METADATA = ("rust/libcore.rmeta rust/libcompiler_builtins.rmeta rust/libkernel.rmeta rust/libbindings.rmeta rust/libuapi.rmeta "
+            "rust/libffi.rmeta rust/libbuild_error.rmeta rust/libpin_init.rmeta rust/libmacros.so "
+            "include/generated/rustc_cfg scripts/target.json include/linux/tdx_mirror.h Module.symvers").split()
+
+
+class ModulesTogether(unittest.TestCase):
+    """Several `make KDIR=... modules` in one checkout, at once and one after the other."""
+
+    def setUp(self):
+        temp = tempfile.TemporaryDirectory()
+        self.addCleanup(temp.cleanup)
+        self.dir = temp.name
+        self.top = os.path.join(self.dir, "top")
+        os.makedirs(os.path.join(self.top, "scripts"))
+        shutil.copy(os.path.join(TOP, "scripts/modules"), os.path.join(self.top, "scripts"))
+        for name, modules in (("one", "tdx_mirror tdx_emu"), ("two", "tdx_mirror")):
+            for path in METADATA:
+                self.put(f"{name}/{path}")
+            self.put(f"{name}/include/config/kernel.release", "7.3.4\n")
+            self.put(f"{name}/include/config/auto.conf", "CONFIG_MODULES=y\nCONFIG_RUST=y\nCONFIG_KVM_INTEL_TDX=y\n")
+            self.put(f"{name}/Makefile", FAKE_TREE.format(dir=os.path.join(self.dir, name), names=modules))
+
+    def put(self, name, text=""):
+        path = os.path.join(self.dir, name)
+        os.makedirs(os.path.dirname(path), exist_ok=True)
+        with open(path, "w", encoding="utf-8") as file:
+            file.write(text)
+        return path
+
+    def start(self, tree, **env):
+        """A build for a tree, and the file that has its output."""
+        path = os.path.join(self.dir, f"output-{time.monotonic_ns()}")
+        env = {**{k: v for k, v in os.environ.items() if k != "MO"}, "RUSTC": "true", **env}
+        with open(path, "w", encoding="utf-8") as out:
+            run = subprocess.Popen([os.path.join(self.top, "scripts/modules"), os.path.join(self.dir, tree)], env=env,
+                                   cwd=self.dir, stdin=subprocess.DEVNULL, stdout=out, stderr=subprocess.STDOUT)
+        self.addCleanup(run.kill)
+        return run, path
+
+    def build(self, tree, **env):
+        """(status, output) of a build that runs to its end."""
+        return self.end(self.start(tree, **env))
+
+    def end(self, started):
+        return started[0].wait(timeout=60), self.read(started[1])
+
+    def read(self, *path):
+        with open(os.path.join(self.dir, *path), encoding="utf-8") as file:
+            return file.read()
+
+    def until(self, ready):
+        """Waits for what another process does."""
+        for _ in range(1200):
+            if ready():
+                return
+            time.sleep(0.05)
+        self.fail("it does not come")
+
+    def held(self, tree, **env):
+        """A build that has begun and holds."""
+        self.put(f"{tree}/hold")
+        run = self.start(tree, **env)
+        self.until(lambda: os.path.exists(os.path.join(self.dir, tree, "began")))
+        return run
+
+    def built(self, folder="top/build/modules"):
+        """For which tree the modules there are."""
+        return os.path.basename(self.read(folder, "tdx_mirror/tdx_mirror.ko").strip())
+
+    def test_two_trees_at_once(self):
+        first = self.held("one")
+        second = self.start("two")
+        self.until(lambda: "waiting for make KDIR=" in self.read(second[1]))
+        os.unlink(os.path.join(self.dir, "one/hold"))
+        status, said = self.end(second)
+        self.assertEqual(self.end(first)[0], 0)
+        # What the first was told is there has to be there when it looks.
+        self.assertEqual(self.built(), "one")
+        self.assertEqual(status, 1, said)
+        self.assertRegex(said, r"error: for .*/one has just been built in .*\n.*MO=<folder>")
+        # Afterwards the folder is the second's.
+        self.assertEqual(self.build("two")[0], 0)
+        self.assertEqual(self.built(), "two")
+
+    def test_one_tree_at_once(self):
+        first = self.held("one")
+        second = self.start("one")
+        self.until(lambda: "waiting for make KDIR=" in self.read(second[1]))
+        os.unlink(os.path.join(self.dir, "one/hold"))
+        for status, said in (self.end(first), self.end(second)):
+            self.assertEqual(status, 0, said)
+
+    def test_after_one_that_failed(self):
+        self.put("one/fail")
+        first = self.held("one")
+        second = self.start("two")
+        self.until(lambda: "waiting for make KDIR=" in self.read(second[1]))
+        os.unlink(os.path.join(self.dir, "one/hold"))
+        self.assertEqual(self.end(first)[0], 1)
+        self.assertEqual(self.end(second)[0], 0)
+        self.assertEqual(self.built(), "two")
+
+    def test_folders_of_their_own(self):
+        first = self.held("one", MO="for-one")
+        second = self.held("two", MO=os.path.join(self.dir, "second"))
+        for tree in ("one", "two"):
+            os.unlink(os.path.join(self.dir, tree, "hold"))
+        for run, tree, folder in ((first, "one", "for-one"), (second, "two", "second")):
+            status, said = self.end(run)
+            self.assertEqual(status, 0, said)
+            self.assertNotIn("waiting", said)
+            self.assertEqual(self.built(folder), tree)
+            self.assertIn(f"/{folder}/tdx_mirror/tdx_mirror.ko\n", said)
+        self.assertFalse(os.path.exists(os.path.join(self.top, "build/modules")))
+
+    def test_lists_what_it_built(self):
+        self.assertIn("build/modules/tdx_mirror/tdx_emu.ko\n", self.build("one")[1])
+        status, said = self.build("two")
+        self.assertEqual(status, 0, said)
+        self.assertIn("build/modules/tdx_mirror/tdx_mirror.ko\n", said)
+        self.assertNotIn("tdx_emu", said)
+
+    @unittest.skipIf(os.geteuid() == 0 and not shutil.which("setpriv"), "root may write everywhere")
+    def test_folder_of_another_user(self):
+        os.makedirs(os.path.join(self.top, "build/modules"))
+        self.put("top/build/.run", "make test (process 1)\n")
+        os.chmod(self.dir, 0o755)
+        command = [os.path.join(self.top, "scripts/modules"), os.path.join(self.dir, "one")]
+        if os.geteuid() == 0:
+            command = ["setpriv", "--reuid=65534", "--clear-groups", *command]
+        else:
+            os.chmod(os.path.join(self.top, "build/.run"), 0o444)
+        done = subprocess.run(command, check=False, env={**os.environ, "RUSTC": "true"}, stdin=subprocess.DEVNULL,
+                              stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+        self.assertEqual(done.returncode, 1)
+        self.assertRegex(done.stdout, r"error: .*build cannot be written")
+        self.assertNotIn("waiting", done.stdout)
 
 
 if __name__ == "__main__":
