@@ -5,6 +5,9 @@
 import contextlib
 import io
 import os
+import re
+import shutil
+import subprocess
 import sys
 import tempfile
 import unittest
@@ -206,6 +209,64 @@ class Summary(unittest.TestCase):
             ktap = file.read()
         self.assertIn("    not ok 2 lib::zap::lost\n", ktap)
         self.assertIn("not ok 1 host.debug.-\n", ktap)
+
+    def ktap(self):
+        with open(os.path.join(self.dir, "results.ktap"), encoding="utf-8") as file:
+            return file.read()
+
+    def mixed(self):
+        """Parts with cases, without any that passed and that failed, and one that skipped all."""
+        self.add("kunit", "", KUNIT)
+        self.add("soak", "soak: 10 steps\n")
+        self.add("no-machine", "no machine\n", status=2)
+        self.add("run-failed", "", KUNIT, status=1)
+        self.add("skips", "", "@begin 1 on probe\nok 1 probe.one # SKIP no TDX\nok 2 probe.two # SKIP no #1\n@end 1 on probe 4\n")
+        self.finish()
+
+    def test_ktap_has_no_empty_suite(self):
+        self.mixed()
+        ktap = self.ktap()
+        self.assertNotIn("1..0", ktap)
+        for suite, lines in (("soak.debug.-", ["1..1", "ok 1 the run itself"]),
+                             ("no-machine.debug.-", ["1..1", "not ok 1 the run itself"]),
+                             ("run-failed.debug.-", ["1..2", "ok 1 retry", "not ok 2 the run itself"])):
+            text = "".join(f"    {line}\n" for line in [f"# Subtest: {suite}", *lines])
+            self.assertRegex(ktap, re.escape(text) + rf"{lines[-1].split(' 1')[0].split(' 2')[0]} \d+ {suite}\n")
+
+    def test_ktap_skips_a_suite(self):
+        self.mixed()
+        self.assertRegex(self.ktap(), r"\n    ok 2 probe: probe.two # SKIP no #1\nok \d+ skips.debug.on # SKIP\b.*\n")
+
+    def test_ktap_of_nothing(self):
+        self.finish()
+        self.assertEqual(self.ktap(), "KTAP version 1\n1..1\nnot ok 1 no part ran\n")
+
+    def test_ktap_read_by_kunit(self):
+        tool = os.path.join(os.environ.get("TDX_LINUX", ""), "src/tools/testing/kunit/kunit.py")
+        if not os.path.isfile(tool):
+            self.skipTest("no source of a kernel in TDX_LINUX")
+        self.mixed()
+        done = subprocess.run([sys.executable, "-B", tool, "parse", os.path.join(self.dir, "results.ktap")], check=False,
+                              stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+        self.assertIn("Ran 7 tests: passed: 3, failed: 2, skipped: 2\n", done.stdout)
+        self.assertNotIn("ERROR", done.stdout)
+
+    @unittest.skipIf(not shutil.which("prove"), "prove is not installed")
+    def test_ktap_read_by_prove(self):
+        self.mixed()
+        done = subprocess.run(["prove", "--exec", "cat", os.path.join(self.dir, "results.ktap")], check=False,
+                              stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+        self.assertRegex(done.stdout, r"Failed tests:  3-4\n")
+        self.assertIn("Failed 2/5 subtests", done.stdout)
+        self.assertIn("(less 1 skipped subtest: 2 okay)", done.stdout)
+        self.assertNotIn("Parse errors", done.stdout)
+
+    def test_junit_of_a_part_without_cases(self):
+        self.mixed()
+        root = xml.parse(os.path.join(self.dir, "junit.xml")).getroot()
+        for suite in root:
+            self.assertEqual(int(suite.get("tests")), len(suite.findall("testcase")), suite.get("name"))
+        self.assertIsNotNone(root.find("testsuite[@name='soak.debug.-']/testcase[@name='the run itself']"))
 
     def test_reasons_are_at_the_end(self):
         self.add("host", CARGO + "thread 'zap::lost' (77) panicked at tests/zap.rs:9:5:\nlost 3 pages\nnote: run\n", status=1)
