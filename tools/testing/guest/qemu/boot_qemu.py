@@ -54,7 +54,11 @@ def sections(image):
     signature, _, version, count = struct.unpack_from("<4sIII", image, at)
     if signature != b"TDVF" or version != 1:
         raise ValueError("no TDX metadata of version 1")
-    return [struct.unpack_from("<IIQQII", image, at + 16 + 32 * i) for i in range(count)]
+    found = [struct.unpack_from("<IIQQII", image, at + 16 + 32 * i) for i in range(count)]
+    # In the code of a split image the offsets are the whole's.
+    if any(data + data_size > len(image) for data, data_size, *_ in found):
+        raise ValueError("data of a section lies outside of the image; the whole OVMF.fd is wanted, not a part of a split one")
+    return found
 
 
 def expected(image):
@@ -204,6 +208,11 @@ def main(argv):
     image = pathlib.Path(firmware).read_bytes()
     version, modes, alarms, ended = parse(text)
     judge = Judge()
+    try:
+        expected(image)
+    except ValueError as error:
+        judge.say(False, f"{firmware}: {error}")
+        names = []
     judge.say(version.startswith("QEMU emulator version"), f"QEMU starts on the emulated host: {version or 'no'}")
     for name in names:
         if name not in modes:

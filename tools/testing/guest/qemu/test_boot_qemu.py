@@ -108,6 +108,16 @@ class Firmware(unittest.TestCase):
             with self.assertRaises(ValueError):
                 boot_qemu.expected(image)
 
+    def test_code_of_a_split_image(self):
+        """Its offsets are those of the whole, with the variables before it."""
+        whole = bytes(PAGE) + firmware(((PAGE, len(CODE), 0xFFFFE000, len(CODE), 0, boot_qemu.MR_EXTEND), *SECTIONS[1:]))
+        self.assertEqual(boot_qemu.expected(whole), (3, 2, measurement()))
+        with self.assertRaisesRegex(ValueError, "OVMF.fd"):
+            boot_qemu.expected(whole[PAGE:])
+        status, out = judge(log(), image=whole[PAGE:])
+        self.assertEqual(status, 1)
+        self.assertRegex(out, "(?m)^FAIL: .*OVMF.fd")
+
 
 class Launch(unittest.TestCase):
     def fails(self, word, **change):

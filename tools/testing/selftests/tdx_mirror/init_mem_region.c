@@ -94,13 +94,15 @@ TEST(sha384_lengths)
 TEST(tdvf_of_a_broken_image)
 {
 	struct tdvf tdvf;
+	const char *wrong;
 	char path[256];
 	size_t size, i;
 	__u8 *image = td_read_firmware(&size, path);
 
 	if (!image)
 		SKIP(return, "no firmware image for TDs (%s)", path);
-	ASSERT_EQ(NULL, tdvf_parse(&tdvf, image, size)) TH_LOG("%s", path);
+	wrong = tdvf_parse(&tdvf, image, size);
+	ASSERT_EQ(NULL, wrong) TH_LOG("%s: %s", path, wrong);
 	/* Cut short, the table cannot be read, whatever is left. */
 	for (i = 0; i < 128; i++)
 		EXPECT_NE(NULL, tdvf_parse(&tdvf, image, i));
@@ -116,6 +118,35 @@ TEST(tdvf_of_a_broken_image)
 					  tdvf.section[k].data_size, size);
 		image[size - 1 - 32 - i] ^= 0xff;
 	}
+	free(image);
+}
+
+/* Distributions split images into variables and code too; offsets are the whole's. */
+TEST(tdvf_of_a_split_image)
+{
+	struct tdvf tdvf, part;
+	const char *wrong;
+	char path[256];
+	size_t size;
+	unsigned int i;
+	__u8 *image = td_read_firmware(&size, path);
+
+	if (!image)
+		SKIP(return, "no firmware image for TDs (%s)", path);
+	wrong = tdvf_parse(&tdvf, image, size);
+	ASSERT_EQ(NULL, wrong) TH_LOG("%s: %s", path, wrong);
+	for (i = 0; i < tdvf.nr_sections && tdvf.section[i].type != TDVF_BFV; i++)
+		;
+	ASSERT_LT(i, tdvf.nr_sections) TH_LOG("%s has no code", path);
+	ASSERT_LT(0, tdvf.section[i].data_offset) TH_LOG("%s has no variables", path);
+	wrong = tdvf_parse(&part, image + tdvf.section[i].data_offset,
+			   size - tdvf.section[i].data_offset);
+	ASSERT_NE(NULL, wrong);
+	EXPECT_NE(NULL, strstr(wrong, "OVMF.fd")) TH_LOG("%s", wrong);
+	/* One that is damaged otherwise is not taken for it. */
+	wrong = tdvf_parse(&part, image + TD_PAGE, size - TD_PAGE);
+	ASSERT_NE(NULL, wrong);
+	EXPECT_EQ(NULL, strstr(wrong, "OVMF.fd")) TH_LOG("%s", wrong);
 	free(image);
 }
 

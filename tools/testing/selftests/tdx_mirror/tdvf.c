@@ -73,6 +73,9 @@ static const char *check_section(const struct tdvf *tdvf,
 		return "a section has an unknown type";
 	if (s->attributes & ~(TDVF_MR_EXTEND | TDVF_PAGE_AUG))
 		return "a section has unknown attributes";
+	/* The code follows the variables and reaches to the image's end. */
+	if (s->type == TDVF_BFV && s->data_offset && s->data_size == tdvf->image_size)
+		return "only the code of a split image, with the whole's offsets: take OVMF.fd";
 	if ((__u64)s->data_offset + s->data_size > tdvf->image_size)
 		return "a section's data lies outside of the image";
 	if (s->data_size > s->size)
