@@ -192,9 +192,15 @@ static void emu_cycles_reset(void)
 		memset(per_cpu(emu_cycles, cpu), 0, sizeof(emu_cycles));
 }
 
+/* The kernel's pointer is to a function of C: Rust's has another type for kCFI. */
+static u64 emu_call(u64 fn, struct tdx_module_args *args)
+{
+	return tdx_emu_seamcall(fn, args);
+}
+
 static const struct tdx_emu_ops emu_ops = {
 	.owner = THIS_MODULE,
-	.call = tdx_emu_seamcall,
+	.call = emu_call,
 };
 
 static const struct tdx_emu_ops emu_timed_ops = {
