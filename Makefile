@@ -22,7 +22,7 @@
 # make replay        recorded calls of the TDX module against tdx_emu/module; TRACES='a.jsonl.gz ...'
 # make fuzz          random calls of the test device and of KVM; SEED=, OPS=, SECONDS_MAX=, REPLAY=
 # make sanitize      contract, test device, KUnit and fuzzing with lockdep, and that the kernel finds planted bugs
-# make kasan         the same with a kernel that has KASAN and kmemleak too
+# make kasan         the same with a kernel that has KASAN, kCFI and kmemleak too
 # make kcsan         the same with KCSAN and UBSAN
 # make watchdog      a run that hangs is cut, with a dump
 # make trace         trace-cmd, perf and bpftrace watch TDs, and agree with the figures

@@ -159,6 +159,29 @@ static int shift(void)
 	return 0;
 }
 
+/* An enum in what C and Rust both call: the same ABI, but another type for kCFI. */
+enum bad_answer {
+	BAD_ANSWER,
+};
+
+static enum bad_answer bad_c_answer(void)
+{
+	return BAD_ANSWER;
+}
+
+static int call_c(void)
+{
+	return tdx_mirror_bad_rust_call((void *)bad_c_answer);
+}
+
+static noinline int call_rust(void)
+{
+	enum bad_answer (*call)(void) = (void *)tdx_mirror_bad_rust_answer;
+
+	OPTIMIZER_HIDE_VAR(call);
+	return call();
+}
+
 /* Waits for ever, unkillable, with a lock held. */
 static int hang(void)
 {
@@ -186,6 +209,8 @@ static const struct {
 	{ "lock_order", lock_order },
 	{ "race", race },
 	{ "shift", shift },
+	{ "call_rust", call_rust },
+	{ "call_c", call_c },
 	{ "hang", hang },
 };
 

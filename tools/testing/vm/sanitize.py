@@ -31,6 +31,8 @@ DETECTS = {
         "past_end_rust": r"BUG: KASAN: slab-out-of-bounds in tdx_mirror_bad_rust_read",
         "after_free_rust": r"BUG: KASAN: slab-use-after-free in tdx_mirror_bad_rust_read",
         **LOCKDEP,
+        "call_rust": r"CFI failure at call_rust\b.*target: tdx_mirror_bad_rust_answer",
+        "call_c": r"CFI failure at tdx_mirror_bad_rust_call\b.*target: bad_c_answer",
         "leak": None,
     },
     "kcsan": {

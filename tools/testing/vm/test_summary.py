@@ -62,6 +62,10 @@ PARTS = {
     "bad rcu_unprotected": "WARNING: suspicious RCU usage\n",
     "bad list_twice": "list_add double add: new=1\n",
     "bad lock_order": "WARNING: possible circular locking dependency detected\n",
+    "bad call_rust": "CFI failure at call_rust+0x1/0x2 [tdx_mirror_bad] (target: tdx_mirror_bad_rust_answer+0x0/0x3 "
+                     "[tdx_mirror_bad]; expected type: 0x1)\n",
+    "bad call_c": "CFI failure at tdx_mirror_bad_rust_call+0x1/0x2 [tdx_mirror_bad] (target: bad_c_answer+0x0/0x3 "
+                  "[tdx_mirror_bad]; expected type: 0x1)\n",
     "bad leak": "", "end": "",
 }
 PROGRAMS = "ok 1 testdev.life_cycle\n1..1\nok 1 open_files.of_a_td\nok 1 modules.load_unload_10\n@leaks 0\n@leaks 1\nvm: exit 0\n"
