@@ -94,6 +94,16 @@ impl<P: Platform, G: GuestRun<P>> Instrumented<P, G> {
         status
     }
 
+    /// [`Module::set_version`].
+    pub fn set_version(&self, name: &str) -> bool {
+        self.module.set_version(name)
+    }
+
+    /// The version that this module is.
+    pub fn version(&self) -> &'static str {
+        self.machine().rules().name
+    }
+
     /// How much is checked after each call; at first what calls touch if the program has
     /// debug assertions, else nothing. To be called before the first SEAMCALL.
     pub fn set_checks(&self, level: CheckLevel) {

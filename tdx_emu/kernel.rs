@@ -44,12 +44,17 @@ pub(crate) fn start() -> Result {
             return Err(EINVAL);
         }
     });
+    if !ffi::version().to_str().is_ok_and(|v| MODULE.set_version(v)) {
+        pr_err!("version names no TDX module, see modinfo\n");
+        return Err(EINVAL);
+    }
     MODULE.platform().probe();
     let vmx = MODULE.guest().probe();
     let config = MODULE.platform().config();
 
     pr_info!(
-        "software TDX module for tests: TDs are NOT protected; {} CPUs, KeyIDs {} to {}, TD code runs on {}\n",
+        "software TDX module {} for tests: TDs are NOT protected; {} CPUs, KeyIDs {} to {}, TD code runs on {}\n",
+        MODULE.version(),
         config.lps,
         config.private_hkid_min,
         config.private_hkid_max,

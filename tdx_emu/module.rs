@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! A software TDX module (TDX 1.5.01): answers SEAMCALLs and runs TDs.
+//! A software TDX module (TDX 1.5): answers SEAMCALLs and runs TDs. What its releases do
+//! differently is in `version.rs`.
 //!
 //! Pure: `core` only. All state of a TD lives in the pages that the host hands
 //! over (PAMT, TDR, TDCS, TDVPS, S-EPT), so nothing is ever allocated, and
@@ -44,6 +45,7 @@ pub(crate) mod tracking;
 pub(crate) mod tree;
 pub(crate) mod vcpu;
 pub(crate) mod ve;
+pub(crate) mod version;
 pub(crate) mod vp;
 pub(crate) mod zerostep;
 
@@ -58,6 +60,7 @@ pub use machine::MAX_LPS;
 pub use numbers::LEAF_NAMES;
 pub use observer::{Event, Observer};
 pub use platform::*;
+pub use version::versions;
 
 /// The module. Entered from all CPUs at once through [`Module::seamcall`].
 pub struct Module<P, G, O> {
@@ -77,6 +80,12 @@ impl<P: Platform, G: GuestRun<P>, O: Observer> Module<P, G, O> {
     /// The module without its guests.
     pub(crate) fn machine(&self) -> &Machine<P, O> {
         &self.m
+    }
+
+    /// Makes it the release with that name, as [`versions`] has them. To be called before the
+    /// first SEAMCALL. False: there is none of that name.
+    pub fn set_version(&self, name: &str) -> bool {
+        self.m.set_version(name)
     }
 
     /// The platform.
@@ -126,16 +135,7 @@ impl<P: Platform, G: GuestRun<P>, O: Observer> Module<P, G, O> {
         if rax >> 24 != 0 {
             return Err(bad);
         }
-        let versioned = matches!(
-            number,
-            leaf::MEM_PAGE_PROMOTE
-                | leaf::MEM_SEPT_ADD
-                | leaf::MEM_SEPT_REMOVE
-                | leaf::MNG_RD
-                | leaf::VP_RD
-                | leaf::VP_INIT
-        );
-        if rax >> 16 != 0 && !versioned {
+        if rax >> 16 != 0 && !self.m.rules().versioned.contains(&number) {
             return Err(bad);
         }
         let state = self.m.sys.state.load(Ordering::Acquire);
@@ -231,13 +231,21 @@ impl<P: Platform, O: Observer> Machine<P, O> {
             leaf::PHYMEM_PAGE_RECLAIM => self.phymem_page_reclaim(r),
             leaf::PHYMEM_PAGE_WBINVD => self.phymem_page_wbinvd(r),
             leaf::PHYMEM_PAGE_RDMD => self.phymem_page_rdmd(r),
-            leaf::SYS_INIT => self.sys_init(r),
+            leaf::SYS_INIT => self.sys_init(version, r),
             leaf::SYS_LP_INIT => self.sys_lp_init(lp),
             leaf::SYS_RD => self.sys_rd(r),
             leaf::SYS_CONFIG => self.sys_config(r),
             leaf::SYS_KEY_CONFIG => self.sys_key_config(lp),
             leaf::SYS_TDMR_INIT => self.sys_tdmr_init(r),
-            leaf::SYS_DISABLE | leaf::SYS_LP_SHUTDOWN => self.sys_shutdown(),
+            leaf::SYS_LP_SHUTDOWN => self.sys_shutdown(),
+            _ if self.rules().leaves.contains(&number) => self.dispatch_newer(number),
+            _ => Err(st::OPERAND_INVALID | op::RAX),
+        }
+    }
+    /// The leaves of the version that not all versions have.
+    fn dispatch_newer(&self, number: u16) -> Res<()> {
+        match number {
+            leaf::SYS_DISABLE => self.sys_shutdown(),
             _ => Err(st::OPERAND_INVALID | op::RAX),
         }
     }

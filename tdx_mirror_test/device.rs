@@ -27,6 +27,7 @@ unsafe impl Platform for Pool {
         Config {
             hkid_start_bit: 46,
             hkid_bits: 6,
+            hkid_in_entries: true,
             private_hkid_min: 16,
             private_hkid_max: 63,
             seamrr_base: 0,

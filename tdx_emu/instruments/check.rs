@@ -91,6 +91,10 @@ fn check_call<P: Platform>(m: &Watched<P>, before: &Before, status: u64, r: &Reg
 /// host priority.
 fn lock_words<P: Platform>(m: &Watched<P>, tdr: u64) -> [u64; 5] {
     const HELD_HP: u64 = 0xFFFD;
+    let tree = match m.rules().tree.priority {
+        true => HELD_HP,
+        false => u64::MAX,
+    };
     let head = m.pamt_entry(tdr, 0).map_or(0, |e| e.head());
     let kot = m.sys.kot_lock.load(Ordering::Relaxed);
     let Some(tdcs) = tdcs_page(m, tdr) else {
@@ -99,7 +103,7 @@ fn lock_words<P: Platform>(m: &Watched<P>, tdr: u64) -> [u64; 5] {
     [
         head & HELD_HP,
         tdcs.get(tdcs_word::OP_STATE_LOCK) & HELD_HP,
-        tdcs.get(tdcs_word::SEPT_LOCK),
+        tdcs.get(tdcs_word::SEPT_LOCK) & tree,
         tdcs.get(tdcs_word::EPOCH_LOCK),
         kot,
     ]

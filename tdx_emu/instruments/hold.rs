@@ -15,7 +15,7 @@ use crate::module::mem::Page;
 use crate::module::numbers::{op, Res};
 use crate::module::observer::Observer;
 use crate::module::td::{tdcs_word, Tdcs};
-use crate::module::tree::{index, EntryRef};
+use crate::module::tree::{index, EntryRef, Format};
 use crate::module::Platform;
 
 /// Progress of a rule that holds a lock.
@@ -144,7 +144,7 @@ impl Held {
         match kind & !kind::SHARED {
             kind::PLAIN => drop(ShareX::adopt(page.word(index), mode)),
             kind::PRIORITY => drop(ShareXHp::adopt(page.word(index), mode)),
-            _ => EntryRef::new(page, index, 0).unlock(),
+            _ => EntryRef::new(page, index, 0, Format::PLAIN).unlock(),
         }
         true
     }
@@ -238,7 +238,11 @@ fn take_of_td<P: Platform, O: Observer>(
     let (at, kind) = match lock {
         Lock::Tree => {
             tdcs.lock_tree(mode)?.forget();
-            (word(tdcs_word::SEPT_LOCK), kind::PLAIN | shared)
+            let kind = match tdcs.rules.tree.priority {
+                true => kind::PRIORITY,
+                false => kind::PLAIN,
+            };
+            (word(tdcs_word::SEPT_LOCK), kind | shared)
         }
         Lock::Epoch => {
             tdcs.lock_epoch(mode)?.forget();
@@ -260,7 +264,7 @@ fn take_entry<P: Platform>(p: &P, rule: &Rule, tdcs: &Tdcs<'_>) -> Res<u64> {
     let table = table.ok_or(op::RCX)?;
     let i = index(rule.value, rule.level);
     let page = Page::at(p, table).ok_or(op::RCX)?;
-    let entry = EntryRef::new(page, i, rule.level);
+    let entry = EntryRef::new(page, i, rule.level, tdcs.format);
     if rule.shared {
         entry.lock_host().map_err(|_| op::RCX)?.forget();
     } else {

@@ -15,7 +15,7 @@ use crate::module::numbers::lc;
 use crate::module::pamt::pt;
 use crate::module::td::{tdcs_word, tdr_word, MIN_TDCX, TDCX_SEPT_ROOT};
 use crate::module::tree::{
-    self, offset_mask, Root, State, ACCEPT_COUNTER, HOST_PRIORITY, HPA, LOCK,
+    self, offset_mask, Format, Root, State, ACCEPT_COUNTER, HOST_PRIORITY, HPA, LOCK,
 };
 use crate::module::Platform;
 
@@ -54,7 +54,8 @@ pub(crate) fn live_root<P: Platform>(m: &Watched<P>, tdr: u64) -> Option<Root> {
         return None;
     }
     let pa = page.get(tdr_word::TDCX.wrapping_add(TDCX_SEPT_ROOT as usize));
-    Some(Root { pa, level })
+    let format = m.format(page.get(tdr_word::HKID));
+    Some(Root { pa, level, format })
 }
 
 /// One entry, with the PAMT entry of what it refers to. Returns the table below it.
@@ -67,7 +68,12 @@ pub(crate) fn check_entry<P: Platform>(
 ) -> Result<Option<u64>, (Wrong, u64)> {
     let raw = raw & !(LOCK | HOST_PRIORITY);
     let state = State::of(raw).ok_or((Wrong::NoState, raw))?;
-    if !is_canonical(raw, level, state) {
+    // An older module may have written the entry, before an update.
+    let hkid = Page::at(&m.p, tdr).map_or(0, |tdr| tdr.get(tdr_word::HKID));
+    let format = m.format(hkid);
+    let (seen, raw) = (raw, format.decode(raw) & !tree::XU);
+    let written = [format, Format::PLAIN].map(|f| f.encode(raw));
+    if !written.contains(&seen) || !is_canonical(raw, level, state) {
         return Err((Wrong::NotCanonical, raw));
     }
     if !state.is_table() && !state.is_leaf() {

@@ -38,6 +38,8 @@ impl Host {
         self.config.populate(Config {
             hkid_start_bit: ffi::phys_bits(),
             hkid_bits: (u16::BITS - last.leading_zeros()).min(KEYID_BITS_MAX),
+            // TDs have no keys here: the CPU that walks the S-EPT must not see any.
+            hkid_in_entries: false,
             private_hkid_min: mktme.saturating_add(1),
             private_hkid_max: last.min(63),
             seamrr_base: 0,
@@ -53,6 +55,7 @@ impl Host {
 const UNKNOWN: Config = Config {
     hkid_start_bit: 52,
     hkid_bits: 0,
+    hkid_in_entries: false,
     private_hkid_min: 1,
     private_hkid_max: 0,
     seamrr_base: 0,

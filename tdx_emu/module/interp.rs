@@ -81,6 +81,8 @@ struct Cpu<'a, P> {
     p: &'a P,
     vcpu: &'a Vcpu,
     own: Page<'a>,
+    /// Address bits of an EPT entry, without those of a HKID.
+    address: u64,
 }
 
 impl<P: Platform> GuestRun<P> for Interpreter {
@@ -102,7 +104,15 @@ impl<P: Platform> GuestRun<P> for Interpreter {
         if entry.inject == Inject::None && !entry.first && p.interrupt_pending() {
             return GuestExit::Interrupt { info: 0 };
         }
-        let cpu = Cpu { p, vcpu, own };
+        let c = p.config();
+        let hkid = ((1u64 << (c.hkid_bits & 7)) - 1) << (c.hkid_start_bit & 63);
+        let address = HPA & !hkid;
+        let cpu = Cpu {
+            p,
+            vcpu,
+            own,
+            address,
+        };
         match entry.inject {
             Inject::Ve if !cpu.take_ve(regs) => return GuestExit::TripleFault,
             // No handler can be installed for these.
@@ -250,10 +260,11 @@ impl<P: Platform> Cpu<'_, P> {
             }
             if level == 0 || raw & PS != 0 {
                 let offset = gpa & super::tree::offset_mask(level);
-                let page = Page::at(self.p, (raw & HPA).wrapping_add(offset)).ok_or_else(lost)?;
+                let page =
+                    Page::at(self.p, (raw & self.address).wrapping_add(offset)).ok_or_else(lost)?;
                 return Ok((page, (gpa & 0xFFF) as usize / 8));
             }
-            pa = raw & HPA;
+            pa = raw & self.address;
             level = level.saturating_sub(1);
         }
         // Bits 7 and 8: the linear address, which is the physical one, is valid.

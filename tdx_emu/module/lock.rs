@@ -148,6 +148,38 @@ impl<'a> ShareXHp<'a> {
     }
 }
 
+/// A held lock of a kind that depends on the version of the module: with host priority or
+/// without. Both kinds are free at 0.
+pub(crate) enum TreeLock<'a> {
+    Plain(ShareX<'a>),
+    Priority(ShareXHp<'a>),
+}
+
+impl<'a> TreeLock<'a> {
+    pub(crate) fn try_lock(word: &'a AtomicU64, mode: Mode, priority: bool) -> Result<Self, Busy> {
+        Ok(match priority {
+            false => TreeLock::Plain(ShareX::try_lock(word, mode)?),
+            true => TreeLock::Priority(ShareXHp::try_lock(word, mode)?),
+        })
+    }
+
+    /// Leaves the lock held.
+    pub(crate) fn forget(self) {
+        match self {
+            TreeLock::Plain(lock) => lock.forget(),
+            TreeLock::Priority(lock) => lock.forget(),
+        }
+    }
+
+    /// A host failed to get the lock since it was taken.
+    pub(crate) fn host_waits(&self) -> bool {
+        match self {
+            TreeLock::Plain(_) => false,
+            TreeLock::Priority(lock) => lock.0.load(Ordering::Relaxed) & HOST_PRIORITY != 0,
+        }
+    }
+}
+
 impl Drop for ShareXHp<'_> {
     fn drop(&mut self) {
         match self.1 {

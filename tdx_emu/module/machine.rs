@@ -4,12 +4,13 @@
 
 #![forbid(unsafe_code)]
 
-use core::sync::atomic::{AtomicU64, Ordering};
+use core::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
 use super::numbers::st;
 use super::observer::{Event, Observer};
 use super::platform::Platform;
 use super::tdmr::Tdmr;
+use super::version::{Rules, TABLE};
 
 pub(crate) const MAX_TDMRS: usize = 64;
 pub(crate) const MAX_HKIDS: usize = 64;
@@ -113,6 +114,8 @@ impl Sys {
 /// The module without its guests: everything but VP.INIT, VP.FLUSH and VP.ENTER.
 pub(crate) struct Machine<P, O> {
     pub(crate) p: P,
+    /// Row of the version table.
+    version: AtomicUsize,
     pub(crate) sys: Sys,
     /// Who watches.
     pub(crate) observer: O,
@@ -123,9 +126,23 @@ impl<P: Platform, O: Observer> Machine<P, O> {
     pub(crate) const fn new(p: P, observer: O) -> Self {
         Machine {
             p,
+            version: AtomicUsize::new(0),
             sys: Sys::new(),
             observer,
         }
+    }
+
+    /// What is right for the version of this module.
+    pub(crate) fn rules(&self) -> &'static Rules {
+        let row = self.version.load(Ordering::Relaxed);
+        TABLE.get(row).unwrap_or(&TABLE[0])
+    }
+
+    /// Makes it the version with that name. False if there is none.
+    pub(crate) fn set_version(&self, name: &str) -> bool {
+        let row = TABLE.iter().position(|rules| rules.name == name);
+        row.inspect(|&row| self.version.store(row, Ordering::Relaxed))
+            .is_some()
     }
 
     /// A state that cannot be: the real module stops the whole machine. Here it

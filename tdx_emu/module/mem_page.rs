@@ -4,7 +4,7 @@
 
 #![forbid(unsafe_code)]
 
-use super::lock::{Mode, ShareX};
+use super::lock::{Mode, TreeLock};
 use super::machine::Machine;
 use super::measure::Block;
 use super::mem::Page;
@@ -24,7 +24,7 @@ pub(crate) const fn pages(level: u8) -> u64 {
 pub(crate) struct Target<'m> {
     pub(crate) at: GpaLevel,
     pub(crate) entry: EntryRef<'m>,
-    pub(crate) _tree: ShareX<'m>,
+    pub(crate) tree: TreeLock<'m>,
 }
 
 impl<P: Platform, O: Observer> Machine<P, O> {
@@ -38,9 +38,9 @@ impl<P: Platform, O: Observer> Machine<P, O> {
         r: &mut Regs,
     ) -> Res<Target<'m>> {
         let at = GpaLevel::parse(rcx, levels)?.private(&td.tdcs)?;
-        let _tree = td.tdcs.lock_tree(mode)?;
+        let tree = td.tdcs.lock_tree(mode)?;
         let entry = self.walk_to(td, at, r)?;
-        Ok(Target { at, entry, _tree })
+        Ok(Target { at, entry, tree })
     }
 
     /// TDH.MEM.PAGE.ADD. RCX: GPA, RDX: TDR, R8: page, R9: source.
@@ -76,7 +76,7 @@ impl<P: Platform, O: Observer> Machine<P, O> {
     pub(crate) fn mem_page_aug(&self, r: &mut Regs) -> Res<()> {
         let (rcx, rdx) = take_operands(r);
         let td = self.begin(rdx, op::RDX, op_state::AUG)?;
-        let t = self.target(&td, rcx, 0..=1, Mode::Shared, r)?;
+        let t = self.target(&td, rcx, 0..=1, td.tdcs.rules.tree.page_aug, r)?;
         let (entry, state) = self.lock_entry(t.entry, r)?;
         if !matches!(state, State::Free | State::Removed) {
             return Err(state_error(st::EPT_ENTRY_STATE_INCORRECT, &entry, r));
@@ -90,7 +90,7 @@ impl<P: Platform, O: Observer> Machine<P, O> {
         page.entry.assign_new(pt::REG, td.tdr.pa);
         self.owner_changed(r.r8, pages(t.at.level), true);
         td.tdr.add_children(pages(t.at.level));
-        entry.set(pending_leaf(r.r8));
+        entry.replace(pending_leaf(r.r8));
         Ok(())
     }
 
@@ -99,7 +99,7 @@ impl<P: Platform, O: Observer> Machine<P, O> {
     pub(crate) fn mem_page_remove(&self, r: &mut Regs) -> Res<()> {
         let (rcx, rdx) = take_operands(r);
         let td = self.begin(rdx, op::RDX, op_state::REMOVE)?;
-        let t = self.target(&td, rcx, 0..=2, Mode::Shared, r)?;
+        let t = self.target(&td, rcx, 0..=2, td.tdcs.rules.tree.page_remove, r)?;
         let (entry, state) = self.lock_entry(t.entry, r)?;
         if !state.may_remove() {
             return Err(state_error(st::EPT_ENTRY_STATE_INCORRECT, &entry, r));
@@ -111,7 +111,7 @@ impl<P: Platform, O: Observer> Machine<P, O> {
         self.check_tracked(&td, &entry, (state, seen), &page.entry, r)?;
 
         self.before_commit(leaf::MEM_PAGE_REMOVE, td.tdr.pa);
-        entry.set(FREE);
+        entry.replace(FREE);
         td.tdr.sub_children(pages(t.at.level));
         page.entry.release();
         self.owner_changed(hpa, pages(t.at.level), false);
@@ -124,7 +124,7 @@ impl<P: Platform, O: Observer> Machine<P, O> {
     pub(crate) fn mem_page_relocate(&self, r: &mut Regs) -> Res<()> {
         let (rcx, rdx) = take_operands(r);
         let td = self.begin(rdx, op::RDX, op_state::CHANGE)?;
-        let t = self.target(&td, rcx, 0..=0, Mode::Shared, r)?;
+        let t = self.target(&td, rcx, 0..=0, td.tdcs.rules.tree.page_relocate, r)?;
         let (entry, state) = self.lock_entry(t.entry, r)?;
         if !state.is_leaf() {
             return Err(state_error(st::EPT_ENTRY_STATE_INCORRECT, &entry, r));
@@ -147,7 +147,7 @@ impl<P: Platform, O: Observer> Machine<P, O> {
         page.entry.assign_new(pt::REG, td.tdr.pa);
         self.owner_changed(r.r8, 1, true);
         self.owner_changed(old, 1, false);
-        entry.set(tree::unblocked(entry.raw() & !HPA | r.r8, state));
+        entry.replace(tree::unblocked(entry.raw() & !HPA | r.r8, state));
         r.rcx = old;
         Ok(())
     }

@@ -56,7 +56,13 @@ impl<P: Platform, O: Observer> Machine<P, O> {
         }
         let (tdr, allow_existing) = tdr_and_flag(rdx)?;
         let td = self.begin(tdr, op::RDX, op_state::SEPT_ADD)?;
-        let t = self.target(&td, rcx, 1..=td.tdcs.root().level, Mode::Shared, r)?;
+        let t = self.target(
+            &td,
+            rcx,
+            1..=td.tdcs.root().level,
+            td.tdcs.rules.tree.sept_add,
+            r,
+        )?;
         let (entry, state) = self.lock_entry(t.entry, r)?;
         let wrong_state = |r: &mut Regs| state_error(st::EPT_ENTRY_STATE_INCORRECT, &entry, r);
         if !matches!(state, State::Free | State::NlMapped) {
@@ -84,7 +90,7 @@ impl<P: Platform, O: Observer> Machine<P, O> {
         page.entry.assign_new(pt::EPT, td.tdr.pa);
         self.owner_changed(pa, 1, true);
         td.tdr.add_children(1);
-        entry.set(table(pa));
+        entry.replace(table(pa));
         if version > 0 {
             r.r8 = NONE;
         }
@@ -98,7 +104,13 @@ impl<P: Platform, O: Observer> Machine<P, O> {
         no_l2_pages(version, r);
         check_version(version)?;
         let td = self.begin(rdx, op::RDX, op_state::SEPT_ANY)?;
-        let t = self.target(&td, rcx, 1..=td.tdcs.root().level, Mode::Exclusive, r)?;
+        let t = self.target(
+            &td,
+            rcx,
+            1..=td.tdcs.root().level,
+            td.tdcs.rules.tree.sept_remove,
+            r,
+        )?;
         let (entry, state) = self.lock_entry(t.entry, r)?;
         if !state.is_table() {
             return Err(state_error(st::EPT_ENTRY_STATE_INCORRECT, &entry, r));
@@ -113,7 +125,7 @@ impl<P: Platform, O: Observer> Machine<P, O> {
         }
 
         self.before_commit(leaf::MEM_SEPT_REMOVE, td.tdr.pa);
-        entry.set(FREE);
+        entry.replace(FREE);
         page.entry.release();
         self.owner_changed(hpa, 1, false);
         td.tdr.sub_children(1);
@@ -130,7 +142,13 @@ impl<P: Platform, O: Observer> Machine<P, O> {
         if rdx & 1 != 0 {
             return Err(st::OPERAND_INVALID | op::RDX);
         }
-        let t = self.target(&td, rcx, 0..=td.tdcs.root().level, Mode::Shared, r)?;
+        let t = self.target(
+            &td,
+            rcx,
+            0..=td.tdcs.root().level,
+            td.tdcs.rules.tree.sept_rd,
+            r,
+        )?;
         let (entry, _) = self.lock_entry(t.entry, r)?;
         self.before_commit(leaf::MEM_SEPT_RD, td.tdr.pa);
         details(r, entry.raw(), t.at.level);
@@ -152,7 +170,13 @@ impl<P: Platform, O: Observer> Machine<P, O> {
     pub(crate) fn mem_range_block(&self, r: &mut Regs) -> Res<()> {
         let (rcx, rdx) = take_operands(r);
         let td = self.begin(rdx, op::RDX, op_state::CHANGE)?;
-        let t = self.target(&td, rcx, 0..=td.tdcs.root().level, Mode::Exclusive, r)?;
+        let t = self.target(
+            &td,
+            rcx,
+            0..=td.tdcs.root().level,
+            td.tdcs.rules.tree.range_block,
+            r,
+        )?;
         let (entry, state) = self.lock_entry(t.entry, r)?;
         if state.is_blocked() {
             return Err(state_error(st::GPA_RANGE_ALREADY_BLOCKED, &entry, r));
@@ -163,7 +187,7 @@ impl<P: Platform, O: Observer> Machine<P, O> {
         let holder = self.epoch_holder(entry.raw(), t.at.level, state)?;
 
         self.before_commit(leaf::MEM_RANGE_BLOCK, td.tdr.pa);
-        entry.set(blocked(entry.raw(), t.at.level, state));
+        entry.replace(blocked(entry.raw(), t.at.level, state));
         // After the entry: a vCPU that enters in this epoch may still have walked the old entry,
         // one of the next cannot.
         holder.set_block_epoch(td.tdcs.epoch());
@@ -175,18 +199,24 @@ impl<P: Platform, O: Observer> Machine<P, O> {
     pub(crate) fn mem_range_unblock(&self, r: &mut Regs) -> Res<()> {
         let (rcx, rdx) = take_operands(r);
         let td: Td<'_> = self.begin(rdx, op::RDX, op_state::CHANGE)?;
-        let t = self.target(&td, rcx, 0..=td.tdcs.root().level, Mode::Exclusive, r)?;
+        let t = self.target(
+            &td,
+            rcx,
+            0..=td.tdcs.root().level,
+            td.tdcs.rules.tree.range_unblock,
+            r,
+        )?;
         let (entry, state) = self.lock_entry(t.entry, r)?;
         if !state.is_blocked() {
             return Err(state_error(st::EPT_ENTRY_STATE_INCORRECT, &entry, r));
         }
         let holder = self.epoch_holder(entry.raw(), t.at.level, state)?;
         if td.tdcs.tracking_required() && !td.tdcs.is_tracked(holder.block_epoch()) {
-            return Err(st::TLB_TRACKING_NOT_DONE | op::SEPT_TREE);
+            return Err(st::TLB_TRACKING_NOT_DONE | td.tdcs.rules.details.unblock_untracked);
         }
 
         self.before_commit(leaf::MEM_RANGE_UNBLOCK, td.tdr.pa);
-        entry.set(unblocked(entry.raw(), state));
+        entry.replace(unblocked(entry.raw(), state));
         Ok(())
     }
 }

@@ -7,44 +7,54 @@
 use super::lock::{Busy, Mode, ShareXHp};
 use super::machine::Machine;
 use super::mem::{Page, WORDS};
-use super::mem_page::{leaf_page, take_operands};
+use super::mem_page::{leaf_page, take_operands, Target};
 use super::mem_sept::{check_version, no_l2_pages, tdr_and_flag};
 use super::numbers::{leaf, op, op_state, st, Res};
 use super::observer::Observer;
 use super::pamt::{pt, PamtEntry, PamtParts};
 use super::platform::{Platform, Regs};
-use super::td::state_error;
-use super::tree::{shift, table, unblocked, without_counter, EntryRef, State, HPA};
+use super::td::{state_error, Td};
+use super::tree::{
+    shift, table, unblocked, without_counter, EntryRef, Format, State, HOST_PRIORITY, HPA, LOCK,
+};
 
-/// Host locks on the first `count` entries of a table.
-struct ChildLocks<'m> {
+/// The entries of a table. With `locks` those that were read are locked for the host.
+struct Children<'m> {
     page: Page<'m>,
     level: u8,
-    count: usize,
+    format: Format,
+    locks: bool,
+    locked: usize,
 }
 
-impl<'m> ChildLocks<'m> {
+impl<'m> Children<'m> {
     fn entry(&self, i: usize) -> EntryRef<'m> {
-        EntryRef::new(self.page, i, self.level)
+        EntryRef::new(self.page, i, self.level, self.format)
     }
 
-    /// Locks the next entry and returns its value.
-    fn lock_next(&mut self) -> Result<u64, Busy> {
-        let lock = self.entry(self.count).lock_host()?;
+    /// The value of an entry; they are read in order.
+    fn read(&mut self, i: usize) -> Result<u64, Busy> {
+        if !self.locks {
+            return Ok(self.entry(i).load() & !IGNORED);
+        }
+        let lock = self.entry(i).lock_host()?;
         let raw = lock.raw();
         lock.forget();
-        self.count = self.count.wrapping_add(1);
+        self.locked = i.wrapping_add(1);
         Ok(raw)
     }
 }
 
-impl Drop for ChildLocks<'_> {
+impl Drop for Children<'_> {
     fn drop(&mut self) {
-        for i in 0..self.count {
+        for i in 0..self.locked {
             self.entry(i).unlock();
         }
     }
 }
+
+/// Bits that do not count where entries are compared without being locked: A, D, host priority.
+const IGNORED: u64 = (1 << 8) | (1 << 9) | HOST_PRIORITY;
 
 /// The PAMT entries of a large page to be: its own, which is locked, and its parts'.
 struct Merge<'m> {
@@ -75,7 +85,7 @@ impl<P: Platform, O: Observer> Machine<P, O> {
         no_l2_pages(version, r);
         check_version(version)?;
         let td = self.begin(rdx, op::RDX, op_state::CHANGE)?;
-        let t = self.target(&td, rcx, 1..=2, Mode::Shared, r)?;
+        let t = self.target(&td, rcx, 1..=2, td.tdcs.rules.tree.page_promote, r)?;
         let (entry, state) = self.lock_entry(t.entry, r)?;
         if !state.is_table() {
             return Err(state_error(st::EPT_ENTRY_STATE_INCORRECT, &entry, r));
@@ -84,31 +94,42 @@ impl<P: Platform, O: Observer> Machine<P, O> {
         let sept = self.pamt_implicit(sept_pa, 0, Mode::Exclusive, op::RCX)?;
         self.check_tracked(&td, &entry, (state, entry.raw()), &sept.entry, r)?;
         let page = Page::at(&self.p, sept_pa).ok_or_else(|| self.fatal())?;
-        let mut locks = ChildLocks {
+        let mut children = Children {
             page,
             level: t.at.level.saturating_sub(1),
-            count: 0,
+            format: td.tdcs.format,
+            locks: td.tdcs.rules.promote_locks_children,
+            locked: 0,
         };
-        let merged = match mergeable(&mut locks, t.at.level) {
+        let merged = match mergeable(&mut children, t.at.level) {
             Ok(Some(v)) => v,
             Ok(None) => return Err(state_error(st::EPT_INVALID_PROMOTE_CONDITIONS, &entry, r)),
             Err(Busy) => return Err(state_error(st::OPERAND_BUSY, &entry, r)),
         };
-        if self.host_interrupted(leaf::MEM_PAGE_PROMOTE, td.tdr.pa) {
-            (r.rcx, r.rdx) = (rcx, rdx);
-            return Err(st::INTERRUPTED_RESTARTABLE);
-        }
+        self.may_go_on(leaf::MEM_PAGE_PROMOTE, &td, &t)
+            .inspect_err(|_| (r.rcx, r.rdx) = (rcx, rdx))?;
         let pamt = self.check_merge(leaf_page(merged, t.at.level), t.at.level)?;
 
         self.before_commit(leaf::MEM_PAGE_PROMOTE, td.tdr.pa);
         pamt.commit();
-        entry.set(merged);
+        entry.replace(merged);
         // The table is gone: its entries stay as they are.
-        locks.count = 0;
+        children.locked = 0;
         sept.entry.release();
         self.owner_changed(sept_pa, 1, false);
         td.tdr.sub_children(1);
         r.rcx = sept_pa;
+        Ok(())
+    }
+
+    /// Whether the leaf may go on: no interrupt waits, and no host for the S-EPT.
+    fn may_go_on(&self, leaf: u16, td: &Td<'_>, t: &Target<'_>) -> Res<()> {
+        if self.host_interrupted(leaf, td.tdr.pa) {
+            return Err(st::INTERRUPTED_RESTARTABLE);
+        }
+        if td.tdcs.rules.yields_to_host && t.tree.host_waits() {
+            return Err(st::INTERRUPTED_BUSY);
+        }
         Ok(())
     }
 
@@ -141,7 +162,7 @@ impl<P: Platform, O: Observer> Machine<P, O> {
         let (rcx, rdx) = take_operands(r);
         let (tdr, _) = tdr_and_flag(rdx)?;
         let td = self.begin(tdr, op::RDX, op_state::CHANGE)?;
-        let t = self.target(&td, rcx, 1..=2, Mode::Shared, r)?;
+        let t = self.target(&td, rcx, 1..=2, td.tdcs.rules.tree.page_demote, r)?;
         let (entry, state) = self.lock_entry(t.entry, r)?;
         if !state.may_demote() {
             return Err(state_error(st::EPT_ENTRY_STATE_INCORRECT, &entry, r));
@@ -160,12 +181,10 @@ impl<P: Platform, O: Observer> Machine<P, O> {
         let small = unblocked(entry.raw() & !HPA, state);
         for i in 0..WORDS {
             let offset = (i as u64) << shift(level.saturating_sub(1));
-            page.set(i, small | large_pa | offset);
+            page.set(i, td.tdcs.format.encode(small | large_pa | offset));
         }
-        if self.host_interrupted(leaf::MEM_PAGE_DEMOTE, td.tdr.pa) {
-            (r.rcx, r.rdx) = (rcx, rdx);
-            return Err(st::INTERRUPTED_RESTARTABLE);
-        }
+        self.may_go_on(leaf::MEM_PAGE_DEMOTE, &td, &t)
+            .inspect_err(|_| (r.rcx, r.rdx) = (rcx, rdx))?;
         let whole = self.pamt_implicit(large_pa, level, Mode::Exclusive, op::RCX)?;
         let parts = self
             .pamt_parts(large_pa, level)
@@ -180,26 +199,30 @@ impl<P: Platform, O: Observer> Machine<P, O> {
         sept.entry.assign(pt::EPT, td.tdr.pa);
         self.owner_changed(r.r8, 1, true);
         td.tdr.add_children(1);
-        entry.set(table(r.r8));
+        entry.replace(table(r.r8));
         Ok(())
     }
 }
 
-/// Locks the children and compares them: the merged entry, or `None` if they do not
-/// make one page. How far the accept of a 2M child has come does not count, but that of
-/// the first one stays in the merged entry.
-fn mergeable(locks: &mut ChildLocks<'_>, level: u8) -> Result<Option<u64>, Busy> {
+/// Compares the children: the merged entry, or `None` if they do not make one page. How far the
+/// accept of a 2M child has come does not count, but that of the first one stays in the merged
+/// entry. One that somebody holds is not like the others, if it could be read at all.
+fn mergeable(children: &mut Children<'_>, level: u8) -> Result<Option<u64>, Busy> {
     let below = level.saturating_sub(1);
     let step = 1u64 << shift(below);
     let clean = |raw: u64| State::of(raw).map_or(raw, |s| without_counter(raw, below, s));
-    let first = locks.lock_next()?;
+    let first = children.read(0)?;
     let wanted = clean(first);
     let aligned = wanted & HPA & super::tree::offset_mask(level) == 0;
-    if !aligned || !matches!(State::of(first), Some(State::Mapped | State::Pending)) {
+    if !aligned
+        || first & LOCK != 0
+        || !matches!(State::of(first), Some(State::Mapped | State::Pending))
+    {
         return Ok(None);
     }
-    for i in 1..WORDS as u64 {
-        if clean(locks.lock_next()?) != wanted.wrapping_add(i.wrapping_mul(step)) {
+    for i in 1..WORDS {
+        let offset = step.wrapping_mul(i as u64);
+        if clean(children.read(i)?) != wanted.wrapping_add(offset) {
             return Ok(None);
         }
     }

@@ -8,6 +8,7 @@ use super::machine::MAX_TDMRS;
 use super::platform::{PAGE_SIZE, TDVPS_PAGES};
 use super::td::MIN_TDCX;
 use super::tdmr::{MAX_RESERVED, PAMT_ENTRY_SIZE};
+use super::version::Rules;
 
 /// ATTRIBUTES that may be 1: SEPT_VE_DISABLE. Debug TDs are not modelled.
 pub(crate) const ATTRIBUTES_FIXED0: u64 = 1 << 28;
@@ -18,8 +19,6 @@ pub(crate) const XFAM_FIXED0: u64 = 0x6DBE7;
 /// XFAM bits that must be 1: x87 and SSE.
 pub(crate) const XFAM_FIXED1: u64 = 3;
 pub(crate) const MAX_VCPUS: u64 = 576;
-/// TDX_FEATURES0: NO_RBP_MOD (18) and TOPOLOGY_ENUM (20), which Linux demands.
-const FEATURES0: u64 = (1 << 18) | (1 << 20);
 
 /// Directly configurable CPUID leaves: leaf, subleaf (FFFFFFFFh: it has none) and the
 /// configurable bits of EAX, EBX, ECX, EDX. Their order is that of TD_PARAMS.
@@ -49,13 +48,17 @@ pub(crate) fn field(id: u64) -> u64 {
 }
 
 /// Value of a global field.
-pub(crate) fn global(id: u64) -> Option<u64> {
+pub(crate) fn global(rules: &Rules, id: u64) -> Option<u64> {
     let id = field(id);
+    if let Some((_, value)) = rules.fields.iter().find(|(known, _)| *known == id) {
+        return Some(*value);
+    }
+    let [major, minor, update] = rules.number;
     Some(match id {
-        0x0800_0000_0000_0003 => 5, // minor version
-        0x0800_0000_0000_0004 => 1, // major version
-        0x0800_0000_0000_0005 => 1, // update version
-        0x0A00_0000_0000_0008 => FEATURES0,
+        0x0800_0000_0000_0003 => minor,
+        0x0800_0000_0000_0004 => major,
+        0x0800_0000_0000_0005 => update,
+        0x0A00_0000_0000_0008 => rules.features0,
         0x9100_0000_0000_0008 => MAX_TDMRS as u64,
         0x9100_0000_0000_0009 => MAX_RESERVED as u64,
         0x9100_0000_0000_0010..=0x9100_0000_0000_0012 => PAMT_ENTRY_SIZE,
@@ -67,7 +70,6 @@ pub(crate) fn global(id: u64) -> Option<u64> {
         0x1900_0000_0000_0002 => XFAM_FIXED0,
         0x1900_0000_0000_0003 => XFAM_FIXED1,
         0x9900_0000_0000_0004 => CPUID_CONFIG.len() as u64,
-        0x9900_0000_0000_0008 => MAX_VCPUS,
         0x9900_0000_0000_0400..=0x9900_0000_0000_04FF => {
             let (leaf, sub, _) = CPUID_CONFIG.get((id & 0xFF) as usize)?;
             (u64::from(*sub) << 32) | u64::from(*leaf)

@@ -24,6 +24,7 @@ pub(crate) mod st {
     pub(crate) const RND_NO_ENTROPY: u64 = 0x8000_0203_0000_0000;
     pub(crate) const BUSY_HOST_PRIORITY: u64 = 0x8000_0204_0000_0000;
     pub(crate) const HOST_PRIORITY_BUSY_TIMEOUT: u64 = 0x9000_0205_0000_0000;
+    pub(crate) const INTERRUPTED_BUSY: u64 = 0x8000_0206_0000_0000;
     pub(crate) const PAGE_METADATA_INCORRECT: u64 = 0xC000_0300_0000_0000;
     pub(crate) const TD_ASSOCIATED_PAGES_EXIST: u64 = 0xC000_0400_0000_0000;
     pub(crate) const SYS_INIT_NOT_PENDING: u64 = 0xC000_0500_0000_0000;
@@ -39,6 +40,7 @@ pub(crate) mod st {
     pub(crate) const OP_STATE_INCORRECT: u64 = 0xC000_0608_0000_0000;
     pub(crate) const NO_VCPUS: u64 = 0xC000_0609_0000_0000;
     pub(crate) const TDCX_NUM_INCORRECT: u64 = 0xC000_0610_0000_0000;
+    pub(crate) const X2APIC_ID_NOT_UNIQUE: u64 = 0xC000_0621_0000_0000;
     pub(crate) const VCPU_STATE_INCORRECT: u64 = 0xC000_0700_0000_0000;
     pub(crate) const VCPU_ASSOCIATED: u64 = 0x8000_0701_0000_0000;
     pub(crate) const VCPU_NOT_ASSOCIATED: u64 = 0x8000_0702_0000_0000;

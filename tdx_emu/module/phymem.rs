@@ -140,11 +140,25 @@ impl<P: Platform, O: Observer> Machine<P, O> {
         Ok(())
     }
 
+    /// The operand of RDMD: a page and, if the version has that, the smallest size to report in
+    /// bits 2:0. Sizes above 4K are for a dynamic PAMT.
+    fn page_and_size(&self, raw: u64) -> Res<(u64, u8)> {
+        if !self.rules().rdmd_size {
+            return Ok((raw, 0));
+        }
+        let size = (raw & 7) as u8;
+        if raw & 0xFF8 != 0 || raw >> 52 != 0 || size > 0 {
+            return Err(st::OPERAND_INVALID | op::RCX);
+        }
+        Ok((raw & !7, size))
+    }
+
     /// TDH.PHYMEM.PAGE.RDMD. RCX: page of any type; out RCX: type, RDX: owner, R8: size, R9: block
     /// epoch of data and S-EPT pages.
     #[inline(never)]
     pub(crate) fn phymem_page_rdmd(&self, r: &mut Regs) -> Res<()> {
-        let pa = take_page(r);
+        let raw = take_page(r);
+        let (pa, _) = self.page_and_size(raw)?;
         let lock = self.lock_any(pa, Mode::Shared)?;
         let kind = lock.entry.kind();
         r.rcx = u64::from(kind);

@@ -42,6 +42,9 @@ pub struct Config {
     pub hkid_start_bit: u32,
     /// Number of HKID bits above `hkid_start_bit` (0..=6).
     pub hkid_bits: u32,
+    /// Whether S-EPT entries may hold HKIDs: false where a CPU walks them to which these
+    /// address bits are reserved.
+    pub hkid_in_entries: bool,
     /// First private HKID.
     pub private_hkid_min: u16,
     /// Last private HKID (inclusive). At most 63.

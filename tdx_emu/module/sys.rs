@@ -9,6 +9,7 @@ use core::sync::atomic::Ordering;
 use super::lock::{Mode, ShareX};
 use super::machine::{kot, sys_state, Machine, MAX_TDMRS};
 use super::mem::Page;
+use super::mem_sept::check_version;
 use super::metadata;
 use super::numbers::{op, st, Res};
 use super::observer::Observer;
@@ -28,7 +29,8 @@ impl<P: Platform, O: Observer> Machine<P, O> {
 
     /// TDH.SYS.INIT. RCX: attributes, all reserved.
     #[inline(never)]
-    pub(crate) fn sys_init(&self, r: &Regs) -> Res<()> {
+    pub(crate) fn sys_init(&self, version: u8, r: &Regs) -> Res<()> {
+        check_version(version)?;
         let _lock = self.sys_lock()?;
         if self.sys_state() != sys_state::NEW {
             return Err(st::SYS_INIT_NOT_PENDING);
@@ -68,7 +70,8 @@ impl<P: Platform, O: Observer> Machine<P, O> {
         if self.sys_state() == sys_state::NEW {
             return Err(st::SYS_NOT_READY);
         }
-        r.r8 = metadata::global(r.rdx).ok_or(st::METADATA_FIELD_ID_INCORRECT | op::RDX)?;
+        r.r8 = metadata::global(self.rules(), r.rdx)
+            .ok_or(st::METADATA_FIELD_ID_INCORRECT | op::RDX)?;
         Ok(())
     }
 

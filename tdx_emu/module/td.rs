@@ -6,14 +6,15 @@
 
 use core::sync::atomic::{AtomicU64, Ordering};
 
-use super::lock::{Mode, ShareX, ShareXHp};
+use super::lock::{Mode, ShareX, ShareXHp, TreeLock};
 use super::machine::Machine;
 use super::mem::Page;
 use super::numbers::{lc, op, op_state, st, Res};
 use super::observer::Observer;
 use super::pamt::{pt, PamtEntry, PamtLock};
 use super::platform::{Platform, Regs};
-use super::tree::{details, EntryLock, EntryRef, Root, State, Walk};
+use super::tree::{details, EntryLock, EntryRef, Format, Root, State, Walk, HPA, XU};
+use super::version::Rules;
 
 /// Pages of a TDCS: the least that make a TD, and the most.
 pub(crate) const MIN_TDCX: u64 = 6;
@@ -75,6 +76,8 @@ pub(crate) mod tdcs_word {
     pub(crate) const RTMR_LOCK: usize = 94;
     /// RTMR0 to RTMR3, six words each.
     pub(crate) const RTMR: usize = 96;
+    /// x2APIC identifiers of the vCPUs, two in a word.
+    pub(crate) const X2APIC_IDS: usize = 128;
 }
 
 /// A TD whose TDR is locked.
@@ -155,6 +158,8 @@ pub(crate) struct Tdcs<'m> {
     page: Page<'m>,
     root_pa: u64,
     pub(crate) msr_bitmap: u64,
+    pub(crate) format: Format,
+    pub(crate) rules: &'static Rules,
 }
 
 impl<'m> Tdcs<'m> {
@@ -182,6 +187,7 @@ impl<'m> Tdcs<'m> {
         Root {
             pa: self.root_pa,
             level: self.get(tdcs_word::ROOT_LEVEL) as u8,
+            format: self.format,
         }
     }
 
@@ -225,8 +231,9 @@ impl<'m> Tdcs<'m> {
             .map_err(|_| st::OPERAND_BUSY | op::OP_STATE)
     }
 
-    pub(crate) fn lock_tree(&self, mode: Mode) -> Res<ShareX<'m>> {
-        ShareX::try_lock(self.word(tdcs_word::SEPT_LOCK), mode)
+    pub(crate) fn lock_tree(&self, mode: Mode) -> Res<TreeLock<'m>> {
+        let priority = self.rules.tree.priority;
+        TreeLock::try_lock(self.word(tdcs_word::SEPT_LOCK), mode, priority)
             .map_err(|_| st::OPERAND_BUSY | op::SEPT_TREE)
     }
 
@@ -237,8 +244,14 @@ impl<'m> Tdcs<'m> {
 
     /// Fails unless the bit of the operation state is in `allowed`.
     pub(crate) fn check_op_state(&self, allowed: u64) -> Res<()> {
-        if (1u64 << (self.op_state() & 63)) & allowed == 0 {
-            return Err(st::OP_STATE_INCORRECT);
+        let state = self.op_state();
+        if (1u64 << (state & 63)) & allowed == 0 {
+            let detail = if self.rules.details.op_state {
+                state
+            } else {
+                0
+            };
+            return Err(st::OP_STATE_INCORRECT | detail);
         }
         Ok(())
     }
@@ -279,6 +292,29 @@ impl<P: Platform, O: Observer> Machine<P, O> {
         })
     }
 
+    /// What is in the S-EPT entries of the TD with that HKID.
+    pub(crate) fn format(&self, hkid: u64) -> Format {
+        let entries = &self.rules().entries;
+        let hkid_mask = self.entry_hkids();
+        let c = self.p.config();
+        let bits = hkid.wrapping_shl(c.hkid_start_bit) & hkid_mask;
+        Format {
+            hkid_mask,
+            hkid: if entries.hkid { bits } else { 0 },
+            with_access: if entries.user_execute { XU } else { 0 },
+            keeps_priority: entries.keeps_priority,
+        }
+    }
+
+    /// Bits of S-EPT entries that can hold a HKID. None where the CPU takes no bits of the physical
+    /// address for HKIDs, or walks the entries without knowing them.
+    fn entry_hkids(&self) -> u64 {
+        match self.p.config().hkid_in_entries {
+            true => HPA & !self.strip_hkid(HPA),
+            false => 0,
+        }
+    }
+
     /// The TDCS of a TD, if there are enough pages for one.
     pub(crate) fn tdcs_of(&self, tdr: &Tdr<'_>) -> Option<Tdcs<'_>> {
         if tdr.num_tdcx() < MIN_TDCX {
@@ -288,6 +324,8 @@ impl<P: Platform, O: Observer> Machine<P, O> {
             page: Page::at(&self.p, tdr.tdcx(0))?,
             root_pa: tdr.tdcx(TDCX_SEPT_ROOT),
             msr_bitmap: tdr.tdcx(TDCX_MSR_BITMAP),
+            format: self.format(tdr.hkid() as u64),
+            rules: self.rules(),
         })
     }
 

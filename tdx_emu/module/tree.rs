@@ -18,6 +18,8 @@ pub(crate) const RWX: u64 = 7;
 const MT: u64 = 7 << 3;
 const IPAT: u64 = 1 << 6;
 pub(crate) const PS: u64 = 1 << 7;
+/// Execute for user-mode addresses, which no guest here tells apart.
+pub(crate) const XU: u64 = 1 << 10;
 pub(crate) const LOCK: u64 = 1 << 11;
 pub(crate) const HPA: u64 = 0x000F_FFFF_FFFF_F000;
 /// Host priority: a host call failed to lock the entry, a guest's must yield.
@@ -33,6 +35,47 @@ pub(crate) const ACCEPT_SHIFT: u32 = 12;
 /// An entry that maps nothing. Not zero: the state is encoded in it.
 pub(crate) const FREE: u64 = 0x80E0_0000_0000_0000;
 const LEAF: u64 = SUPPRESS_VE | PS | IPAT | (6 << 3);
+
+/// What the version of the module and the TD put into entries beyond what the rest of the module
+/// says: it sees them without the HKID.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Format {
+    /// Bits of an address that hold a HKID.
+    pub(crate) hkid_mask: u64,
+    /// The TD's in them, 0 if entries have none.
+    pub(crate) hkid: u64,
+    /// Set with R, W and X.
+    pub(crate) with_access: u64,
+    /// The change of an entry keeps the priority of a host that failed to lock it meanwhile.
+    pub(crate) keeps_priority: bool,
+}
+
+impl Format {
+    /// Nothing beyond.
+    pub(crate) const PLAIN: Format = Format {
+        hkid_mask: 0,
+        hkid: 0,
+        with_access: 0,
+        keeps_priority: false,
+    };
+
+    /// The value as it stands in memory.
+    pub(crate) fn encode(&self, v: u64) -> u64 {
+        let access = match v & RWX {
+            RWX => self.with_access,
+            _ => 0,
+        };
+        match v & !(LOCK | HOST_PRIORITY) {
+            FREE => v,
+            _ => v | access | self.hkid,
+        }
+    }
+
+    /// The value without the HKID.
+    pub(crate) fn decode(&self, raw: u64) -> u64 {
+        raw & !self.hkid_mask
+    }
+}
 
 /// A leaf or a table mapped read, write, execute.
 pub(crate) const fn mapped_leaf(hpa: u64) -> u64 {
@@ -197,7 +240,7 @@ pub(crate) fn without_counter(raw: u64, level: u8, s: State) -> u64 {
 
 /// The value after RANGE.BLOCK.
 pub(crate) fn blocked(raw: u64, level: u8, s: State) -> u64 {
-    without_counter(raw, level, s) & !(RWX | WRITE_BLOCKED) | BLOCKED
+    without_counter(raw, level, s) & !(RWX | XU | WRITE_BLOCKED) | BLOCKED
 }
 
 /// The value with a blocked state undone; other states are returned as they are.
@@ -220,21 +263,34 @@ pub(crate) struct EntryRef<'m> {
     page: Page<'m>,
     index: usize,
     pub(crate) level: u8,
+    format: Format,
 }
 
 impl<'m> EntryRef<'m> {
-    pub(crate) fn new(page: Page<'m>, index: usize, level: u8) -> Self {
-        EntryRef { page, index, level }
+    pub(crate) fn new(page: Page<'m>, index: usize, level: u8, format: Format) -> Self {
+        EntryRef {
+            page,
+            index,
+            level,
+            format,
+        }
     }
 
     pub(crate) fn load(&self) -> u64 {
+        self.format.decode(self.in_memory())
+    }
+
+    /// With the HKID.
+    pub(crate) fn in_memory(&self) -> u64 {
         self.page.word(self.index).load(Ordering::Acquire)
     }
 
     /// For the holder of the lock, a place that nobody else can reach, or PAGE.ADD, which
     /// excludes all others.
     pub(crate) fn store(&self, v: u64) {
-        self.page.word(self.index).store(v, Ordering::Release);
+        self.page
+            .word(self.index)
+            .store(self.format.encode(v), Ordering::Release);
     }
 
     /// Locks for a host leaf. A failure leaves the host-priority bit, so that the
@@ -289,6 +345,25 @@ impl<'m> EntryLock<'m> {
         self.0.store(v & !HOST_PRIORITY | LOCK);
     }
 
+    /// The same for a host leaf, which keeps that priority if the version of the module does.
+    pub(crate) fn replace(&self, v: u64) {
+        if !self.0.format.keeps_priority {
+            return self.set(v);
+        }
+        let new = self.0.format.encode(v & !HOST_PRIORITY | LOCK);
+        let word = self.0.page.word(self.0.index);
+        let mut old = word.load(Ordering::Relaxed);
+        // Only a bit that another CPU adds makes it fail.
+        while let Err(seen) = word.compare_exchange_weak(
+            old,
+            new | old & HOST_PRIORITY,
+            Ordering::Release,
+            Ordering::Relaxed,
+        ) {
+            old = seen;
+        }
+    }
+
     /// Leaves the entry locked; [`EntryRef::unlock`] or the end of its page ends that.
     pub(crate) fn forget(self) {
         core::mem::forget(self);
@@ -315,6 +390,7 @@ pub(crate) struct Walk<'m> {
 pub(crate) struct Root {
     pub(crate) pa: u64,
     pub(crate) level: u8,
+    pub(crate) format: Format,
 }
 
 impl Root {
@@ -324,7 +400,7 @@ impl Root {
         let mut pa = self.pa;
         let mut at = self.level;
         loop {
-            let entry = EntryRef::new(Page::at(p, pa)?, index(gpa, at), at);
+            let entry = EntryRef::new(Page::at(p, pa)?, index(gpa, at), at, self.format);
             let raw = entry.load();
             let hit = at == level;
             if hit || at == 0 || raw & RWX == 0 || raw & PS != 0 {
@@ -360,8 +436,8 @@ pub(crate) fn details(r: &mut Regs, raw: u64, level: u8) {
     let state = State::of(raw);
     r.rcx = match state {
         Some(Free) => SUPPRESS_VE,
-        Some(s) if s.is_leaf() => raw & (RWX | MT | IPAT | PS | HPA | SUPPRESS_VE),
-        _ => raw & (RWX | PS),
+        Some(s) if s.is_leaf() => raw & (RWX | XU | MT | IPAT | PS | HPA | SUPPRESS_VE),
+        _ => raw & (RWX | XU | PS),
     };
     r.rdx = u64::from(level) | (state.map_or(0, State::code) << 8);
 }

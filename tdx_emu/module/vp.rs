@@ -210,9 +210,7 @@ impl<P: Platform, O: Observer> Machine<P, O> {
     pub(crate) fn vp_addcx(&self, r: &Regs) -> Res<()> {
         let allowed = Some(op_state::VP_CREATE);
         let v = self.lock_vcpu(r.rdx, op::RDX, Mode::Exclusive, Mode::Shared, allowed)?;
-        if v.tdvps.get(word::STATE) != vcpu_state::UNINITIALIZED {
-            return Err(st::VCPU_STATE_INCORRECT);
-        }
+        check_new(&v)?;
         let n = v.tdvps.get(word::NUM_PAGES);
         if n >= MAX_TDVPS_PAGES {
             return Err(st::TDCX_NUM_INCORRECT);
@@ -250,12 +248,13 @@ impl<P: Platform, O: Observer> Machine<P, O> {
         };
         let allowed = Some(op_state::BUILD);
         let v = self.lock_vcpu(r.rcx, op::RCX, Mode::Exclusive, tdr_mode, allowed)?;
+        if version > 0 && r.r8 >> 32 != 0 {
+            return Err(st::OPERAND_INVALID | op::R8);
+        }
         if !v.tdvps.is_complete() {
             return Err(st::TDCX_NUM_INCORRECT);
         }
-        if v.tdvps.get(word::STATE) != vcpu_state::UNINITIALIZED {
-            return Err(st::VCPU_STATE_INCORRECT);
-        }
+        check_new(&v)?;
         let max = v.tdcs.get(tdcs_word::MAX_VCPUS);
         let index = v
             .tdcs
@@ -264,11 +263,15 @@ impl<P: Platform, O: Observer> Machine<P, O> {
                 (n < max).then(|| n.wrapping_add(1))
             })
             .map_err(|_| st::MAX_VCPUS_EXCEEDED)?;
-        let x2apic = if version > 0 {
-            r.r8 & 0xFFFF_FFFF
-        } else {
-            index
-        };
+        let x2apic = if version > 0 { r.r8 } else { index };
+        if let Err(status) = v.tdcs.take_x2apic_id(index, x2apic, version > 0) {
+            if !v.tdcs.rules.failed_vcpu_counts {
+                v.tdcs
+                    .word(tdcs_word::NUM_VCPUS)
+                    .fetch_sub(1, Ordering::Relaxed);
+            }
+            return Err(status);
+        }
         v.tdvps.set(word::INDEX, index);
         v.tdvps.set(word::X2APIC_ID, x2apic);
         let mut regs = GuestRegs {
@@ -421,6 +424,42 @@ impl<P: Platform, O: Observer> Machine<P, O> {
     /// The page with the #VE information of a vCPU.
     pub(crate) fn ve_info_page(&self, v: &Tdvps<'_>) -> Option<Page<'_>> {
         Page::at(&self.p, v.page_pa(TDVPS_VE_INFO))
+    }
+}
+
+/// Fails unless the vCPU is still to be initialised.
+fn check_new(v: &LockedVcpu<'_>) -> Res<()> {
+    let state = v.tdvps.get(word::STATE);
+    if state != vcpu_state::UNINITIALIZED {
+        let known = v.tdcs.rules.details.vcpu_state;
+        return Err(st::VCPU_STATE_INCORRECT | if known { state } else { 0 });
+    }
+    Ok(())
+}
+
+impl Tdcs<'_> {
+    /// The word with the x2APIC identifier of the vCPU with that index, and where it is there.
+    fn x2apic_id(&self, index: u64) -> (&AtomicU64, u32) {
+        let word = tdcs_word::X2APIC_IDS.wrapping_add((index >> 1) as usize);
+        (self.word(word), (index & 1) as u32 * 32)
+    }
+
+    /// Gives an x2APIC identifier to the vCPU with that index, unless an earlier one has it. The
+    /// TDR is held exclusively if the host `chose` it.
+    fn take_x2apic_id(&self, index: u64, id: u64, chose: bool) -> Res<()> {
+        let taken = |i: u64| {
+            let (word, shift) = self.x2apic_id(i);
+            (word.load(Ordering::Relaxed) >> shift) & 0xFFFF_FFFF == id
+        };
+        let unique = !chose || !self.rules.x2apic_unique || !(0..index).any(taken);
+        // Its half of the word is zero, unless the vCPU before it with that index failed.
+        let (word, shift) = self.x2apic_id(index);
+        word.fetch_and(!(0xFFFF_FFFF << shift), Ordering::Relaxed);
+        word.fetch_or(id << shift, Ordering::Relaxed);
+        if !unique {
+            return Err(st::X2APIC_ID_NOT_UNIQUE | id);
+        }
+        Ok(())
     }
 }
 

@@ -6,7 +6,7 @@
 
 #![forbid(unsafe_code)]
 
-use super::lock::{Mode, ShareX};
+use super::lock::TreeLock;
 use super::machine::Machine;
 use super::numbers::Res;
 use super::observer::Observer;
@@ -23,7 +23,7 @@ const MAX_GPAS: u64 = 32;
 /// What the filter says.
 pub(crate) enum Verdict<'m> {
     /// Enter; the tree lock, if any, is held until just before.
-    Enter(Option<ShareX<'m>>),
+    Enter(Option<TreeLock<'m>>),
     /// This page would fault again: exit without entering.
     Fault(u64),
 }
@@ -69,7 +69,7 @@ impl<P: Platform, O: Observer> Machine<P, O> {
         if v.get(word::ZS_LEN) == 0 {
             return Ok(Verdict::Enter(None));
         }
-        let lock = tdcs.lock_tree(Mode::Exclusive)?;
+        let lock = tdcs.lock_tree(tdcs.rules.tree.vp_enter)?;
         let fault = v.gpas().find(|&gpa| !self.is_accessible(tdcs, gpa));
         Ok(match fault {
             Some(gpa) => Verdict::Fault(gpa),
@@ -77,12 +77,16 @@ impl<P: Platform, O: Observer> Machine<P, O> {
         })
     }
 
-    /// Whether every level of the walk allows all accesses. A pending page does not.
+    /// Whether every level of the walk allows all accesses. A pending page does not; in some
+    /// versions it does no harm if the access is a #VE of the guest.
     fn is_accessible(&self, tdcs: &Tdcs<'_>, gpa: u64) -> bool {
         // The walk goes on only through entries with some access; tables have all or none.
         let walk = tdcs.root().walk(&self.p, gpa, 0);
+        let ve = tdcs.rules.pending_is_no_step && !tdcs.pending_ve_disabled();
         walk.is_some_and(|w| {
-            w.raw & PS != 0 && w.raw & RWX == RWX && tree::State::of(w.raw).is_some()
+            let state = tree::State::of(w.raw);
+            let mapped = w.raw & PS != 0 && w.raw & RWX == RWX && state.is_some();
+            mapped || ve && state.is_some_and(tree::State::is_acceptable)
         })
     }
 }

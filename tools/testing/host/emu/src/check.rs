@@ -11,7 +11,7 @@ use crate::instruments::Instrumented;
 use crate::module::mem::Page;
 use crate::module::pamt::pt;
 use crate::module::td::{tdcs_word, tdr_word};
-use crate::module::tree::{shift, State, FREE, HOST_PRIORITY, HPA, LOCK};
+use crate::module::tree::{shift, Format, State, FREE, HOST_PRIORITY, HPA, LOCK};
 use crate::module::GuestRun;
 
 /// Low 16 bits of a word with a lock, without host priority.
@@ -30,6 +30,7 @@ pub struct Census {
 struct Checker<'a> {
     m: &'a Watched<Host>,
     tdr: u64,
+    format: Format,
     seen: BTreeSet<u64>,
     census: Census,
 }
@@ -47,6 +48,7 @@ pub fn check_td<G: GuestRun<Host>>(
     let mut c = Checker {
         m,
         tdr,
+        format: m.format(t.get(tdr_word::HKID)),
         seen: BTreeSet::new(),
         census: Census::default(),
     };
@@ -113,6 +115,7 @@ impl Checker<'_> {
             }
             self.census.host_priority += u64::from(raw & HOST_PRIORITY != 0);
             let raw = raw & !HOST_PRIORITY;
+            let raw = self.format.decode(raw);
             let state = State::of(raw).ok_or(format!("entry {raw:#x} has no state"))?;
             if state == State::Free {
                 if raw != FREE {

@@ -9,10 +9,10 @@ use crate::host::Host;
 use crate::instruments::Instrumented;
 use crate::module::entered::Entered;
 use crate::module::interp::Interpreter;
-use crate::module::lock::{Mode, ShareX, ShareXHp};
+use crate::module::lock::{Mode, ShareX, ShareXHp, TreeLock};
 use crate::module::mem::Page;
 use crate::module::td::{tdcs_word, tdr_word};
-use crate::module::tree::{shift, EntryLock, Root, FREE, HPA, PS, RWX};
+use crate::module::tree::{shift, EntryLock, Format, Root, FREE, HPA, PS, RWX};
 use crate::module::vcpu::Enter;
 use crate::module::{GuestExit, GuestRegs, Inject, Regs};
 
@@ -37,6 +37,7 @@ pub struct Held<'m>(#[allow(dead_code)] Kind<'m>);
 #[allow(dead_code)] // only dropped
 enum Kind<'m> {
     Plain(ShareX<'m>),
+    Tree(TreeLock<'m>),
     Entry(EntryLock<'m>),
     Hp(ShareXHp<'m>),
 }
@@ -104,10 +105,19 @@ impl<'m> Driver<'m> {
         (tdr.get(tdr_word::NUM_TDCX) >= 6).then(|| self.page(tdr.get(tdr_word::TDCX)))
     }
 
+    fn format(&self) -> Format {
+        let hkid = self.page(self.tdr).get(tdr_word::HKID);
+        self.module.machine().format(hkid)
+    }
+
     fn root(&self) -> Option<Root> {
         let level = self.tdcs()?.get(tdcs_word::ROOT_LEVEL) as u8;
         let pa = self.page(self.tdr).get(tdr_word::TDCX + 3);
-        (level != 0).then_some(Root { pa, level })
+        (level != 0).then_some(Root {
+            pa,
+            level,
+            format: self.format(),
+        })
     }
 
     /// A SEAMCALL. TDH.VP.ENTER returns when the guest is in, and its actions follow.
@@ -210,7 +220,12 @@ impl<'m> Driver<'m> {
                 .map(Kind::Plain)
         };
         let kind = match lock {
-            Lock::Tree => plain(tdcs_word::SEPT_LOCK),
+            Lock::Tree => {
+                let priority = self.module.machine().rules().tree.priority;
+                let word = self.tdcs()?.word(tdcs_word::SEPT_LOCK);
+                let lock = TreeLock::try_lock(word, mode, priority);
+                lock.ok().map(Kind::Tree)
+            }
             Lock::Epoch => plain(tdcs_word::EPOCH_LOCK),
             Lock::OpState => {
                 let word = self.tdcs()?.word(tdcs_word::OP_STATE_LOCK);
@@ -277,8 +292,9 @@ impl<'m> Driver<'m> {
             }
             let at = gpa | ((i as u64) << shift(level));
             out.push((level, at, raw));
-            if raw & PS == 0 && level > 0 && raw & HPA != 0 {
-                self.table(raw & HPA, level - 1, at, out);
+            let pa = self.format().decode(raw) & HPA;
+            if raw & PS == 0 && level > 0 && pa != 0 {
+                self.table(pa, level - 1, at, out);
             }
         }
     }

@@ -11,6 +11,9 @@ use crate::module::{Config, GuestRun, Platform, Regs};
 /// Physical memory of a [`Host`], from address 0.
 pub const MEMORY: u64 = 4 << 30;
 
+/// Host priority in the word of a lock.
+const HOST_PRIORITY: u64 = 2;
+
 /// Where [`Host`] keeps things that a kernel would allocate.
 pub mod layout {
     pub const TDMR_INFO: u64 = 0x1000;
@@ -29,6 +32,9 @@ pub struct Host {
     pub tsc_step: AtomicU64,
     /// Polls until an interrupt is pending; negative: never.
     pub polls_left: AtomicI64,
+    /// Polls until another host leaves its priority in the lock at `priority_at`; negative: never.
+    pub polls_to_priority: AtomicI64,
+    pub priority_at: AtomicU64,
 }
 
 // SAFETY: the mapping lives as long as the value and is only accessed through pointers that are
@@ -57,6 +63,8 @@ impl Host {
             tsc: AtomicU64::new(1_000_000),
             tsc_step: AtomicU64::new(0),
             polls_left: AtomicI64::new(-1),
+            polls_to_priority: AtomicI64::new(-1),
+            priority_at: AtomicU64::new(0),
         }
     }
 
@@ -64,6 +72,7 @@ impl Host {
         Config {
             hkid_start_bit: 46,
             hkid_bits: 6,
+            hkid_in_entries: true,
             private_hkid_min: 16,
             private_hkid_max: 63,
             seamrr_base: 0,
@@ -128,6 +137,16 @@ unsafe impl Platform for Host {
     }
 
     fn interrupt_pending(&self) -> bool {
+        match self.polls_to_priority.load(Ordering::Relaxed) {
+            n if n < 0 => {}
+            n => {
+                if n == 0 {
+                    let lock = self.word(self.priority_at.load(Ordering::Relaxed));
+                    lock.fetch_or(HOST_PRIORITY, Ordering::Relaxed);
+                }
+                self.polls_to_priority.store(n - 1, Ordering::Relaxed);
+            }
+        }
         match self.polls_left.load(Ordering::Relaxed) {
             n if n < 0 => false,
             0 => true,

@@ -36,3 +36,5 @@ mod tdx_mirror {
 pub use tdx_mirror::{base, tdx};
 #[cfg(test)]
 mod unit;
+#[cfg(test)]
+mod versions;

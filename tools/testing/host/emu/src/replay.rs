@@ -24,7 +24,7 @@ mod ops;
 
 use dump::Dumps;
 use fields::Fields;
-use machine::{machine, Header, LPS};
+use machine::{machine, Header, Release, LPS};
 
 /// A difference between recording and emulator.
 pub struct Mismatch {
@@ -61,6 +61,10 @@ struct Replay<'m> {
     header: Header,
     entered: [Option<Entered<'m>>; LPS],
     dumps: Dumps,
+    /// What the module can do by its version.
+    module_is: Release,
+    /// RIP that VP.ENTER sampled last on each processor.
+    sampled: [u64; LPS],
     /// TSC after the last guest operation, and whether it may have jumped since.
     tsc: u64,
     jumped: bool,
@@ -101,12 +105,14 @@ fn replay_lines(lines: impl BufRead, out: &mut Outcome) -> Result<(), String> {
     };
     let first = first.map_err(|e| at(n, e.to_string()))?;
     let header = Fields::parse(&first).map_err(|e| at(n, e))?;
-    let (header, module) = machine(header).map_err(|e| at(n, e))?;
+    let (header, release, module) = machine(header).map_err(|e| at(n, e))?;
     let mut r = Replay {
         module: &module,
         header,
         entered: [None, None, None],
         dumps: Dumps::default(),
+        module_is: release,
+        sampled: [0; LPS],
         tsc: 0,
         jumped: true,
         out: Outcome::default(),
@@ -215,6 +221,8 @@ impl<'m> Replay<'m> {
     fn root(&self) -> Result<Option<Root>, String> {
         let level = self.tdcs_word(tdcs_word::ROOT_LEVEL)? as u8;
         let pa = self.tdcx(3)?.filter(|_| level != 0);
-        Ok(pa.map(|pa| Root { pa, level }))
+        let hkid = self.page(self.header.tdr)?.get(tdr_word::HKID);
+        let format = self.m().format(hkid);
+        Ok(pa.map(|pa| Root { pa, level, format }))
     }
 }

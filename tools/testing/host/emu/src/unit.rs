@@ -166,7 +166,7 @@ fn entry_lock_gives_the_host_priority() {
     let host = crate::host::Host::new(crate::host::Host::default_config());
     let page = Page::at(&host, 0x5000).unwrap();
     page.set(3, tree::FREE);
-    let e = EntryRef::new(page, 3, 0);
+    let e = EntryRef::new(page, 3, 0, tree::Format::PLAIN);
     let guest = e.lock_guest().expect("a free entry");
     assert!(e.lock_host().is_err());
     assert_eq!(page.get(3), tree::FREE | tree::LOCK | tree::HOST_PRIORITY);

@@ -128,6 +128,10 @@ mod emu {
 }
 
 use emu::lock::{Mode, ShareX, ShareXHp};
+use emu::tree::Format;
+
+/// What is in the entries does not matter to who may change them.
+const FORMAT: Format = Format::PLAIN;
 
 /// Bits above the lock that must survive.
 const NEIGHBOUR: u64 = 0xABCD_0000;
@@ -287,7 +291,7 @@ unsafe impl Send for Guarded2 {}
 
 impl Guarded2 {
     fn entry(&self) -> emu::tree::EntryRef<'_> {
-        emu::tree::EntryRef::new(emu::mem::Page(&self.words), 0, 0)
+        emu::tree::EntryRef::new(emu::mem::Page(&self.words), 0, 0, FORMAT)
     }
 
     fn touch(&self) {
@@ -406,7 +410,7 @@ impl OnePage {
             return false;
         };
         let page = emu::mem::Page(&self.entry);
-        let raw = emu::tree::EntryRef::new(page, 0, 0).load();
+        let raw = emu::tree::EntryRef::new(page, 0, 0, FORMAT).load();
         let mapped = raw & emu::tree::RWX != 0;
         if mapped {
             // SAFETY: mapped and entered; loom checks that the host does not have it yet.
@@ -420,7 +424,7 @@ impl OnePage {
     fn host(&self, track: bool) -> bool {
         use emu::tree::{blocked, EntryRef, State};
         let tdcs = emu::td::Tdcs(&self.machine.tdcs);
-        let Ok(lock) = EntryRef::new(emu::mem::Page(&self.entry), 0, 0).lock_host() else {
+        let Ok(lock) = EntryRef::new(emu::mem::Page(&self.entry), 0, 0, FORMAT).lock_host() else {
             return false;
         };
         lock.set(blocked(lock.raw(), 0, State::Mapped));

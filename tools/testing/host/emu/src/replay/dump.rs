@@ -8,7 +8,7 @@ use std::fmt;
 use super::fields::Fields;
 use super::Replay;
 use crate::module::pamt::pt;
-use crate::module::tree::{shift, FREE, HPA, PS};
+use crate::module::tree::{shift, Root, FREE, HPA, PS};
 
 /// (address, level or size class)
 type Key = (u64, u64);
@@ -111,7 +111,7 @@ impl Replay<'_> {
         let want = std::mem::take(&mut self.dumps.septe);
         let mut got = SeptDump::new();
         if let Some(root) = self.root()? {
-            self.dump_table(root.pa, root.level, 0, &mut got)?;
+            self.dump_table(root, root.pa, 0, &mut got)?;
         }
         self.diff("final_septe", want, got);
         self.diff_pamt("final_pamt")
@@ -171,8 +171,10 @@ impl Replay<'_> {
         }
     }
 
-    fn dump_table(&self, pa: u64, level: u8, gpa: u64, out: &mut SeptDump) -> Result<(), String> {
+    /// A table and all below it; `root` says level and format.
+    fn dump_table(&self, root: Root, pa: u64, gpa: u64, out: &mut SeptDump) -> Result<(), String> {
         let page = self.page(pa)?;
+        let Root { level, format, .. } = root;
         for i in 0..512usize {
             let raw = page.get(i);
             if raw == FREE {
@@ -180,8 +182,10 @@ impl Replay<'_> {
             }
             let at = gpa | ((i as u64) << shift(level));
             out.insert((at, level.into()), Raw(raw));
-            if raw & PS == 0 && level > 0 && raw & HPA != 0 {
-                self.dump_table(raw & HPA, level - 1, at, out)?;
+            let pa = format.decode(raw) & HPA;
+            if raw & PS == 0 && level > 0 && pa != 0 {
+                let level = level - 1;
+                self.dump_table(Root { level, ..root }, pa, at, out)?;
             }
         }
         Ok(())

@@ -6,15 +6,22 @@ use super::fields::Fields;
 use crate::host::{bring_up, layout, td_params, Host, TdmrSpec};
 use crate::instruments::Instrumented;
 use crate::module::interp::Interpreter;
-use crate::module::Config;
+use crate::module::numbers::leaf;
+use crate::module::{versions, Config, Regs};
 
 /// Versions and values that the replayer stands for.
 const FORMAT: u64 = 1;
-const MODULE: &str = "TDX module 1.5.01";
+const MODULE: &str = "TDX module ";
+/// The version of a recording that names none.
+const FIRST: &str = "1.5.01";
+/// From this update of 1.5 on calls have R12 and R13.
+const WITH_R12: u64 = 20;
 const MAX_PA: u64 = 52;
 /// Pages that PAGE.ADD copies from.
 const SOURCE: &str = "source page k at 0x20000+k*4096, byte j = (37*k+j) mod 256, k<8";
 const SOURCE_PAGES: u64 = 8;
+/// Field TDX_FEATURES0.
+const TDX_FEATURES0: u64 = 0x0A00_0003_0000_0008;
 /// TSC ticks until a guest's yielding to the host's priority ends.
 pub const HP_LOCK_TIMEOUT: u64 = 1_000_000_000;
 /// Logical processors: one for each vCPU and the host's.
@@ -27,6 +34,24 @@ pub struct Header {
     pub tdmr: (u64, u64),
     /// Base and number of the pages that have an index.
     pub pages: (u64, u64),
+}
+
+/// What of the calls depends on the version of the module.
+#[derive(Clone, Copy)]
+pub struct Release {
+    /// They have R12 and R13.
+    pub r12: bool,
+}
+
+impl Release {
+    /// The release that a recording names.
+    pub fn of(version: &str) -> Result<Release, String> {
+        let update = version.strip_prefix("1.5.").and_then(|u| u.parse().ok());
+        let update: u64 = update.ok_or_else(|| format!("there is no TDX module {version}"))?;
+        Ok(Release {
+            r12: update >= WITH_R12,
+        })
+    }
 }
 
 fn expect<T: PartialEq + std::fmt::Display>(what: &str, got: T, known: T) -> Result<(), String> {
@@ -69,6 +94,7 @@ fn config(h: &mut Fields) -> Result<Config, String> {
     let config = Config {
         hkid_start_bit: small("hkid_start_bit", h.num("hkid_start_bit")?, 58)? as u32,
         hkid_bits: small("hkid_bits", h.num("hkid_bits")?, 6)? as u32,
+        hkid_in_entries: true,
         private_hkid_min: small("private_hkid_min", h.num("private_hkid_min")?, 63)? as u16,
         private_hkid_max: small("private_hkid_max", h.num("private_hkid_max")?, 63)? as u16,
         seamrr_base: seamrr.num("base")?,
@@ -81,16 +107,50 @@ fn config(h: &mut Fields) -> Result<Config, String> {
     Ok(config)
 }
 
-/// Reads the header and makes its machine.
-pub fn machine(mut h: Fields) -> Result<(Header, Instrumented<Host, Interpreter>), String> {
-    expect("type", h.text("type")?.as_str(), "header")?;
-    expect("format", h.num("format")?, FORMAT)?;
+/// The version that the header names, which must be known.
+fn version(h: &mut Fields) -> Result<String, String> {
     let module = h.text("module")?;
-    if !module.starts_with(MODULE) {
+    let version = match h.has("version") {
+        true => h.text("version")?,
+        false => FIRST.into(),
+    };
+    if !module.starts_with(&format!("{MODULE}{version} ")) {
         return Err(format!(
-            "header.module is {module}; only {MODULE} is supported"
+            "header.module is {module}, but its version {version}"
         ));
     }
+    match versions().any(|known| known == version) {
+        true => Ok(version),
+        false => Err(format!("header.version: {version} is not supported")),
+    }
+}
+
+/// TDX_FEATURES0 as the module reports it.
+fn features0(module: &Instrumented<Host, Interpreter>) -> Result<u64, String> {
+    let mut r = Regs {
+        rdx: TDX_FEATURES0,
+        ..Regs::default()
+    };
+    match module.seamcall(0, u64::from(leaf::SYS_RD), &mut r) {
+        0 => Ok(r.r8),
+        rax => Err(format!("TDX_FEATURES0: {rax:#x}")),
+    }
+}
+
+/// Reads the header and makes its machine.
+pub fn machine(
+    mut h: Fields,
+) -> Result<(Header, Release, Instrumented<Host, Interpreter>), String> {
+    expect("type", h.text("type")?.as_str(), "header")?;
+    expect("format", h.num("format")?, FORMAT)?;
+    let named = h.has("version");
+    let version = version(&mut h)?;
+    let release = Release::of(&version)?;
+    let features = h.num_if_any("features0")?;
+    if named != features.is_some() || named != h.has("dynamic_pamt") {
+        return Err("header: version, features0 and dynamic_pamt belong together".into());
+    }
+    expect("dynamic_pamt", h.flag("dynamic_pamt")?, false)?;
     // Only says how the recording was made.
     h.num("seed")?;
     expect("max_pa", h.num("max_pa")?, MAX_PA)?;
@@ -122,12 +182,17 @@ pub fn machine(mut h: Fields) -> Result<(Header, Instrumented<Host, Interpreter>
     h.end()?;
 
     let module = Instrumented::new(Host::new(config), Interpreter);
+    module.set_version(&version);
     bring_up(&module, &tdmr, global_hkid);
+    if let Some(features) = features {
+        let got = features0(&module)?;
+        expect("features0", format!("{features:#x}"), format!("{got:#x}"))?;
+    }
     let host = module.platform();
     td_params(host, attributes, root_level, gpaw);
     for k in 0..SOURCE_PAGES {
         let page: Vec<u8> = (0..4096u64).map(|j| ((37 * k + j) % 256) as u8).collect();
         host.write_bytes(layout::SOURCE + k * 4096, &page);
     }
-    Ok((header, module))
+    Ok((header, release, module))
 }

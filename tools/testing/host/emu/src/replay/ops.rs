@@ -5,35 +5,41 @@
 use std::sync::atomic::Ordering;
 
 use super::fields::Fields;
-use super::machine::HP_LOCK_TIMEOUT;
+use super::machine::{Release, HP_LOCK_TIMEOUT};
 use super::Replay;
 use crate::host::Host;
 use crate::module::entered::Entered;
-use crate::module::lock::{Mode, ShareX, ShareXHp};
-use crate::module::numbers::{leaf, LEAF_NAMES};
+use crate::module::lock::{Mode, ShareX, ShareXHp, TreeLock};
+use crate::module::numbers::{leaf, op, st, LEAF_NAMES};
 use crate::module::td::{tdcs_word, tdr_word};
 use crate::module::tree::{shift, EntryLock, Root, HPA, PS, RWX};
 use crate::module::vcpu::Enter;
 use crate::module::vp::word;
 use crate::module::{GuestExit, Regs};
 
+/// VP.ENTER could not look at the zero-step list.
+const TREE_BUSY: u64 = st::OPERAND_BUSY | op::SEPT_TREE;
+
 /// A lock that a recorded call found held.
 #[allow(dead_code)] // held until it is dropped
 enum Held<'m> {
     Plain(ShareX<'m>),
+    Tree(TreeLock<'m>),
     Entry(EntryLock<'m>),
     Hp(ShareXHp<'m>),
 }
 
-/// The registers of a call and of its return.
-const REGS: [&str; 6] = ["rcx", "rdx", "r8", "r9", "r10", "r11"];
+/// The registers of a call and of its return. The last two are there from some version on.
+const REGS: [&str; 8] = ["rcx", "rdx", "r8", "r9", "r10", "r11", "r12", "r13"];
 
-fn host_regs(mut f: Fields) -> Result<Regs, String> {
+fn host_regs(mut f: Fields, release: Release) -> Result<Regs, String> {
     let mut r = Regs::default();
     let to = [
-        &mut r.rcx, &mut r.rdx, &mut r.r8, &mut r.r9, &mut r.r10, &mut r.r11,
+        &mut r.rcx, &mut r.rdx, &mut r.r8, &mut r.r9, &mut r.r10, &mut r.r11, &mut r.r12,
+        &mut r.r13,
     ];
-    for (name, to) in REGS.into_iter().zip(to) {
+    let n = if release.r12 { to.len() } else { 6 };
+    for (name, to) in REGS.into_iter().zip(to).take(n) {
         *to = f.num(name)?;
     }
     f.end()?;
@@ -72,6 +78,7 @@ impl<'m> Replay<'m> {
         let polls = op.f.num_if_any("intr_after")?;
         let polls = polls.map_or(-1, |n| i64::try_from(n).unwrap_or(i64::MAX));
         self.host().polls_left.store(polls, Ordering::Relaxed);
+        self.priority_after(&mut op.f)?;
         let jump = op.f.flag("tsc_jump")?;
         let held = match op.f.has("hold") {
             true => Some(self.hold(op.f.object("hold")?, &op.index)?),
@@ -84,9 +91,25 @@ impl<'m> Replay<'m> {
         }
         drop(held);
         self.host().polls_left.store(-1, Ordering::Relaxed);
+        self.host().polls_to_priority.store(-1, Ordering::Relaxed);
         let st = op.f.object("st")?;
         self.counters(st, &op.index)?;
         op.f.end()
+    }
+
+    /// Another host is to fail on the TD's S-EPT tree lock at a poll of this call.
+    fn priority_after(&mut self, f: &mut Fields) -> Result<(), String> {
+        let Some(polls) = f.num_if_any("hp_after")? else {
+            return Ok(());
+        };
+        let tdcs = self.tdcx(0)?.ok_or("hp_after: there is no TDCS")?;
+        let lock = tdcs + 8 * tdcs_word::SEPT_LOCK as u64;
+        let polls = i64::try_from(polls).unwrap_or(i64::MAX);
+        self.host().priority_at.store(lock, Ordering::Relaxed);
+        self.host()
+            .polls_to_priority
+            .store(polls, Ordering::Relaxed);
+        Ok(())
     }
 
     /// Takes a lock as a concurrent holder would.
@@ -111,7 +134,12 @@ impl<'m> Replay<'m> {
             Ok::<_, String>(e.lock(mode).ok().map(Held::Hp))
         };
         let held = match obj.as_str() {
-            "sept_tree" => plain(tdcs_word::SEPT_LOCK)?,
+            "sept_tree" => {
+                let pa = self.tdcx(0)?.ok_or("hold: there is no TDCS")?;
+                let word = self.page(pa)?.word(tdcs_word::SEPT_LOCK);
+                let lock = TreeLock::try_lock(word, mode, self.m().rules().tree.priority);
+                lock.ok().map(Held::Tree)
+            }
             "epoch" => plain(tdcs_word::EPOCH_LOCK)?,
             "op_state" => {
                 let pa = self.tdcx(0)?.ok_or("hold: there is no TDCS")?;
@@ -143,7 +171,7 @@ impl<'m> Replay<'m> {
     fn host_op(&mut self, op: &mut Op, jump: bool) -> Result<(), String> {
         let rax_in = op.f.num("rax_in")?;
         let (leaf, version) = (op.f.num("leaf")?, op.f.num("ver")?);
-        let mut r = host_regs(op.f.object("in")?)?;
+        let mut r = host_regs(op.f.object("in")?, self.module_is)?;
         self.check_names(op, rax_in, (leaf, version), r.r8)?;
         let at = self.gpa_and_level(op, leaf, r.rcx)?;
         let host = self.host();
@@ -172,24 +200,27 @@ impl<'m> Replay<'m> {
     fn enter(&mut self, op: &mut Op, r: &mut Regs, rip: u64) -> Result<(), String> {
         let slot = op.lp as usize;
         let tdvpr = r.rcx;
-        let rax = match self.m().vp_enter_begin(op.lp, r) {
+        let begun = self.m().vp_enter_begin(op.lp, r);
+        // A vCPU whose zero-step list is looked at has its RIP sampled.
+        let sampled = !matches!(&begun, Err(status) if *status != TREE_BUSY);
+        if sampled && self.header.tdvpr.contains(&tdvpr) {
+            self.sampled[slot] = self.page(tdvpr)?.get(word::ZS_RIP);
+        }
+        let rax = match begun {
             Err(status) => status,
             Ok(Enter::Emulated(status)) => status,
             Ok(Enter::Guest(e)) => {
                 if op.kind != "tdentry" {
                     self.mismatch(&op.index, "kind", &op.kind, "tdentry");
-                    skip_return(&mut op.f)?;
+                    skip_return(&mut op.f, self.module_is)?;
                 }
                 self.compare(&op.index, "rip", rip, e.regs.rip);
                 self.entered[slot] = Some(e);
                 return Ok(());
             }
         };
-        // What it sampled, or an earlier entry if it did not come that far.
-        if self.header.tdvpr.contains(&tdvpr) {
-            let sampled = self.page(tdvpr)?.get(word::ZS_RIP);
-            self.compare(&op.index, "rip", rip, sampled);
-        }
+        // What it sampled, or an earlier entry on that processor if it did not come that far.
+        self.compare(&op.index, "rip", rip, self.sampled[slot]);
         self.returned(op, "seamret", rax, r)
     }
 
@@ -197,12 +228,12 @@ impl<'m> Replay<'m> {
     fn returned(&mut self, op: &mut Op, kind: &str, rax: u64, r: &Regs) -> Result<(), String> {
         if op.kind != kind {
             self.mismatch(&op.index, "kind", &op.kind, format!("{kind} rax={rax:#x}"));
-            return skip_return(&mut op.f);
+            return skip_return(&mut op.f, self.module_is);
         }
         let want = op.f.num("rax")?;
         self.compare(&op.index, "rax", want, rax);
-        let want = host_regs(op.f.object("out")?)?;
-        let values = |r: &Regs| [r.rcx, r.rdx, r.r8, r.r9, r.r10, r.r11];
+        let want = host_regs(op.f.object("out")?, self.module_is)?;
+        let values = |r: &Regs| [r.rcx, r.rdx, r.r8, r.r9, r.r10, r.r11, r.r12, r.r13];
         for ((name, want), got) in REGS.into_iter().zip(values(&want)).zip(values(r)) {
             self.compare(&op.index, name, want, got);
         }
@@ -238,7 +269,7 @@ impl<'m> Replay<'m> {
         };
         let Some(mut e) = self.entered[lp].take() else {
             self.mismatch(&op.index, "vcpu", "in the guest", "not there");
-            skip_return(&mut op.f)?;
+            skip_return(&mut op.f, self.module_is)?;
             return self.after_guest_op(op, lp, (gpa, level));
         };
         e.regs.rip = rip;
@@ -249,7 +280,7 @@ impl<'m> Replay<'m> {
                 self.entered[lp] = Some(e);
                 if op.kind != "access_ok" {
                     self.mismatch(&op.index, "kind", &op.kind, "access_ok");
-                    skip_return(&mut op.f)?;
+                    skip_return(&mut op.f, self.module_is)?;
                 } else {
                     let want = op.f.num("hpa")?;
                     self.compare(&op.index, "hpa", want, hpa);
@@ -299,7 +330,7 @@ impl<'m> Replay<'m> {
         self.entered[op.lp as usize] = Some(e);
         if op.kind != "resume" {
             self.mismatch(&op.index, "kind", &op.kind, format!("resume rax={rax:#x}"));
-            return skip_return(&mut op.f);
+            return skip_return(&mut op.f, self.module_is);
         }
         let want = op.f.num("guest_rax")?;
         self.compare(&op.index, "guest_rax", want, rax);
@@ -398,7 +429,7 @@ impl<'m> Replay<'m> {
             want_level,
             walk.entry.level.into(),
         );
-        self.compare(&op.index, "septe.raw", want_raw, walk.entry.load());
+        self.compare(&op.index, "septe.raw", want_raw, walk.entry.in_memory());
         Ok(())
     }
 
@@ -428,7 +459,7 @@ impl<'m> Replay<'m> {
 
 /// The call ended in another way than recorded: what was recorded about its end cannot be
 /// compared, but must be well formed.
-fn skip_return(f: &mut Fields) -> Result<(), String> {
+fn skip_return(f: &mut Fields, release: Release) -> Result<(), String> {
     for name in ["rax", "guest_rax", "hpa"] {
         f.num_if_any(name)?;
     }
@@ -436,7 +467,7 @@ fn skip_return(f: &mut Fields) -> Result<(), String> {
         f.signed("ve_pending")?;
     }
     match f.has("out") {
-        true => host_regs(f.object("out")?).map(|_| ()),
+        true => host_regs(f.object("out")?, release).map(|_| ()),
         false => Ok(()),
     }
 }

@@ -1,0 +1,200 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! What differs between the releases of the TDX module where no recording shows it.
+
+use tdx_emu_host::host::{bring_up, layout, td_params, Host, TdmrSpec};
+use tdx_emu_host::instruments::Instrumented;
+use tdx_emu_host::module::interp::Interpreter;
+use tdx_emu_host::module::{versions, Regs};
+use tdx_emu_host::vmm::regs;
+
+const TDMR: u64 = 0x4000_0000;
+const INVALID: u64 = 0xC000_0100_0000_0000;
+const VP_INIT_1: u64 = 22 | (1 << 16);
+
+const RELEASES: [&str; 10] = [
+    "1.5.01", "1.5.05", "1.5.06", "1.5.08", "1.5.09", "1.5.13", "1.5.16", "1.5.20", "1.5.24",
+    "1.5.25",
+];
+
+/// A module of a release, ready.
+struct Module {
+    m: Instrumented<Host, Interpreter>,
+    next: u64,
+}
+
+impl Module {
+    fn new(release: &str) -> Module {
+        let m = Instrumented::new(Host::new(Host::default_config()), Interpreter);
+        assert!(m.set_version(release), "{release}");
+        assert_eq!(m.version(), release);
+        let tdmr = TdmrSpec {
+            base: TDMR,
+            size: 1 << 30,
+            reserved: vec![],
+        };
+        bring_up(&m, &tdmr, 16);
+        Module { m, next: TDMR }
+    }
+
+    fn page(&mut self) -> u64 {
+        self.next += 4096;
+        self.next
+    }
+
+    fn call(&self, leaf: u64, mut r: Regs) -> (u64, Regs) {
+        let rax = self.m.seamcall(0, leaf, &mut r);
+        (rax, r)
+    }
+
+    #[track_caller]
+    fn ok(&self, leaf: u64, r: Regs) {
+        let (rax, _) = self.call(leaf, r);
+        assert_eq!(rax, 0, "leaf {leaf:#x} returned {rax:#x}");
+    }
+
+    /// A TD up to MNG.INIT with the wanted number of vCPUs; they are complete, but not initialised.
+    fn td(&mut self, vcpus: usize) -> (u64, Vec<u64>) {
+        let tdr = self.page();
+        self.ok(9, regs(tdr, 20, 0, 0));
+        self.ok(8, regs(tdr, 0, 0, 0));
+        for _ in 0..6 {
+            let page = self.page();
+            self.ok(1, regs(page, tdr, 0, 0));
+        }
+        td_params(self.m.platform(), 0, 3, 4);
+        self.ok(21, regs(tdr, layout::TD_PARAMS, 0, 0));
+        let vcpus = (0..vcpus).map(|_| {
+            let tdvpr = self.page();
+            self.ok(10, regs(tdvpr, tdr, 0, 0));
+            for _ in 0..5 {
+                let page = self.page();
+                self.ok(4, regs(page, tdvpr, 0, 0));
+            }
+            tdvpr
+        });
+        (tdr, vcpus.collect())
+    }
+}
+
+/// Position in the order of the releases.
+fn at(release: &str) -> usize {
+    RELEASES.iter().position(|r| *r == release).unwrap()
+}
+
+#[test]
+fn all_releases_can_be_chosen_and_no_other() {
+    let known: Vec<_> = versions().collect();
+    assert_eq!(known[0], "1.5.01-linux");
+    assert_eq!(known[1..], RELEASES);
+    let m = Instrumented::new(Host::new(Host::default_config()), Interpreter);
+    assert_eq!(m.version(), "1.5.01-linux");
+    for name in ["", "1.5", "1.5.1", "1.5.28", "2.0.08", "1.5.24 "] {
+        assert!(!m.set_version(name), "{name}");
+        assert_eq!(m.version(), "1.5.01-linux");
+    }
+}
+
+#[test]
+fn fields_of_the_system_follow_from_the_release() {
+    let rd = |m: &Module, field: u64| match m.call(34, regs(0, field, 0, 0)) {
+        (0, r) => Some(r.r8),
+        (rax, _) => {
+            assert_eq!(rax, 0xC000_0C00_0000_0002);
+            None
+        }
+    };
+    for (i, release) in RELEASES.iter().enumerate() {
+        let m = Module::new(release);
+        let from = |first: &str, value: u64| (i >= at(first)).then_some(value);
+        let update: u64 = release[4..].parse().unwrap();
+        for (field, want) in [
+            (0x0800_0001_0000_0003, Some(5)),
+            (0x0800_0001_0000_0004, Some(1)),
+            (0x0800_0001_0000_0005, Some(update)),
+            (0x9900_0001_0000_0008, from("1.5.05", 576)),
+            (0x9900_0000_0000_0009, from("1.5.06", 45)),
+            (0x9900_0001_0000_000A, from("1.5.09", 512)),
+            (0x9100_0000_0000_0013, from("1.5.20", 1)),
+            (0x9100_0001_0000_0013, from("1.5.20", 1)),
+        ] {
+            assert_eq!(rd(&m, field), want, "{field:#x} of {release}");
+        }
+    }
+}
+
+#[test]
+fn leaves_that_take_a_version() {
+    for (i, release) in RELEASES.iter().enumerate() {
+        let m = Module::new(release);
+        for leaf in 0..100u64 {
+            let (rax, _) = m.call(leaf | (1 << 16), regs(1, 1, 1, 1));
+            let refused = rax == INVALID;
+            let known = [3, 11, 23, 26, 30].contains(&leaf)
+                || leaf == 22 && i >= at("1.5.05")
+                || leaf == 33 && i >= at("1.5.13");
+            assert_eq!(refused, !known, "leaf {leaf} of {release}: {rax:#x}");
+        }
+        // SYS.DISABLE is a leaf of later modules.
+        let r = regs(1, 2, 3, 4);
+        assert_eq!(m.call(69, r), (INVALID, r), "{release}");
+    }
+}
+
+#[test]
+fn x2apic_identifiers() {
+    for (i, release) in RELEASES.iter().enumerate().skip(1) {
+        let mut m = Module::new(release);
+        let (_, vcpus) = m.td(4);
+        let init = |vcpu: usize, id: u64| m.call(VP_INIT_1, regs(vcpus[vcpu], 0, id, 0)).0;
+        assert_eq!(init(0, 1 << 32), INVALID | 8, "{release}");
+        assert_eq!(init(0, 7), 0, "{release}");
+        // A number that an index has as well is free, and so is 0.
+        assert_eq!(init(1, 7), 0xC000_0621_0000_0007, "{release}");
+        assert_eq!(init(1, 0xFFFF_FFFF), 0, "{release}");
+        assert_eq!(init(2, 0xFFFF_FFFF), 0xC000_0621_FFFF_FFFF, "{release}");
+        // Four may be: the two that were refused count until 1.5.09.
+        let full = i < at("1.5.09");
+        let want = if full { 0xC000_0705_0000_0000 } else { 0 };
+        assert_eq!(init(2, 0), want, "{release}");
+        assert_eq!(init(3, 1), want, "{release}");
+        // It is none of a vCPU's that is to be initialised any more.
+        let state = u64::from(i >= at("1.5.16"));
+        assert_eq!(init(0, 9), 0xC000_0700_0000_0000 | state, "{release}");
+        let (rax, _) = m.call(4, regs(m.next + 4096, vcpus[0], 0, 0));
+        assert_eq!(rax, 0xC000_0700_0000_0000 | state, "{release}");
+    }
+}
+
+#[test]
+fn states_in_the_details() {
+    for (i, release) in RELEASES.iter().enumerate() {
+        let mut m = Module::new(release);
+        let (tdr, vcpus) = m.td(1);
+        m.ok(22, regs(vcpus[0], 0, 0, 0));
+        let state = |n: u64| if i >= at("1.5.20") { n } else { 0 };
+        let wrong = 0xC000_0608_0000_0000;
+        let enter = m.call(0, regs(vcpus[0], 0, 0, 0)).0;
+        assert_eq!(enter, wrong | state(1), "{release}");
+        m.ok(17, regs(tdr, 0, 0, 0));
+        let init = m.call(21, regs(tdr, layout::TD_PARAMS, 0, 0)).0;
+        assert_eq!(init, wrong | state(2), "{release}");
+    }
+}
+
+#[test]
+fn rdmd_of_a_static_pamt_takes_no_size() {
+    for (i, release) in RELEASES.iter().enumerate() {
+        let m = Module::new(release);
+        let ask = |rcx: u64| m.call(24, regs(rcx, 2, 3, 4));
+        assert_eq!(ask(TDMR).0, 0, "{release}");
+        for rcx in [TDMR | 1, TDMR | 2, TDMR | 8, TDMR | (1 << 52)] {
+            let (rax, r) = ask(rcx);
+            assert_eq!(rax, INVALID | 1, "{rcx:#x} of {release}");
+            assert_eq!((r.r10, r.r11), (0, 0), "{rcx:#x} of {release}");
+        }
+        // Before, that was for whole pages only.
+        let (rax, _) = ask(TDMR | 4096 | 1);
+        assert_eq!(rax, INVALID | 1, "{i}");
+    }
+}
