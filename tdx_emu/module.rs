@@ -13,6 +13,7 @@
 
 pub(crate) mod accept;
 pub(crate) mod cpuid;
+pub(crate) mod dynamic;
 pub(crate) mod entered;
 pub(crate) mod epoch;
 pub(crate) mod guestop;
@@ -238,13 +239,15 @@ impl<P: Platform, O: Observer> Machine<P, O> {
             leaf::SYS_KEY_CONFIG => self.sys_key_config(lp),
             leaf::SYS_TDMR_INIT => self.sys_tdmr_init(r),
             leaf::SYS_LP_SHUTDOWN => self.sys_shutdown(),
-            _ if self.rules().leaves.contains(&number) => self.dispatch_newer(number),
+            _ if self.rules().leaves.contains(&number) => self.dispatch_newer(number, r),
             _ => Err(st::OPERAND_INVALID | op::RAX),
         }
     }
     /// The leaves of the version that not all versions have.
-    fn dispatch_newer(&self, number: u16) -> Res<()> {
+    fn dispatch_newer(&self, number: u16, r: &mut Regs) -> Res<()> {
         match number {
+            leaf::PHYMEM_PAMT_ADD => self.phymem_pamt_add(r),
+            leaf::PHYMEM_PAMT_REMOVE => self.phymem_pamt_remove(r),
             leaf::SYS_DISABLE => self.sys_shutdown(),
             _ => Err(st::OPERAND_INVALID | op::RAX),
         }

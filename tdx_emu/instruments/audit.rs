@@ -49,9 +49,39 @@ fn each_owned<'m, P: Platform>(
     m: &'m Watched<P>,
     mut f: impl FnMut(u64, u8, PamtEntry<'m>) -> Finding,
 ) -> Finding {
+    let dynamic = m.is_dynamic();
     for tdmr in m.sys.tdmrs() {
         for size in 0..3u8 {
-            each_owned_in(m, tdmr, size, &mut f)?;
+            match size {
+                0 if dynamic => each_owned_in_pairs(m, tdmr, &mut f)?,
+                _ => each_owned_in(m, tdmr, size, &mut f)?,
+            }
+        }
+    }
+    Ok(())
+}
+
+/// The 4K entries of a dynamic PAMT.
+fn each_owned_in_pairs<'m, P: Platform>(
+    m: &'m Watched<P>,
+    tdmr: &Tdmr,
+    f: &mut impl FnMut(u64, u8, PamtEntry<'m>) -> Finding,
+) -> Finding {
+    let (base, end) = tdmr.initialised();
+    for range in (base..end).step_by(1 << shift(1)) {
+        let Some(parts) = m.pamt_parts(range, 1) else {
+            continue;
+        };
+        let mut in_use = 0u64;
+        for (i, entry) in (0u64..).zip(parts.iter()) {
+            if entry.kind() != pt::NDA {
+                in_use = in_use.wrapping_add(1);
+                f(range | (i << shift(0)), 0, entry)?;
+            }
+        }
+        let node = m.pamt_entry(range, 1).ok_or((Wrong::NoMemory, range))?;
+        if node.in_use() != in_use {
+            return Err((Wrong::PairCount, range));
         }
     }
     Ok(())
@@ -73,7 +103,7 @@ fn each_owned_in<'m, P: Platform>(
         for i in 0..ENTRIES {
             let pa = from.wrapping_add(i << shift(size));
             let entry = PamtEntry::new(page, (i as usize) << 1);
-            if pa < end && !matches!(entry.kind(), pt::NDA | pt::RSVD) {
+            if pa < end && !matches!(entry.kind(), pt::NDA | pt::RSVD | pt::PAMT) {
                 f(pa, size, entry)?;
             }
         }
@@ -90,7 +120,9 @@ fn check_owner<P: Platform>(m: &Watched<P>, pa: u64, size: u8, entry: &PamtEntry
     }
     for larger in size.wrapping_add(1)..3 {
         let above = m.pamt_entry(pa, larger);
-        if above.is_some_and(|e| e.kind() != pt::NDA) {
+        // A pair has the entries of smaller pages.
+        let kind = above.map_or(pt::NDA, |e| e.kind());
+        if kind != pt::NDA && (larger, kind) != (1, pt::PAMT) {
             return Err((Wrong::OwnedTwice, pa));
         }
     }

@@ -18,6 +18,7 @@ use super::kit::Watched;
 use super::sept::{check_entry, live_root, tdcs_page, Sums};
 use super::subject::td_of_call;
 use super::violation::{Finding, Wrong};
+use crate::module::dynamic::PAIR_IS_EMPTY;
 use crate::module::mem::{Page, WORDS};
 use crate::module::numbers::leaf;
 use crate::module::pamt::pt;
@@ -186,7 +187,8 @@ fn check_touched<P: Platform>(
             leaf::MEM_PAGE_REMOVE => (before.rcx & 7) as u8,
             _ => 0,
         };
-        let free = m.pamt_entry(r.rcx, size).map(|e| e.kind());
+        let page = r.rcx & !PAIR_IS_EMPTY;
+        let free = m.pamt_entry(page, size).map(|e| e.kind());
         if free != Some(pt::NDA) {
             return Err((Wrong::PageNotFreed, r.rcx));
         }

@@ -213,8 +213,9 @@ fn take<P: Platform, O: Observer>(
                 Lock::Tdr => (tdr, 0),
                 _ => (rule.value, rule.level),
             };
-            let at = m.sys.tdmr_of(pa)?.entry_address(pa, size);
-            m.pamt_entry(pa, size)?.lock(mode).ok()?.forget();
+            let entry = m.pamt_entry(pa, size)?;
+            let at = m.pamt_entry_address(pa, size)?;
+            entry.lock(mode).ok()?.forget();
             (at, kind::PRIORITY | shared)
         }
         Lock::Tree | Lock::Epoch | Lock::OpState | Lock::Entry => {

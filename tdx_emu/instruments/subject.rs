@@ -31,7 +31,7 @@ pub(crate) fn td_of_call<P: Platform, O: Observer>(
     let is_tdr = |pa: u64| m.pamt_entry(pa, 0).is_some_and(|e| e.kind() == pt::TDR);
     let owner = |pa: u64| {
         let mut entries = (0..3u8).filter_map(|size| m.pamt_entry(pa, size));
-        let owned = entries.find(|e| !matches!(e.kind(), pt::NDA | pt::RSVD));
+        let owned = entries.find(|e| !matches!(e.kind(), pt::NDA | pt::RSVD | pt::PAMT));
         owned.map(|e| e.owner())
     };
     let tdr = match number {

@@ -26,9 +26,10 @@ pub(crate) enum Wrong {
     PageNotFreed,
     Orphan,
     Fatal,
+    PairCount,
 }
 
-const TEXTS: [&str; 14] = [
+const TEXTS: [&str; 15] = [
     "a page of the TD has no memory",
     "an S-EPT entry has no state",
     "an S-EPT entry has bits that its state does not have",
@@ -43,6 +44,7 @@ const TEXTS: [&str; 14] = [
     "a page was given back but is still owned",
     "a page's owner is no TDR",
     "the module met a state that cannot be, and shut down",
+    "a pair of PAMT pages counts other pages than are in use",
 ];
 
 /// Something that is wrong, and where.

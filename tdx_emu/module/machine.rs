@@ -58,6 +58,8 @@ pub(crate) struct Sys {
     pub(crate) lp_count: AtomicU64,
     pub(crate) global_hkid: AtomicU64,
     pub(crate) key_packages: AtomicU64,
+    /// SYS.CONFIG asked for a dynamic PAMT.
+    pub(crate) dynamic_pamt: AtomicU64,
     pub(crate) tdmr_count: AtomicU64,
     pub(crate) tdmrs: [Tdmr; MAX_TDMRS],
     /// Guards the two arrays below.
@@ -82,6 +84,7 @@ impl Sys {
             lp_count: ZERO,
             global_hkid: ZERO,
             key_packages: ZERO,
+            dynamic_pamt: ZERO,
             tdmr_count: ZERO,
             tdmrs: [Tdmr::NEW; MAX_TDMRS],
             kot_lock: ZERO,

@@ -62,7 +62,7 @@ impl<P: Platform, O: Observer> Machine<P, O> {
 
         self.before_commit(leaf::MEM_PAGE_ADD, td.tdr.pa);
         target.copy_from(&source);
-        page.entry.assign_new(pt::REG, td.tdr.pa);
+        page.assign_new(pt::REG, td.tdr.pa);
         self.owner_changed(r.r8, 1, true);
         entry.store(mapped_leaf(r.r8));
         td.tdr.add_children(1);
@@ -87,7 +87,7 @@ impl<P: Platform, O: Observer> Machine<P, O> {
         }
 
         self.before_commit(leaf::MEM_PAGE_AUG, td.tdr.pa);
-        page.entry.assign_new(pt::REG, td.tdr.pa);
+        page.assign_new(pt::REG, td.tdr.pa);
         self.owner_changed(r.r8, pages(t.at.level), true);
         td.tdr.add_children(pages(t.at.level));
         entry.replace(pending_leaf(r.r8));
@@ -113,9 +113,9 @@ impl<P: Platform, O: Observer> Machine<P, O> {
         self.before_commit(leaf::MEM_PAGE_REMOVE, td.tdr.pa);
         entry.replace(FREE);
         td.tdr.sub_children(pages(t.at.level));
-        page.entry.release();
+        let hint = page.release();
         self.owner_changed(hpa, pages(t.at.level), false);
-        r.rcx = hpa;
+        r.rcx = hpa | hint;
         Ok(())
     }
 
@@ -143,12 +143,12 @@ impl<P: Platform, O: Observer> Machine<P, O> {
         if !state.is_any_pending() {
             to.copy_from(&from);
         }
-        old_page.entry.release();
-        page.entry.assign_new(pt::REG, td.tdr.pa);
+        page.assign_new(pt::REG, td.tdr.pa);
+        let hint = old_page.release();
         self.owner_changed(r.r8, 1, true);
         self.owner_changed(old, 1, false);
         entry.replace(tree::unblocked(entry.raw() & !HPA | r.r8, state));
-        r.rcx = old;
+        r.rcx = old | hint;
         Ok(())
     }
 }

@@ -87,7 +87,7 @@ impl<P: Platform, O: Observer> Machine<P, O> {
 
         self.before_commit(leaf::MEM_SEPT_ADD, td.tdr.pa);
         child.fill(FREE);
-        page.entry.assign_new(pt::EPT, td.tdr.pa);
+        page.assign_new(pt::EPT, td.tdr.pa);
         self.owner_changed(pa, 1, true);
         td.tdr.add_children(1);
         entry.replace(table(pa));
@@ -126,10 +126,10 @@ impl<P: Platform, O: Observer> Machine<P, O> {
 
         self.before_commit(leaf::MEM_SEPT_REMOVE, td.tdr.pa);
         entry.replace(FREE);
-        page.entry.release();
+        let hint = page.release();
         self.owner_changed(hpa, 1, false);
         td.tdr.sub_children(1);
-        r.rcx = hpa;
+        r.rcx = hpa | hint;
         Ok(())
     }
 

@@ -59,17 +59,26 @@ const IGNORED: u64 = (1 << 8) | (1 << 9) | HOST_PRIORITY;
 /// The PAMT entries of a large page to be: its own, which is locked, and its parts'.
 struct Merge<'m> {
     whole: PamtEntry<'m>,
+    /// Pages with the entries of the parts that are not needed any more.
+    pair: Option<[u64; 2]>,
     _lock: ShareXHp<'m>,
     parts: PamtParts<'m>,
     kind: u8,
     owner: u64,
+    dynamic: bool,
 }
 
 impl Merge<'_> {
-    /// The entry of the large page takes over what its parts agree on. Its block epoch
-    /// stays as it was.
+    /// The entry of the large page takes over what its parts agree on. In a static PAMT its
+    /// block epoch stays as it was.
     fn commit(&self) {
-        self.whole.assign(self.kind, self.owner);
+        match self.dynamic {
+            true => self.whole.assign_new(self.kind, self.owner),
+            false => self.whole.assign(self.kind, self.owner),
+        }
+        if self.pair.is_some() {
+            return;
+        }
         for part in self.parts.iter() {
             part.release();
         }
@@ -115,10 +124,14 @@ impl<P: Platform, O: Observer> Machine<P, O> {
         entry.replace(merged);
         // The table is gone: its entries stay as they are.
         children.locked = 0;
-        sept.entry.release();
+        let hint = sept.release();
         self.owner_changed(sept_pa, 1, false);
+        if let Some(pair) = pamt.pair {
+            self.return_pair(pair);
+            (r.r12, r.r13) = (pair[0], pair[1]);
+        }
         td.tdr.sub_children(1);
-        r.rcx = sept_pa;
+        r.rcx = sept_pa | hint;
         Ok(())
     }
 
@@ -133,8 +146,8 @@ impl<P: Platform, O: Observer> Machine<P, O> {
         Ok(())
     }
 
-    /// Locks the PAMT entry of the large page, which must be free, and checks that its
-    /// parts have one owner and type.
+    /// Locks the PAMT entry of the large page, which must be free or name the pair of its
+    /// parts, and checks that these have one owner and type. Those in a pair are not compared.
     fn check_merge(&self, pa: u64, size: u8) -> Res<Merge<'_>> {
         let whole = self.pamt_entry(pa, size).ok_or_else(|| self.fatal())?;
         let lock = whole.lock(Mode::Exclusive);
@@ -143,15 +156,19 @@ impl<P: Platform, O: Observer> Machine<P, O> {
         let first = parts.first();
         let (kind, owner) = (first.kind(), first.owner());
         let agree = |part: PamtEntry<'_>| part.kind() == kind && part.owner() == owner;
-        if whole.kind() != pt::NDA || !parts.iter().all(agree) {
+        let dynamic = self.is_dynamic();
+        let pair = (dynamic && size == 1).then(|| whole.pair());
+        if pair.is_none() && (whole.kind() != pt::NDA || !parts.iter().all(agree)) {
             return Err(self.fatal());
         }
         Ok(Merge {
             whole,
+            pair,
             _lock,
             parts,
             kind,
             owner,
+            dynamic,
         })
     }
 
@@ -186,17 +203,23 @@ impl<P: Platform, O: Observer> Machine<P, O> {
         self.may_go_on(leaf::MEM_PAGE_DEMOTE, &td, &t)
             .inspect_err(|_| (r.rcx, r.rdx) = (rcx, rdx))?;
         let whole = self.pamt_implicit(large_pa, level, Mode::Exclusive, op::RCX)?;
-        let parts = self
-            .pamt_parts(large_pa, level)
-            .ok_or_else(|| self.fatal())?;
-
-        self.before_commit(leaf::MEM_PAGE_DEMOTE, td.tdr.pa);
-        for part in parts.iter() {
-            part.assign_new(whole.entry.kind(), whole.entry.owner());
+        let (kind, owner) = (whole.entry.kind(), whole.entry.owner());
+        if self.is_dynamic() && level == 1 {
+            let pair = self.claim_pair_of_demote(r)?;
+            self.before_commit(leaf::MEM_PAGE_DEMOTE, td.tdr.pa);
+            self.fill_pair(pair, kind, owner)?;
+            whole.entry.set_pair(pair, WORDS as u64);
+        } else {
+            let parts = self.pamt_parts(large_pa, level);
+            let parts = parts.ok_or_else(|| self.fatal())?;
+            self.before_commit(leaf::MEM_PAGE_DEMOTE, td.tdr.pa);
+            for part in parts.iter() {
+                part.assign_new(kind, owner);
+            }
+            whole.entry.release();
         }
-        whole.entry.release();
         // Unlike other new pages this one keeps its old block epoch.
-        sept.entry.assign(pt::EPT, td.tdr.pa);
+        sept.assign(pt::EPT, td.tdr.pa);
         self.owner_changed(r.r8, 1, true);
         td.tdr.add_children(1);
         entry.replace(table(r.r8));

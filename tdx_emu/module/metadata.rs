@@ -5,10 +5,10 @@
 #![forbid(unsafe_code)]
 
 use super::machine::MAX_TDMRS;
-use super::platform::{PAGE_SIZE, TDVPS_PAGES};
+use super::platform::{Config, PAGE_SIZE, TDVPS_PAGES};
 use super::td::MIN_TDCX;
 use super::tdmr::{MAX_RESERVED, PAMT_ENTRY_SIZE};
-use super::version::Rules;
+use super::version::{Dynamic, Rules};
 
 /// ATTRIBUTES that may be 1: SEPT_VE_DISABLE. Debug TDs are not modelled.
 pub(crate) const ATTRIBUTES_FIXED0: u64 = 1 << 28;
@@ -19,6 +19,11 @@ pub(crate) const XFAM_FIXED0: u64 = 0x6DBE7;
 /// XFAM bits that must be 1: x87 and SSE.
 pub(crate) const XFAM_FIXED1: u64 = 3;
 pub(crate) const MAX_VCPUS: u64 = 576;
+
+/// HKIDs have to take so many bits that those left for addresses are [`PAMT_ADDRESS_BITS`].
+const MIN_DYNAMIC_PAMT_NUM_HKID_BITS: u64 = 0x9100_0000_0000_0014;
+/// Bits of an address in an entry of a dynamic PAMT.
+pub(crate) const PAMT_ADDRESS_BITS: u32 = 48;
 
 /// Directly configurable CPUID leaves: leaf, subleaf (FFFFFFFFh: it has none) and the
 /// configurable bits of EAX, EBX, ECX, EDX. Their order is that of TD_PARAMS.
@@ -48,7 +53,7 @@ pub(crate) fn field(id: u64) -> u64 {
 }
 
 /// Value of a global field.
-pub(crate) fn global(rules: &Rules, id: u64) -> Option<u64> {
+pub(crate) fn global(rules: &Rules, c: Config, id: u64) -> Option<u64> {
     let id = field(id);
     if let Some((_, value)) = rules.fields.iter().find(|(known, _)| *known == id) {
         return Some(*value);
@@ -59,6 +64,10 @@ pub(crate) fn global(rules: &Rules, id: u64) -> Option<u64> {
         0x0800_0000_0000_0004 => major,
         0x0800_0000_0000_0005 => update,
         0x0A00_0000_0000_0008 => rules.features0,
+        MIN_DYNAMIC_PAMT_NUM_HKID_BITS if rules.dynamic_pamt == Dynamic::Possible => {
+            let bits = c.hkid_start_bit.saturating_add(c.hkid_bits).min(52);
+            bits.saturating_sub(PAMT_ADDRESS_BITS).into()
+        }
         0x9100_0000_0000_0008 => MAX_TDMRS as u64,
         0x9100_0000_0000_0009 => MAX_RESERVED as u64,
         0x9100_0000_0000_0010..=0x9100_0000_0000_0012 => PAMT_ENTRY_SIZE,

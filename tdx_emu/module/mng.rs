@@ -162,7 +162,7 @@ impl<P: Platform, O: Observer> Machine<P, O> {
         self.before_commit(leaf::MNG_CREATE, r.rcx);
         Tdr::create(tdr, r.rdx);
         key.store(kot::ASSIGNED, Ordering::Relaxed);
-        page.entry.assign(pt::TDR, 0);
+        page.assign(pt::TDR, 0);
         self.owner_changed(r.rcx, 1, true);
         Ok(())
     }
@@ -224,7 +224,7 @@ impl<P: Platform, O: Observer> Machine<P, O> {
             TDCX_SEPT_ROOT => FREE,
             _ => 0,
         });
-        lock.entry.assign(pt::TDCX, tdr.pa);
+        lock.assign(pt::TDCX, tdr.pa);
         self.owner_changed(r.rcx, 1, true);
         tdr.add_tdcx(r.rcx);
         tdr.add_children(1);

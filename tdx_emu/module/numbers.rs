@@ -26,6 +26,11 @@ pub(crate) mod st {
     pub(crate) const HOST_PRIORITY_BUSY_TIMEOUT: u64 = 0x9000_0205_0000_0000;
     pub(crate) const INTERRUPTED_BUSY: u64 = 0x8000_0206_0000_0000;
     pub(crate) const PAGE_METADATA_INCORRECT: u64 = 0xC000_0300_0000_0000;
+    pub(crate) const PAGE_NOT_FREE: u64 = 0xC000_0303_0000_0000;
+    pub(crate) const HPA_RANGE_NOT_FREE: u64 = 0xC000_0304_0000_0000;
+    pub(crate) const NO_PAMT_PAGE_PAIR: u64 = 0xC000_0305_0000_0000;
+    pub(crate) const PAMT_PAGE_NOT_EMPTY: u64 = 0xC000_0306_0000_0000;
+    pub(crate) const MISSING_PAMT_PAGE_PAIR: u64 = 0x8000_0308_0000_0000;
     pub(crate) const TD_ASSOCIATED_PAGES_EXIST: u64 = 0xC000_0400_0000_0000;
     pub(crate) const SYS_INIT_NOT_PENDING: u64 = 0xC000_0500_0000_0000;
     pub(crate) const SYS_LP_INIT_NOT_DONE: u64 = 0xC000_0502_0000_0000;
@@ -85,6 +90,8 @@ pub(crate) mod op {
     pub(crate) const RDX: u64 = 2;
     pub(crate) const R8: u64 = 8;
     pub(crate) const R9: u64 = 9;
+    pub(crate) const R12: u64 = 12;
+    pub(crate) const R13: u64 = 13;
     pub(crate) const ATTRIBUTES: u64 = 64;
     pub(crate) const XFAM: u64 = 65;
     pub(crate) const EXEC_CONTROLS: u64 = 66;
@@ -157,6 +164,8 @@ leaves! {
     43 VP_WR "tdh_vp_wr"
     44 SYS_LP_SHUTDOWN "tdh_sys_lp_shutdown"
     45 SYS_CONFIG "tdh_sys_config"
+    58 PHYMEM_PAMT_ADD "tdh_phymem_pamt_add"
+    59 PHYMEM_PAMT_REMOVE "tdh_phymem_pamt_remove"
     69 SYS_DISABLE "tdh_sys_disable"
 }
 

@@ -2,13 +2,14 @@
 
 //! PAMT: who owns each page of the TDMRs, at which size.
 //!
-//! An entry has two words: word 0 is lock (15:0), page type (23:16) and owner
+//! An entry has two words: word 0 is lock (15:0), page type (20:16) and owner
 //! PFN (63:24); word 1 is the epoch of the last RANGE.BLOCK. A page is owned at
-//! one size only; of a large owned page the smaller entries are NDA.
+//! one size only; of a large owned page the smaller entries are NDA. Where the 4K entries of a
+//! dynamic PAMT are, and what says that they are there, is in `dynamic.rs`.
 
 #![forbid(unsafe_code)]
 
-use core::sync::atomic::Ordering;
+use core::sync::atomic::{AtomicU64, Ordering};
 
 use super::lock::{Busy, Mode, ShareXHp};
 use super::machine::Machine;
@@ -26,10 +27,13 @@ pub(crate) mod pt {
     pub(crate) const TDCX: u8 = 5;
     pub(crate) const TDVPR: u8 = 6;
     pub(crate) const EPT: u8 = 8;
+    /// Of a 2M range: its 4K entries are in a pair of pages.
+    pub(crate) const PAMT: u8 = 15;
 }
 
 const LOCK_BITS: u64 = 0xFFFF;
 const TYPE_SHIFT: u32 = 16;
+const TYPE: u64 = 0x1F;
 const OWNER_SHIFT: u32 = 24;
 
 /// One entry.
@@ -49,7 +53,7 @@ impl<'m> PamtEntry<'m> {
     }
 
     pub(crate) fn kind(&self) -> u8 {
-        (self.head() >> TYPE_SHIFT) as u8
+        ((self.head() >> TYPE_SHIFT) & TYPE) as u8
     }
 
     /// Physical address of the owner's TDR.
@@ -65,9 +69,19 @@ impl<'m> PamtEntry<'m> {
         self.page.set(self.word.wrapping_add(1), e);
     }
 
-    /// Replaces type and owner; lock bits may change meanwhile and are kept.
+    /// The word with the block epoch, or with the number of pages in use.
+    pub(crate) fn second_word(&self) -> &'m AtomicU64 {
+        self.page.word(self.word.wrapping_add(1))
+    }
+
+    /// Replaces type and owner.
     pub(crate) fn assign(&self, kind: u8, owner_pa: u64) {
-        let v = (u64::from(kind) << TYPE_SHIFT) | (owner_pa >> 12 << OWNER_SHIFT);
+        self.set_type(kind, owner_pa >> 12 << OWNER_SHIFT);
+    }
+
+    /// Replaces the type and what is above it; lock bits may change meanwhile and are kept.
+    pub(crate) fn set_type(&self, kind: u8, above: u64) {
+        let v = (u64::from(kind) << TYPE_SHIFT) | above;
         let w = self.page.word(self.word);
         let mut old = w.load(Ordering::Relaxed);
         while let Err(seen) = w.compare_exchange_weak(
@@ -91,6 +105,12 @@ impl<'m> PamtEntry<'m> {
         self.assign(pt::NDA, self.owner());
     }
 
+    /// The range has no pair any more. What named it stays behind.
+    pub(crate) fn forget_pair(&self) {
+        let above = self.head() & !(LOCK_BITS | TYPE << TYPE_SHIFT);
+        self.set_type(pt::NDA, above);
+    }
+
     /// As TDMR.INIT leaves it.
     pub(crate) fn reset(&self, kind: u8) {
         self.page.set(self.word, u64::from(kind) << TYPE_SHIFT);
@@ -109,6 +129,28 @@ pub(crate) struct PamtLock<'m> {
     pub(crate) entry: PamtEntry<'m>,
     /// Size class of the entry: 0 = 4K, 1 = 2M, 2 = 1G.
     pub(crate) size: u8,
+    /// The 2M entry that names the pair with this 4K entry, if it is in one.
+    pub(crate) node: Option<PamtEntry<'m>>,
+}
+
+impl PamtLock<'_> {
+    /// Gives the page, which is free, to an owner.
+    pub(crate) fn assign(&self, kind: u8, owner_pa: u64) {
+        self.count();
+        self.entry.assign(kind, owner_pa);
+    }
+
+    /// The same with a page that was never blocked yet.
+    pub(crate) fn assign_new(&self, kind: u8, owner_pa: u64) {
+        self.count();
+        self.entry.assign_new(kind, owner_pa);
+    }
+
+    /// Gives the page back. Returns what the host is told of its pair.
+    pub(crate) fn release(&self) -> u64 {
+        self.entry.release();
+        self.uncount()
+    }
 }
 
 /// The entries of the 512 parts of a large page: two whole pages of the PAMT.
@@ -140,17 +182,42 @@ impl From<Busy> for WalkError {
 }
 
 impl<P: Platform, O: Observer> Machine<P, O> {
-    /// The entry of `pa` (no HKID) at `size`, without any lock.
+    /// The entry of `pa` (no HKID) at `size`, without any lock. There is none of a 4K page
+    /// whose range has no pair.
     pub(crate) fn pamt_entry(&self, pa: u64, size: u8) -> Option<PamtEntry<'_>> {
+        self.entry_and_node(pa, size).map(|(entry, _)| entry)
+    }
+
+    /// Its physical address.
+    pub(crate) fn pamt_entry_address(&self, pa: u64, size: u8) -> Option<u64> {
+        if size > 0 || !self.is_dynamic() {
+            return Some(self.sys.tdmr_of(pa)?.entry_address(pa, size));
+        }
+        let node = self.pamt_entry(pa, 1)?;
+        self.place_in_pair(&node, pa)
+    }
+
+    /// The same with the 2M entry that names the pair that it is in.
+    fn entry_and_node(&self, pa: u64, size: u8) -> Option<(PamtEntry<'_>, Option<PamtEntry<'_>>)> {
+        if size == 0 && self.is_dynamic() {
+            let node = self.pamt_entry(pa, 1)?;
+            return Some((self.entry_in_pair(&node, pa)?, Some(node)));
+        }
         let at = self.sys.tdmr_of(pa)?.entry_address(pa, size);
-        Some(PamtEntry::new(
-            Page::at(&self.p, at)?,
-            (at as usize & 0xFFF) / 8,
-        ))
+        let entry = PamtEntry::new(Page::at(&self.p, at)?, (at as usize & 0xFFF) / 8);
+        Some((entry, None))
     }
 
     /// The entries of the parts of the page at `pa` of `size` (1 or 2), without any lock.
     pub(crate) fn pamt_parts(&self, pa: u64, size: u8) -> Option<PamtParts<'_>> {
+        if size == 1 && self.is_dynamic() {
+            let node = self.pamt_entry(pa, 1).filter(|e| e.kind() == pt::PAMT)?;
+            let [low, high] = node.pair();
+            return Some(PamtParts([
+                Page::at(&self.p, low)?,
+                Page::at(&self.p, high)?,
+            ]));
+        }
         let part = size.saturating_sub(1);
         let at = self.sys.tdmr_of(pa)?.entry_address(pa, part);
         let low = Page::at(&self.p, at)?;
@@ -172,7 +239,9 @@ impl<P: Platform, O: Observer> Machine<P, O> {
         for (slot, size) in [(0, 2), (1, 1)] {
             let entry = self.pamt_entry(pa, size).ok_or(WalkError::Range)?;
             let mut lock = entry.lock(Mode::Shared)?;
-            if size == target || entry.kind() == pt::REG {
+            // Without a pair the range is used as a whole, if at all.
+            let whole = size == 1 && self.is_dynamic() && entry.kind() != pt::PAMT;
+            if size == target || entry.kind() == pt::REG || whole {
                 if mode == Mode::Exclusive {
                     lock.promote()?;
                 }
@@ -181,19 +250,21 @@ impl<P: Platform, O: Observer> Machine<P, O> {
                     _parents: parents,
                     entry,
                     size,
+                    node: None,
                 });
             }
             if let Some(p) = parents.get_mut(slot) {
                 *p = Some(lock);
             }
         }
-        let entry = self.pamt_entry(pa, 0).ok_or(WalkError::Range)?;
+        let (entry, node) = self.entry_and_node(pa, 0).ok_or(WalkError::Range)?;
         let lock = entry.lock(mode)?;
         Ok(PamtLock {
             _leaf: lock,
             _parents: parents,
             entry,
             size: 0,
+            node,
         })
     }
 
@@ -206,7 +277,8 @@ impl<P: Platform, O: Observer> Machine<P, O> {
         mode: Mode,
         op: u64,
     ) -> Res<PamtLock<'_>> {
-        let entry = self.pamt_entry(pa, size).ok_or_else(|| self.fatal())?;
+        let found = self.entry_and_node(pa, size);
+        let (entry, node) = found.ok_or_else(|| self.fatal())?;
         if matches!(entry.kind(), pt::NDA | pt::RSVD) {
             return Err(self.fatal());
         }
@@ -216,6 +288,7 @@ impl<P: Platform, O: Observer> Machine<P, O> {
             _parents: [None, None],
             entry,
             size,
+            node,
         })
     }
 
@@ -251,7 +324,7 @@ impl<P: Platform, O: Observer> Machine<P, O> {
     }
 
     /// Locks the PAMT entry of a page that the host names, and checks that it is of
-    /// type `kind` at `size`.
+    /// type `kind` at `size`. A free 4K page needs a pair for its range.
     pub(crate) fn lock_explicit(
         &self,
         pa: u64,
@@ -265,7 +338,12 @@ impl<P: Platform, O: Observer> Machine<P, O> {
             WalkError::Range => st::OPERAND_ADDR_RANGE_ERROR | op,
             WalkError::Busy => st::OPERAND_BUSY | op,
         })?;
-        if lock.size != size || lock.entry.kind() != kind {
+        let found = lock.entry.kind();
+        if lock.size > size && found == pt::NDA && kind == pt::NDA {
+            return Err(st::MISSING_PAMT_PAGE_PAIR | op);
+        }
+        let in_pair = lock.node.is_some() && self.is_pamt_page(pa);
+        if lock.size != size || found != kind || in_pair {
             return Err(st::PAGE_METADATA_INCORRECT | op);
         }
         Ok(lock)
@@ -274,6 +352,9 @@ impl<P: Platform, O: Observer> Machine<P, O> {
     /// Whether all 4K entries of the 2M range at `pa` are free. They are not locked:
     /// whoever owns one holds the 2M entry shared, which the caller has exclusively.
     pub(crate) fn small_pages_free(&self, pa: u64) -> bool {
+        if self.is_dynamic() {
+            return self.has_no_pamt_page(pa);
+        }
         (0..512u64).all(|i| {
             self.pamt_entry(pa | (i << 12), 0)
                 .is_some_and(|e| e.kind() == pt::NDA)

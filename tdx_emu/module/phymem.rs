@@ -6,6 +6,7 @@
 
 use core::sync::atomic::Ordering;
 
+use super::dynamic::HAS_PAIR;
 use super::lock::{Mode, ShareX};
 use super::machine::{kot, Machine};
 use super::mem::Page;
@@ -71,10 +72,10 @@ impl<P: Platform, O: Observer> Machine<P, O> {
             .fold(0, |mask, (hkid, _)| mask | (1 << (hkid & 63)))
     }
 
-    /// Locks the entry that owns the page, whatever its size.
-    fn lock_any(&self, pa: u64, mode: Mode) -> Res<PamtLock<'_>> {
-        self.check_pa(pa, 0, op::RCX)?;
-        self.pamt_walk(pa, 0, mode).map_err(|e| match e {
+    /// Locks the entry that owns the page, whatever its size, but not below `size`.
+    fn lock_any(&self, pa: u64, size: u8, mode: Mode) -> Res<PamtLock<'_>> {
+        self.check_pa(pa, size, op::RCX)?;
+        self.pamt_walk(pa, size, mode).map_err(|e| match e {
             WalkError::Range => st::OPERAND_ADDR_RANGE_ERROR | op::RCX,
             WalkError::Busy => st::OPERAND_BUSY | op::RCX,
         })
@@ -84,7 +85,7 @@ impl<P: Platform, O: Observer> Machine<P, O> {
     #[inline(never)]
     pub(crate) fn phymem_page_reclaim(&self, r: &mut Regs) -> Res<()> {
         let pa = take_page(r);
-        let lock = self.lock_any(pa, Mode::Exclusive)?;
+        let lock = self.lock_any(pa, 0, Mode::Exclusive)?;
         let entry = lock.entry;
         let kind = entry.kind();
         if matches!(kind, pt::NDA | pt::RSVD) {
@@ -116,7 +117,7 @@ impl<P: Platform, O: Observer> Machine<P, O> {
         if let Some(owner) = owner {
             owner.sub_children(pages(lock.size));
         }
-        entry.release();
+        r.r9 = lock.release();
         self.owner_changed(pa, pages(lock.size), false);
         Ok(())
     }
@@ -136,8 +137,16 @@ impl<P: Platform, O: Observer> Machine<P, O> {
     #[inline(never)]
     pub(crate) fn phymem_page_wbinvd(&self, r: &Regs) -> Res<()> {
         let pa = self.strip_hkid(r.rcx);
-        self.lock_explicit(pa, 0, pt::NDA, Mode::Shared, op::RCX)?;
-        Ok(())
+        match self.lock_explicit(pa, 0, pt::NDA, Mode::Shared, op::RCX) {
+            // Nobody needs the range in 4K pages, so the page is free, unless it is in a pair.
+            Err(status) if status & st::CLASS == st::MISSING_PAMT_PAGE_PAIR => {
+                match self.is_pamt_page(pa) {
+                    true => Err(st::PAGE_METADATA_INCORRECT | op::RCX),
+                    false => Ok(()),
+                }
+            }
+            lock => lock.map(drop),
+        }
     }
 
     /// The operand of RDMD: a page and, if the version has that, the smallest size to report in
@@ -147,7 +156,8 @@ impl<P: Platform, O: Observer> Machine<P, O> {
             return Ok((raw, 0));
         }
         let size = (raw & 7) as u8;
-        if raw & 0xFF8 != 0 || raw >> 52 != 0 || size > 0 {
+        let largest = if self.is_dynamic() { 2 } else { 0 };
+        if raw & 0xFF8 != 0 || raw >> 52 != 0 || size > largest {
             return Err(st::OPERAND_INVALID | op::RCX);
         }
         Ok((raw & !7, size))
@@ -158,9 +168,21 @@ impl<P: Platform, O: Observer> Machine<P, O> {
     #[inline(never)]
     pub(crate) fn phymem_page_rdmd(&self, r: &mut Regs) -> Res<()> {
         let raw = take_page(r);
-        let (pa, _) = self.page_and_size(raw)?;
-        let lock = self.lock_any(pa, Mode::Shared)?;
+        let (pa, size) = self.page_and_size(raw)?;
+        let lock = self.lock_any(pa, size, Mode::Shared)?;
         let kind = lock.entry.kind();
+        if self.is_dynamic() {
+            if size == 0 && self.is_pamt_page(pa) {
+                r.rcx = pt::PAMT.into();
+                return Ok(());
+            }
+            if kind == pt::PAMT {
+                let [first, second] = lock.entry.pair();
+                r.rcx = HAS_PAIR | u64::from(kind);
+                (r.r8, r.r10, r.r11) = (lock.size.into(), first, second);
+                return Ok(());
+            }
+        }
         r.rcx = u64::from(kind);
         r.rdx = lock.entry.owner();
         r.r8 = u64::from(lock.size);

@@ -16,6 +16,10 @@ use super::observer::Observer;
 use super::pamt::{pt, PamtEntry};
 use super::platform::{Platform, Regs, PAGE_SIZE};
 use super::tdmr::{Tdmr, TdmrInfo, GIB, PAMT_ENTRY_SIZE};
+use super::version::Dynamic;
+
+/// SYS.CONFIG, R8: the PAMT is to be dynamic.
+const DYNAMIC_PAMT: u64 = 1 << 16;
 
 // Leaves are not inlined into the dispatcher: their locals would add up on its stack.
 impl<P: Platform, O: Observer> Machine<P, O> {
@@ -70,13 +74,13 @@ impl<P: Platform, O: Observer> Machine<P, O> {
         if self.sys_state() == sys_state::NEW {
             return Err(st::SYS_NOT_READY);
         }
-        r.r8 = metadata::global(self.rules(), r.rdx)
+        r.r8 = metadata::global(self.rules(), self.p.config(), r.rdx)
             .ok_or(st::METADATA_FIELD_ID_INCORRECT | op::RDX)?;
         Ok(())
     }
 
     /// TDH.SYS.CONFIG. RCX: array of TDMR_INFO addresses, RDX: their number, R8: global
-    /// HKID.
+    /// HKID, in some versions bit 16: dynamic PAMT.
     #[inline(never)]
     pub(crate) fn sys_config(&self, r: &Regs) -> Res<()> {
         let _lock = self.sys_lock()?;
@@ -93,13 +97,10 @@ impl<P: Platform, O: Observer> Machine<P, O> {
         if r.rdx == 0 || r.rdx > MAX_TDMRS as u64 {
             return Err(st::OPERAND_INVALID | op::RDX);
         }
-        let hkids = u64::from(c.private_hkid_min)..=u64::from(c.private_hkid_max);
-        if !hkids.contains(&r.r8) {
-            return Err(st::OPERAND_INVALID | op::R8);
-        }
+        let (hkid, dynamic) = self.hkid_and_pamt(r.r8)?;
         for (i, tdmr) in (0..r.rdx).zip(&self.sys.tdmrs) {
             let info = self.tdmr_info(r.rcx, i)?;
-            info.check().map_err(|e| e | i)?;
+            info.check(dynamic).map_err(|e| e | i)?;
             if i > 0 && info.base < self.tdmr_info(r.rcx, i - 1)?.end() {
                 return Err(st::NON_ORDERED_TDMR | i);
             }
@@ -116,8 +117,11 @@ impl<P: Platform, O: Observer> Machine<P, O> {
             // Not visible before `tdmr_count` is set below.
             tdmr.load(&info);
         }
-        self.sys.global_hkid.store(r.r8, Ordering::Relaxed);
-        if let Some(k) = self.sys.kot.get(r.r8 as usize) {
+        self.sys
+            .dynamic_pamt
+            .store(u64::from(dynamic), Ordering::Relaxed);
+        self.sys.global_hkid.store(hkid, Ordering::Relaxed);
+        if let Some(k) = self.sys.kot.get(hkid as usize) {
             k.store(kot::ASSIGNED, Ordering::Relaxed);
         }
         self.sys.tdmr_count.store(r.rdx, Ordering::Release);
@@ -125,6 +129,27 @@ impl<P: Platform, O: Observer> Machine<P, O> {
             .state
             .store(sys_state::CONFIGURED, Ordering::Release);
         Ok(())
+    }
+
+    /// R8 of SYS.CONFIG: the global HKID, and whether the PAMT is to be dynamic.
+    fn hkid_and_pamt(&self, r8: u64) -> Res<(u64, bool)> {
+        let c = self.p.config();
+        let bad = Err(st::OPERAND_INVALID | op::R8);
+        let asked = r8 & DYNAMIC_PAMT != 0;
+        let (hkid, dynamic) = match self.rules().dynamic_pamt {
+            Dynamic::Unknown => (r8, false),
+            Dynamic::Ignored => (r8 & !DYNAMIC_PAMT, false),
+            Dynamic::Possible => (r8 & !DYNAMIC_PAMT, asked),
+        };
+        let hkids = u64::from(c.private_hkid_min)..=u64::from(c.private_hkid_max);
+        if !hkids.contains(&hkid) {
+            return bad;
+        }
+        // PFNs of pairs must fit into their entries.
+        if dynamic && c.hkid_start_bit > metadata::PAMT_ADDRESS_BITS {
+            return bad;
+        }
+        Ok((hkid, dynamic))
     }
 
     fn tdmr_info(&self, array: u64, i: u64) -> Res<TdmrInfo> {
@@ -178,10 +203,14 @@ impl<P: Platform, O: Observer> Machine<P, O> {
 
     /// Initialises the PAMT entries of the gibibyte at `from`.
     fn reset_pamt(&self, tdmr: &Tdmr, from: u64) -> Option<()> {
-        for (size, entries) in [(0, 512 * 512), (1, 512)] {
-            let start = tdmr.entry_address(from, size);
-            let end = start.wrapping_add(entries * PAMT_ENTRY_SIZE);
-            for at in (start..end).step_by(PAGE_SIZE as usize) {
+        let dynamic = self.is_dynamic();
+        let small = match dynamic {
+            true => (tdmr.bit_address(from).0, 512 * 512 / 8),
+            false => (tdmr.entry_address(from, 0), 512 * 512 * PAMT_ENTRY_SIZE),
+        };
+        let large = (tdmr.entry_address(from, 1), 512 * PAMT_ENTRY_SIZE);
+        for (start, size) in [small, large] {
+            for at in (start..start.wrapping_add(size)).step_by(PAGE_SIZE as usize) {
                 Page::at(&self.p, at)?.fill(0);
             }
         }
@@ -197,7 +226,13 @@ impl<P: Platform, O: Observer> Machine<P, O> {
             let end = start.wrapping_add(size.load(Ordering::Relaxed));
             for pa in (start.max(from)..end.min(from.wrapping_add(GIB))).step_by(PAGE_SIZE as usize)
             {
-                entry(tdmr.entry_address(pa, 0))?.reset(pt::RSVD);
+                if !dynamic {
+                    entry(tdmr.entry_address(pa, 0))?.reset(pt::RSVD);
+                    continue;
+                }
+                let (at, bit) = tdmr.bit_address(pa);
+                let word = Page::at(&self.p, at)?.word((at & 0xFFF) as usize / 8);
+                word.fetch_or(1 << bit, Ordering::Relaxed);
             }
         }
         Some(())

@@ -88,7 +88,7 @@ impl Entered<'_> {
                 Ok(Outcome::Done(st::SUCCESS))
             }
             guest_leaf::SYS_RD => {
-                let value = metadata::global(m.rules(), self.regs.gpr[2]);
+                let value = metadata::global(m.rules(), m.p.config(), self.regs.gpr[2]);
                 self.regs.gpr[8] = 0;
                 self.regs.gpr[8] = value.ok_or(st::METADATA_FIELD_NOT_READABLE | op::RDX)?;
                 Ok(Outcome::Done(st::SUCCESS))

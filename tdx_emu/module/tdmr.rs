@@ -72,6 +72,14 @@ impl Tdmr {
         base.wrapping_add(index.wrapping_mul(PAMT_ENTRY_SIZE))
     }
 
+    /// The bit of `pa` in a dynamic PAMT, which is where the 4K entries are in a static one:
+    /// physical address of the word, number of the bit.
+    pub(crate) fn bit_address(&self, pa: u64) -> (u64, u32) {
+        let index = pa.wrapping_sub(self.base()) >> 12;
+        let at = self.entry_address(self.base(), 0);
+        (at.wrapping_add((index >> 6) << 3), (index & 63) as u32)
+    }
+
     /// Takes over what SYS.CONFIG was given; no PAMT entry is initialised yet.
     pub(crate) fn load(&self, info: &TdmrInfo) {
         let set = |a: &AtomicU64, v| a.store(v, Ordering::Relaxed);
@@ -122,7 +130,7 @@ impl TdmrInfo {
     }
 
     /// What is wrong with it, as the status of SYS.CONFIG without the number of the TDMR.
-    pub(crate) fn check(&self) -> Result<(), u64> {
+    pub(crate) fn check(&self, dynamic: bool) -> Result<(), u64> {
         let whole = |v: u64| v & (GIB - 1) == 0;
         if !whole(self.base) || !whole(self.size) || self.size == 0 {
             return Err(st::INVALID_TDMR);
@@ -135,7 +143,12 @@ impl TdmrInfo {
             return Err(st::INVALID_TDMR);
         }
         for (i, &(base, size)) in self.pamt.iter().enumerate() {
-            let need = (self.size >> shift(i as u8)) * PAMT_ENTRY_SIZE;
+            let entries = self.size >> shift(i as u8);
+            let need = match i {
+                // A bit each.
+                0 if dynamic => entries / 8,
+                _ => entries * PAMT_ENTRY_SIZE,
+            };
             if base & 0xFFF != 0 || size & 0xFFF != 0 || size < need || base >> 52 != 0 {
                 return Err(st::INVALID_PAMT);
             }

@@ -52,6 +52,17 @@ pub(crate) struct Details {
     pub(crate) op_state: bool,
 }
 
+/// Bit 16 of R8 in SYS.CONFIG.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Dynamic {
+    /// Must be 0.
+    Unknown,
+    /// Is of no effect.
+    Ignored,
+    /// Makes the PAMT a dynamic one.
+    Possible,
+}
+
 /// The rules of a release.
 pub(crate) struct Rules {
     /// As the parameter `version` calls it.
@@ -82,6 +93,7 @@ pub(crate) struct Rules {
     pub(crate) pending_is_no_step: bool,
     /// RDMD: bits 2:0 of RCX are the smallest size to report.
     pub(crate) rdmd_size: bool,
+    pub(crate) dynamic_pamt: Dynamic,
 }
 
 /// Bits of TDX_FEATURES0.
@@ -163,6 +175,7 @@ const V1_5_01: Rules = Rules {
     yields_to_host: false,
     pending_is_no_step: false,
     rdmd_size: false,
+    dynamic_pamt: Dynamic::Unknown,
 };
 
 /// 1.5.01, but for what Linux demands: it shows NO_RBP_MOD and TOPOLOGY_ENUM only, takes the
@@ -236,6 +249,7 @@ const V1_5_16: Rules = Rules {
         vcpu_state: true,
         ..V1_5_13.details
     },
+    dynamic_pamt: Dynamic::Ignored,
     ..V1_5_13
 };
 
@@ -243,6 +257,7 @@ const V1_5_20: Rules = Rules {
     name: "1.5.20",
     number: [1, 5, 20],
     features0: V1_5_16.features0 | bits([36, 44]),
+    leaves: &[leaf::PHYMEM_PAMT_ADD, leaf::PHYMEM_PAMT_REMOVE],
     fields: &[MAX_VCPUS, VIRT_MAXPA, EVENT_FILTERS, PAMT_BITMAP],
     details: Details {
         op_state: true,
@@ -262,6 +277,7 @@ const V1_5_20: Rules = Rules {
     yields_to_host: true,
     pending_is_no_step: true,
     rdmd_size: true,
+    dynamic_pamt: Dynamic::Possible,
     ..V1_5_16
 };
 

@@ -199,7 +199,7 @@ impl<P: Platform, O: Observer> Machine<P, O> {
         page.set(word::NUM_PAGES, 1);
         page.set(word::PAGES, r.rcx);
         page.set(word::XCR0, 1);
-        lock.entry.assign(pt::TDVPR, td.tdr.pa);
+        lock.assign(pt::TDVPR, td.tdr.pa);
         self.owner_changed(r.rcx, 1, true);
         td.tdr.add_children(1);
         Ok(())
@@ -220,7 +220,7 @@ impl<P: Platform, O: Observer> Machine<P, O> {
 
         self.before_commit(leaf::VP_ADDCX, v.tdr.pa);
         page.fill(0);
-        lock.entry.assign(pt::TDCX, v.tdr.pa);
+        lock.assign(pt::TDCX, v.tdr.pa);
         self.owner_changed(r.rcx, 1, true);
         if n < TDVPS_PAGES as u64 {
             v.tdvps.set(word::PAGES.wrapping_add(n as usize), r.rcx);

@@ -199,17 +199,53 @@ pub struct TdmrSpec {
 
 /// TDH.SYS.INIT to TDH.SYS.TDMR.INIT as Linux does it. Panics if a leaf fails.
 pub fn bring_up<G: GuestRun<Host>>(m: &Instrumented<Host, G>, tdmr: &TdmrSpec, hkid: u64) {
-    let call = |lp: u32, leaf: u64, mut r: Regs| {
-        let rax = m.seamcall(lp, leaf, &mut r);
-        assert_eq!(rax, 0, "bring-up leaf {leaf}: {rax:#x}");
-        r
-    };
-    let host = m.platform();
-    call(0, 33, Regs::default());
-    for lp in 0..host.config.lps {
-        call(lp, 35, Regs::default());
+    bring_up_with(m, tdmr, hkid, false);
+}
+
+/// The same, with a dynamic PAMT if that is wanted.
+pub fn bring_up_with<G: GuestRun<Host>>(
+    m: &Instrumented<Host, G>,
+    tdmr: &TdmrSpec,
+    hkid: u64,
+    dynamic: bool,
+) {
+    let mut config = before_sys_config(m, tdmr, dynamic);
+    config.r8 = hkid | (u64::from(dynamic) << 16);
+    must(m, 0, 45, config);
+    for lp in 0..m.platform().config.packages {
+        must(m, lp, 31, Regs::default());
     }
-    let (pamt_4k, pamt_2m) = (tdmr.size / 256, (tdmr.size >> 17).max(4096));
+    let base = Regs {
+        rcx: tdmr.base,
+        ..Regs::default()
+    };
+    while must(m, 0, 36, base).rdx < tdmr.base + tdmr.size {}
+}
+
+/// A bring-up leaf that must succeed.
+fn must<G: GuestRun<Host>>(m: &Instrumented<Host, G>, lp: u32, leaf: u64, mut r: Regs) -> Regs {
+    let rax = m.seamcall(lp, leaf, &mut r);
+    assert_eq!(rax, 0, "bring-up leaf {leaf}: {rax:#x}");
+    r
+}
+
+/// The bring-up up to TDH.SYS.CONFIG. Returns its registers but for R8; `dynamic`: the memory for
+/// the PAMT is enough for a dynamic one.
+pub fn before_sys_config<G: GuestRun<Host>>(
+    m: &Instrumented<Host, G>,
+    tdmr: &TdmrSpec,
+    dynamic: bool,
+) -> Regs {
+    let host = m.platform();
+    must(m, 0, 33, Regs::default());
+    for lp in 0..host.config.lps {
+        must(m, lp, 35, Regs::default());
+    }
+    let pamt_4k = match dynamic {
+        true => tdmr.size / 4096 / 8,
+        false => tdmr.size / 256,
+    };
+    let pamt_2m = (tdmr.size >> 17).max(4096);
     let mut info = vec![tdmr.base, tdmr.size];
     let base_2m = layout::PAMT + pamt_4k;
     info.extend([
@@ -225,31 +261,10 @@ pub fn bring_up<G: GuestRun<Host>>(m: &Instrumented<Host, G>, tdmr: &TdmrSpec, h
         host.write(layout::TDMR_INFO + 8 * i as u64, v);
     }
     host.write(layout::TDMR_ARRAY, layout::TDMR_INFO);
-    call(
-        0,
-        45,
-        Regs {
-            rcx: layout::TDMR_ARRAY,
-            rdx: 1,
-            r8: hkid,
-            ..Regs::default()
-        },
-    );
-    for lp in 0..host.config.packages {
-        call(lp, 31, Regs::default());
-    }
-    loop {
-        let r = call(
-            0,
-            36,
-            Regs {
-                rcx: tdmr.base,
-                ..Regs::default()
-            },
-        );
-        if r.rdx >= tdmr.base + tdmr.size {
-            break;
-        }
+    Regs {
+        rcx: layout::TDMR_ARRAY,
+        rdx: 1,
+        ..Regs::default()
     }
 }
 

@@ -175,6 +175,7 @@ impl<'m> Replay<'m> {
             "mrtd" => self.mrtd(f),
             "final_septe" => self.dumps.septe(f),
             "final_pamt" => self.dumps.pamt(f),
+            "final_bitmap" => self.dumps.bitmap(f),
             "final" => {
                 f.end()?;
                 self.end_of_first_dump()

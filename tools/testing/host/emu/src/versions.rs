@@ -18,7 +18,7 @@ const FACTS: &str = "
 number               1           5        6        8         9         13         16         20           24           25
 features0            f0ebf       1f0ebf   2e1f0ebf 22e1f0ebf 26f1f0ebf 226f1f0ebf 226f3f0ebf 10326f3f0ebf d1326f3f0ebf d1326f3f0ebf
 versioned            3.11.23.26.30 +22    .        .         .         +33        .          .            .            .
-leaves               -           .        .        .         .         .          .          .            .            .
+leaves               -           .        .        .         .         .          .          +58.59       .            .
 max_vcpus            -           240      .        .         .         .          .          .            .            .
 min_virt_maxpa       -           .        2d       .         .         .          .          .            .            .
 max_event_filters    -           .        .        .         200       .          .          .            .            .
@@ -47,6 +47,7 @@ promote_locks_children yes       .        .        .         .         .        
 yields_to_host       no          .        .        .         .         .          .          yes          .            .
 pending_is_no_step   no          .        .        .         .         .          .          yes          .            .
 rdmd_size            no          .        .        .         .         .          .          yes          .            .
+dynamic_pamt         unknown     .        .        .         .         .          ignored    possible     .            .
 ";
 
 fn yes(v: bool) -> String {
@@ -83,6 +84,7 @@ fn cells(rules: &Rules) -> Vec<(&'static str, String)> {
         yields_to_host,
         pending_is_no_step,
         rdmd_size,
+        dynamic_pamt,
     } = rules;
     let Details {
         unblock_untracked,
@@ -153,6 +155,7 @@ fn cells(rules: &Rules) -> Vec<(&'static str, String)> {
         ("yields_to_host", yes(*yields_to_host)),
         ("pending_is_no_step", yes(*pending_is_no_step)),
         ("rdmd_size", yes(*rdmd_size)),
+        ("dynamic_pamt", format!("{dynamic_pamt:?}").to_lowercase()),
     ]
 }
 

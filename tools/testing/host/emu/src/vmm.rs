@@ -4,12 +4,16 @@
 
 use std::sync::Mutex;
 
-use crate::host::{bring_up, layout, td_params, Host, TdmrSpec};
+use crate::host::{bring_up_with, layout, td_params, Host, TdmrSpec};
 use crate::instruments::{CheckLevel, Instrumented};
 use crate::module::{GuestRun, Regs};
 
 pub const TDMR: u64 = 0x4000_0000;
 pub const TDMR_SIZE: u64 = 1 << 30;
+/// Where [`Vmm::page`] gives pages of.
+const FREE_SIZE: u64 = 64 << 20;
+/// Pairs of a dynamic PAMT for that.
+const PAIRS: u64 = TDMR + (192 << 20);
 pub const GLOBAL_HKID: u64 = 16;
 const TDCX_PAGES: usize = 6;
 const TDVPX_PAGES: usize = 5;
@@ -50,7 +54,21 @@ impl<G: GuestRun<Host>> Vmm<G> {
 
     /// The same with invariants checked as `level` says, `None`: as the module does by itself.
     pub fn checked(guest: G, level: Option<CheckLevel>) -> Vmm<G> {
+        Vmm::of_version(guest, level, None, false)
+    }
+
+    /// The same with a module of some version, and with a dynamic PAMT if that is wanted. All
+    /// ranges that [`Vmm::page`] gives pages of have their pairs then.
+    pub fn of_version(
+        guest: G,
+        level: Option<CheckLevel>,
+        version: Option<&str>,
+        dynamic: bool,
+    ) -> Vmm<G> {
         let module = Instrumented::new(Host::new(Host::default_config()), guest);
+        if let Some(version) = version {
+            assert!(module.set_version(version), "{version}");
+        }
         if let Some(level) = level {
             module.set_checks(level);
         }
@@ -59,16 +77,28 @@ impl<G: GuestRun<Host>> Vmm<G> {
             size: TDMR_SIZE,
             reserved: vec![],
         };
-        bring_up(&module, &tdmr, GLOBAL_HKID);
-        let free = (TDMR..TDMR + (64 << 20))
+        bring_up_with(&module, &tdmr, GLOBAL_HKID, dynamic);
+        let free = (TDMR..TDMR + FREE_SIZE)
             .rev()
             .step_by(4096)
             .map(|pa| pa & !0xFFF)
             .collect();
-        Vmm {
+        let vmm = Vmm {
             module,
             free: Mutex::new(free),
+        };
+        if dynamic {
+            for i in 0..FREE_SIZE >> 21 {
+                let pages = PAIRS + 8192 * i;
+                vmm.ok(58, regs((TDMR + (i << 21)) | 1, pages, pages + 4096, 0));
+            }
         }
+        vmm
+    }
+
+    /// Whether the module wants VP.INIT version 1, as Linux finds it out.
+    fn topology_enum(&self) -> bool {
+        self.ok(34, regs(0, 0x0A00_0003_0000_0008, 0, 0)).r8 & (1 << 20) != 0
     }
 
     pub fn host(&self) -> &Host {
@@ -133,7 +163,8 @@ impl<G: GuestRun<Host>> Vmm<G> {
             self.ok(4, regs(p, pages[0], 0, 0));
         }
         let id = td.vcpus.len() as u64;
-        let (rax, _) = self.call_on(lp, 22 | (1 << 16), regs(pages[0], rcx, id, 0));
+        let version = u64::from(self.topology_enum());
+        let (rax, _) = self.call_on(lp, 22 | (version << 16), regs(pages[0], rcx, id, 0));
         assert_eq!(rax, 0, "VP.INIT returned {rax:#x}");
         td.vcpus.push(pages);
     }

@@ -6,6 +6,7 @@
 use tdx_emu_host::host::layout;
 use tdx_emu_host::instruments::{CheckLevel, StatName};
 use tdx_emu_host::module::interp::Interpreter;
+use tdx_emu_host::module::{versions, Regs};
 use tdx_emu_host::vmm::{regs, Td, Vmm, TDMR};
 
 const GPA: u64 = 0x4000_0000;
@@ -52,7 +53,25 @@ fn clean(v: &Vmm<Interpreter>) {
 
 #[test]
 fn a_life_breaks_no_invariant() {
-    let v = watched();
+    for version in versions() {
+        life(version, false);
+    }
+}
+
+#[test]
+fn a_life_with_a_dynamic_pamt_breaks_none() {
+    for version in ["1.5.20", "1.5.24", "1.5.25"] {
+        life(version, true);
+    }
+}
+
+fn life(version: &str, dynamic: bool) {
+    let v = Vmm::of_version(
+        Interpreter,
+        Some(CheckLevel::Everything),
+        Some(version),
+        dynamic,
+    );
     let td = td(&v);
     let large = (GPA + (2 << 20)) | 1;
     let at = |gpa: u64| regs(gpa, td.tdr, 0, 0);
@@ -67,12 +86,19 @@ fn a_life_breaks_no_invariant() {
     blocked(GPA);
     v.ok(39, at(GPA));
     blocked(large);
-    v.ok(15, regs(large, td.tdr, v.page(), 0));
+    // The pages for the pair, which a static PAMT does not need.
+    let (r12, r13) = (CHUNK + (2 << 20), CHUNK + (4 << 20));
+    let demote = regs(large, td.tdr, v.page(), 0);
+    let demoted = v.ok(15, Regs { r12, r13, ..demote });
+    assert_eq!((demoted.r12, demoted.r13), (r12, r13));
     for i in 0..512 {
         v.ok(25, at((large & !1) + i * 4096));
     }
     blocked(large);
-    v.free(v.ok(23, at(large)).rcx);
+    let promoted = v.ok(23, at(large));
+    let pair = if dynamic { (r12, r13) } else { (0, 0) };
+    assert_eq!((promoted.r12, promoted.r13), pair);
+    v.free(promoted.rcx);
     blocked(large);
     assert_eq!(v.ok(29, at(large)).rcx, CHUNK);
     blocked(GPA);
@@ -100,6 +126,20 @@ fn a_life_breaks_no_invariant() {
     clean(&v);
     v.destroy(td, &[Some(1)]);
     clean(&v);
+}
+
+#[test]
+fn a_pair_that_counts_wrongly_is_found() {
+    let checks = Some(CheckLevel::Everything);
+    let v = Vmm::of_version(Interpreter, checks, Some("1.5.24"), true);
+    let td = td(&v);
+    clean(&v);
+    // The 2M entries follow the bitmap of the TDMR of 1 GiB.
+    let in_use = layout::PAMT + (1 << 30) / 4096 / 8 + 8;
+    v.host().write(in_use, v.host().read(in_use) + 1);
+    v.call(25, regs(GPA, td.tdr, 0, 0));
+    let found = v.module.first_violation().expect("a violation").to_string();
+    assert!(found.contains("a pair of PAMT pages counts"), "{found}");
 }
 
 /// Changes a word by `f`, makes a call about [`GPA`] and returns what was found.

@@ -15,7 +15,7 @@ use tdx_emu_host::replay::{replay, Outcome};
 
 /// The folders of the recordings by version, with their number and the calls in them.
 const FOLDERS: [(&str, usize, u64); 3] =
-    [("", 17, 7918), ("1.5.16", 11, 8683), ("1.5.24", 7, 5371)];
+    [("", 17, 7918), ("1.5.16", 11, 8683), ("1.5.24", 14, 10_729)];
 
 /// The recordings in a folder.
 fn vectors(folder: &str) -> Vec<PathBuf> {
@@ -291,7 +291,7 @@ fn is_idle(field: &str) -> bool {
 }
 
 /// Values that are not used, or that no recorded call depends on.
-const UNUSED: [&str; 8] = [
+const UNUSED: [&str; 10] = [
     // How the recording came to be.
     "header/seed",
     "header/module",
@@ -300,6 +300,8 @@ const UNUSED: [&str; 8] = [
     "header/chunk_pool/base",
     "header/chunk_pool/n",
     "header/page_pool/n",
+    "header/pair_pool/base",
+    "header/pair_pool/n",
     // No recorded PAGE.ADD copies from the SEAM range.
     "header/seamrr/base",
     "header/seamrr/size",
@@ -505,7 +507,7 @@ fn what_a_newer_version_adds_is_checked() {
         (
             "\"dynamic_pamt\":false",
             "\"dynamic_pamt\":true",
-            "dynamic_pamt is true",
+            "field pair_pool is missing",
         ),
         ("\"r12\":", "\"r14\":", "r12 is missing"),
     ] {
@@ -514,6 +516,27 @@ fn what_a_newer_version_adds_is_checked() {
         let got = error(&changed);
         assert!(got.contains(message), "{to}: {got}");
     }
+    // A module that has no dynamic PAMT.
+    let original = vector("1.5.16/t02.jsonl.gz");
+    let got = error(&original.replacen("\"dynamic_pamt\":false", "\"dynamic_pamt\":true", 1));
+    assert!(got.contains("TDX module 1.5.16 has none"), "{got}");
+    // The bitmap belongs to the dump.
+    let original = vector("1.5.24/d06.jsonl.gz");
+    let bitmap = original.lines().position(|l| l.contains("final_bitmap"));
+    let lines: Vec<_> = original.lines().collect();
+    let without = [&lines[..bitmap.unwrap()], &lines[bitmap.unwrap() + 1..]].concat();
+    let got = error(&without.join("\n"));
+    assert!(
+        got.contains("final_bitmap belongs to a dynamic PAMT"),
+        "{got}"
+    );
+    let twice = [
+        &lines[..bitmap.unwrap()],
+        &lines[bitmap.unwrap()..=bitmap.unwrap()],
+    ]
+    .concat();
+    let twice = [&twice[..], &lines[bitmap.unwrap()..]].concat();
+    assert!(error(&twice.join("\n")).contains("final_bitmap twice"));
     // An older one has no R12.
     let original = vector("1.5.16/t02.jsonl.gz");
     let got = error(&original.replacen("\"in\":{", "\"in\":{\"r12\":\"0x0\",", 1));

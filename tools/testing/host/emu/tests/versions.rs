@@ -2,10 +2,12 @@
 
 //! What differs between the releases of the TDX module where no recording shows it.
 
-use tdx_emu_host::host::{bring_up, layout, td_params, Host, TdmrSpec};
+use tdx_emu_host::host::{
+    before_sys_config, bring_up, bring_up_with, layout, td_params, Host, TdmrSpec,
+};
 use tdx_emu_host::instruments::Instrumented;
 use tdx_emu_host::module::interp::Interpreter;
-use tdx_emu_host::module::{versions, Regs};
+use tdx_emu_host::module::{versions, Config, Regs};
 use tdx_emu_host::vmm::regs;
 
 const TDMR: u64 = 0x4000_0000;
@@ -17,9 +19,11 @@ const RELEASES: [&str; 10] = [
     "1.5.25",
 ];
 
+type Bare = Instrumented<Host, Interpreter>;
+
 /// A module of a release, ready.
 struct Module {
-    m: Instrumented<Host, Interpreter>,
+    m: Bare,
     next: u64,
 }
 
@@ -117,6 +121,7 @@ fn fields_of_the_system_follow_from_the_release() {
             (0x9900_0001_0000_000A, from("1.5.09", 512)),
             (0x9100_0000_0000_0013, from("1.5.20", 1)),
             (0x9100_0001_0000_0013, from("1.5.20", 1)),
+            (0x9100_0000_0000_0014, from("1.5.20", 4)),
         ] {
             assert_eq!(rd(&m, field), want, "{field:#x} of {release}");
         }
@@ -138,6 +143,93 @@ fn leaves_that_take_a_version() {
         // SYS.DISABLE is a leaf of later modules.
         let r = regs(1, 2, 3, 4);
         assert_eq!(m.call(69, r), (INVALID, r), "{release}");
+    }
+}
+
+/// A module that SYS.CONFIG is to be called of, and the registers for that.
+fn before_config(release: &str, hkid_start_bit: u32, dynamic: bool) -> (Bare, Regs) {
+    let config = Config {
+        hkid_start_bit,
+        hkid_bits: 52 - hkid_start_bit,
+        private_hkid_min: 2,
+        private_hkid_max: 7,
+        ..Host::default_config()
+    };
+    let m = Instrumented::new(Host::new(config), Interpreter);
+    assert!(m.set_version(release), "{release}");
+    let tdmr = TdmrSpec {
+        base: TDMR,
+        size: 1 << 30,
+        reserved: vec![],
+    };
+    let r = before_sys_config(&m, &tdmr, dynamic);
+    (m, r)
+}
+
+#[test]
+fn dynamic_pamt_is_asked_for_in_sys_config() {
+    for (i, release) in RELEASES.iter().enumerate() {
+        let (m, mut r) = before_config(release, 46, false);
+        r.r8 = 2 | (1 << 16);
+        let rax = m.seamcall(0, 45, &mut r);
+        // 1.5.16 takes the bit and does nothing about it. From 1.5.20 on the area for the
+        // 4K entries may be smaller by it, and need not.
+        let want = if i < at("1.5.16") { INVALID | 8 } else { 0 };
+        assert_eq!(rax, want, "{release}");
+        let (m, mut r) = before_config(release, 46, true);
+        r.r8 = 2 | (1 << 16);
+        let rax = m.seamcall(0, 45, &mut r);
+        let want = match i {
+            _ if i < at("1.5.16") => INVALID | 8,
+            _ if i < at("1.5.20") => 0xC000_0A10_0000_0000,
+            _ => 0,
+        };
+        assert_eq!(rax, want, "{release}");
+        if i >= at("1.5.20") {
+            // Not asked for: too small. Bits 63:48 of an address are no HKID: refused.
+            let (m, mut r) = before_config(release, 46, true);
+            r.r8 = 2;
+            assert_eq!(m.seamcall(0, 45, &mut r), 0xC000_0A10_0000_0000);
+            for (start, want) in [(48, 0), (49, INVALID | 8)] {
+                let (m, mut r) = before_config(release, start, true);
+                r.r8 = 2 | (1 << 16);
+                assert_eq!(m.seamcall(0, 45, &mut r), want, "{release} {start}");
+            }
+        }
+    }
+}
+
+#[test]
+fn there_are_pamt_leaves_with_a_dynamic_pamt_only() {
+    for (i, release) in RELEASES.iter().enumerate() {
+        let m = Module::new(release);
+        for leaf in [58, 59] {
+            let r = regs(TDMR | 1, TDMR + (2 << 20), TDMR + (2 << 20) + 4096, 0);
+            assert_eq!(m.call(leaf, r), (INVALID, r), "{release}");
+        }
+        let (m, _) = before_config(release, 46, true);
+        if i < at("1.5.20") {
+            continue;
+        }
+        let tdmr = TdmrSpec {
+            base: TDMR,
+            size: 1 << 30,
+            reserved: vec![(0x0100_0000, 4096)],
+        };
+        let m2 = Instrumented::new(Host::new(Host::default_config()), Interpreter);
+        assert!(m2.set_version(release));
+        drop(m);
+        bring_up_with(&m2, &tdmr, 16, true);
+        let call = |leaf: u64, mut r: Regs| (m2.seamcall(0, leaf, &mut r), r);
+        let range = TDMR | 1;
+        // A reserved page is no page for a pair.
+        let reserved = TDMR + 0x0100_0000;
+        let r = regs(range, reserved, TDMR + 4096, 0);
+        assert_eq!(call(58, r), (0xC000_0303_0000_0002, r), "{release}");
+        let r = regs(range, TDMR, TDMR + 4096, 0);
+        assert_eq!(call(58, r), (0, r), "{release}");
+        let (rax, r) = call(59, regs(range, 0, 0, 0));
+        assert_eq!((rax, r.rdx, r.r8), (0, TDMR, TDMR + 4096), "{release}");
     }
 }
 

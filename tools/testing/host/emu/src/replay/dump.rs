@@ -7,7 +7,7 @@ use std::fmt;
 
 use super::fields::Fields;
 use super::Replay;
-use crate::module::pamt::pt;
+use crate::module::pamt::{pt, PamtEntry};
 use crate::module::tree::{shift, Root, FREE, HPA, PS};
 
 /// (address, level or size class)
@@ -25,17 +25,72 @@ impl fmt::Display for Raw {
 }
 
 #[derive(PartialEq)]
-struct Page {
-    kind: u64,
-    owner: u64,
-    block_epoch: u64,
-    lock: u64,
+enum Page {
+    Owned {
+        kind: u64,
+        owner: u64,
+        block_epoch: u64,
+        lock: u64,
+    },
+    /// A range with a pair.
+    Pair {
+        pages: [u64; 2],
+        count: u64,
+        lock: u64,
+    },
+}
+
+impl Page {
+    fn read(f: &mut Fields) -> Result<Page, String> {
+        let kind = f.num("pt")?;
+        Ok(match kind == u64::from(pt::PAMT) {
+            true => Page::Pair {
+                pages: [f.num("page0")?, f.num("page1")?],
+                count: f.num("count")?,
+                lock: f.num("lock")?,
+            },
+            false => Page::Owned {
+                kind,
+                owner: f.num("owner")?,
+                block_epoch: f.num("bepoch")?,
+                lock: f.num("lock")?,
+            },
+        })
+    }
+
+    fn of(e: &PamtEntry<'_>) -> Page {
+        let lock = e.head() & 0xFFFF;
+        match e.kind() {
+            pt::PAMT => Page::Pair {
+                pages: e.pair(),
+                count: e.in_use(),
+                lock,
+            },
+            kind => Page::Owned {
+                kind: kind.into(),
+                owner: e.owner(),
+                block_epoch: e.block_epoch(),
+                lock,
+            },
+        }
+    }
 }
 
 impl fmt::Display for Page {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let (pt, o, b, l) = (self.kind, self.owner, self.block_epoch, self.lock);
-        write!(f, "pt {pt} owner {o:#x} bepoch {b:#x} lock {l:#x}")
+        match self {
+            Page::Owned {
+                kind,
+                owner,
+                block_epoch: b,
+                lock: l,
+            } => write!(f, "pt {kind} owner {owner:#x} bepoch {b:#x} lock {l:#x}"),
+            Page::Pair {
+                pages: [first, second],
+                count,
+                lock: l,
+            } => write!(f, "pair {first:#x} {second:#x} count {count} lock {l:#x}"),
+        }
     }
 }
 
@@ -44,6 +99,8 @@ impl fmt::Display for Page {
 pub struct Dumps {
     septe: SeptDump,
     pamt: PamtDump,
+    /// Pages in pairs.
+    bitmap: Option<BTreeSet<u64>>,
     /// `final` was read.
     complete: bool,
     teardown: bool,
@@ -64,12 +121,7 @@ impl Dumps {
 
     pub fn pamt(&mut self, mut f: Fields) -> Result<(), String> {
         let key = (f.num("pa")?, f.num("size")?);
-        let entry = Page {
-            kind: f.num("pt")?,
-            owner: f.num("owner")?,
-            block_epoch: f.num("bepoch")?,
-            lock: f.num("lock")?,
-        };
+        let entry = Page::read(&mut f)?;
         f.end()?;
         if self.complete && !self.teardown {
             return Err("final_pamt between final and teardown".into());
@@ -77,6 +129,24 @@ impl Dumps {
         match self.pamt.insert(key, entry) {
             None => Ok(()),
             Some(_) => Err("final_pamt twice for one entry".into()),
+        }
+    }
+
+    /// Follows the dump of a dynamic PAMT.
+    pub fn bitmap(&mut self, mut f: Fields) -> Result<(), String> {
+        let pages = f.all_nums("pages")?;
+        f.end()?;
+        if self.pamt.is_empty() || self.complete && !self.teardown {
+            return Err("final_bitmap without final_pamt".into());
+        }
+        let n = pages.len();
+        let pages: BTreeSet<u64> = pages.into_iter().collect();
+        if pages.len() != n {
+            return Err("final_bitmap has a page twice".into());
+        }
+        match self.bitmap.replace(pages) {
+            None => Ok(()),
+            Some(_) => Err("final_bitmap twice".into()),
         }
     }
 
@@ -128,10 +198,14 @@ impl Replay<'_> {
     fn diff_pamt(&mut self, what: &str) -> Result<(), String> {
         let want = std::mem::take(&mut self.dumps.pamt);
         let mut got = PamtDump::new();
+        let dynamic = self.m().is_dynamic();
         let (base, size) = self.header.tdmr;
         for class in 0..3u8 {
             for pa in (base..base + size).step_by(1 << shift(class)) {
                 let Some(e) = self.m().pamt_entry(pa, class) else {
+                    if class == 0 && dynamic {
+                        continue;
+                    }
                     return Err(format!("no PAMT entry for {pa:#x} of size {class}"));
                 };
                 let lock = e.head() & 0xFFFF;
@@ -141,17 +215,33 @@ impl Replay<'_> {
                 const HOST_PRIORITY: u64 = 2;
                 let owned = !matches!(e.kind(), pt::NDA | pt::RSVD);
                 if owned || lock & !HOST_PRIORITY != 0 || want.contains_key(&key) {
-                    let entry = Page {
-                        kind: e.kind().into(),
-                        owner: e.owner(),
-                        block_epoch: e.block_epoch(),
-                        lock,
-                    };
-                    got.insert(key, entry);
+                    got.insert(key, Page::of(&e));
                 }
             }
         }
         self.diff(what, want, got);
+        self.diff_bitmap()
+    }
+
+    fn diff_bitmap(&mut self) -> Result<(), String> {
+        let want = self.dumps.bitmap.take();
+        if want.is_some() != self.m().is_dynamic() {
+            return Err("final_bitmap belongs to a dynamic PAMT".into());
+        }
+        let Some(want) = want else { return Ok(()) };
+        let (base, size) = self.header.tdmr;
+        let reserved = |pa: u64| {
+            let mut areas = self.header.reserved.iter();
+            areas.any(|&(offset, size)| (pa - base).wrapping_sub(offset) < size)
+        };
+        let pages = (base..base + size).step_by(4096);
+        let got: BTreeSet<u64> = pages
+            .filter(|&pa| !reserved(pa) && self.m().is_pamt_page(pa))
+            .collect();
+        for pa in want.symmetric_difference(&got) {
+            let (want, got) = (want.contains(pa), got.contains(pa));
+            self.mismatch("final_bitmap", &format!("{pa:#x}"), want, got);
+        }
         Ok(())
     }
 

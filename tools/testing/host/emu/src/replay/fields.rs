@@ -94,6 +94,14 @@ impl Fields {
             .collect()
     }
 
+    /// A list of numbers.
+    pub fn all_nums(&mut self, name: &str) -> Result<Vec<u64>, String> {
+        let list = self.list(name)?;
+        let bad = || format!("{}.{name}: numbers expected", self.what);
+        let numbers: Option<Vec<u64>> = list.iter().map(number).collect();
+        numbers.ok_or_else(bad)
+    }
+
     /// A list of exactly `N` numbers.
     pub fn nums<const N: usize>(&mut self, name: &str) -> Result<[u64; N], String> {
         let list = self.list(name)?;

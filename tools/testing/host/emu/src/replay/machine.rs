@@ -3,7 +3,7 @@
 //! The machine that a recording's header describes, with the module up.
 
 use super::fields::Fields;
-use crate::host::{bring_up, layout, td_params, Host, TdmrSpec};
+use crate::host::{bring_up_with, layout, td_params, Host, TdmrSpec};
 use crate::instruments::Instrumented;
 use crate::module::interp::Interpreter;
 use crate::module::numbers::leaf;
@@ -32,6 +32,8 @@ pub struct Header {
     pub tdr: u64,
     pub tdvpr: [u64; 2],
     pub tdmr: (u64, u64),
+    /// Offset and size of its reserved areas.
+    pub reserved: Vec<(u64, u64)>,
     /// Base and number of the pages that have an index.
     pub pages: (u64, u64),
 }
@@ -150,7 +152,12 @@ pub fn machine(
     if named != features.is_some() || named != h.has("dynamic_pamt") {
         return Err("header: version, features0 and dynamic_pamt belong together".into());
     }
-    expect("dynamic_pamt", h.flag("dynamic_pamt")?, false)?;
+    let dynamic = h.flag("dynamic_pamt")?;
+    if dynamic && !release.r12 {
+        return Err(format!(
+            "header.dynamic_pamt: TDX module {version} has none"
+        ));
+    }
     // Only says how the recording was made.
     h.num("seed")?;
     expect("max_pa", h.num("max_pa")?, MAX_PA)?;
@@ -168,10 +175,18 @@ pub fn machine(
     pool.num("base")?;
     pool.num("n")?;
     pool.end()?;
+    // Of these pages the calls make pairs.
+    if dynamic {
+        let mut pool = h.object("pair_pool")?;
+        pool.num("base")?;
+        pool.num("n")?;
+        pool.end()?;
+    }
     let header = Header {
         tdr: h.num("tdr")?,
         tdvpr: h.nums("tdvpr")?,
         tdmr: (tdmr.base, tdmr.size),
+        reserved: tdmr.reserved.clone(),
         pages,
     };
     let within = |pa: u64| pa % 4096 == 0 && pa.wrapping_sub(tdmr.base) < tdmr.size;
@@ -183,7 +198,7 @@ pub fn machine(
 
     let module = Instrumented::new(Host::new(config), Interpreter);
     module.set_version(&version);
-    bring_up(&module, &tdmr, global_hkid);
+    bring_up_with(&module, &tdmr, global_hkid, dynamic);
     if let Some(features) = features {
         let got = features0(&module)?;
         expect("features0", format!("{features:#x}"), format!("{got:#x}"))?;
