@@ -11,10 +11,7 @@ use tdx_mirror_host::base::addr::{Gfn, Pfn};
 use tdx_mirror_host::base::level::{Level, Position};
 use tdx_mirror_host::mirror::error::{Leak, MapError, MapOutcome, RetryReason};
 use tdx_mirror_host::mirror::spte::SpteKind;
-use tdx_mirror_host::mock::{
-    status,
-    Event::{self, Call},
-};
+use tdx_mirror_host::mock::Event::{self, Call};
 use tdx_mirror_host::sept::{BUILD_TRIES, DEBT_SLOTS, FAULT_TRIES, MAX_ENTERS};
 use tdx_mirror_host::tdx::call::Kind;
 use tdx_mirror_host::tdx::status::TdxStatus;
