@@ -7,6 +7,7 @@
 #include <linux/fs.h>
 #include <linux/miscdevice.h>
 #include <linux/module.h>
+#include <linux/mutex.h>
 #include <linux/rwsem.h>
 #include <linux/sched/signal.h>
 #include <linux/slab.h>
@@ -130,6 +131,29 @@ static int tdt_ioctl_stats(struct tdt_td *td, void __user *arg)
 	return copy_to_user(arg, &s, sizeof(s)) ? -EFAULT : 0;
 }
 
+static int tdt_ioctl_inject(void __user *arg)
+{
+	static DEFINE_MUTEX(lock);
+	struct tdx_test_inject i;
+	char *text;
+	int ret;
+
+	if (copy_from_user(&i, arg, sizeof(i)))
+		return -EFAULT;
+	if (i.len > TDX_TEST_MAX_SCRIPT)
+		return -E2BIG;
+
+	text = memdup_user(u64_to_user_ptr(i.text), i.len);
+	if (IS_ERR(text))
+		return PTR_ERR(text);
+
+	mutex_lock(&lock);
+	ret = tdx_test_inject(text, i.len);
+	mutex_unlock(&lock);
+	kfree(text);
+	return ret;
+}
+
 /* What changes the TD's state, with the file's lock held for write. */
 static int tdt_change(struct tdt_file *f, unsigned int cmd, void __user *arg)
 {
@@ -169,6 +193,8 @@ static long tdt_ioctl(struct file *file, unsigned int cmd, unsigned long arg)
 	int ret;
 
 	switch (cmd) {
+	case TDX_TEST_INJECT:
+		return tdt_ioctl_inject(user);
 	case TDX_TEST_CREATE:
 	case TDX_TEST_BUILD:
 	case TDX_TEST_FINALIZE:

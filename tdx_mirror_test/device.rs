@@ -114,3 +114,18 @@ unsafe extern "C" fn tdx_test_counters(out: *mut Counters) {
     // SAFETY: By the contract.
     unsafe { out.write(c) };
 }
+
+/// Loads a script of the fault injection. 0 or -EINVAL. Callers take turns.
+///
+/// # Safety
+///
+/// `script` must be valid for reads of `len` bytes.
+#[no_mangle]
+unsafe extern "C" fn tdx_test_inject(script: *const u8, len: usize) -> core::ffi::c_int {
+    // SAFETY: By the contract.
+    let script = unsafe { core::slice::from_raw_parts(script, len) };
+    match MODULE.inject().load(script) {
+        Ok(()) => 0,
+        Err(_) => EINVAL.to_errno(),
+    }
+}

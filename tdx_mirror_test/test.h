@@ -176,5 +176,6 @@ u64 tdx_test_random(void);
 /* Called from C, defined in device.rs. */
 u64 tdx_test_seamcall(u32 lp, u64 leaf, struct tdx_module_args *args);
 void tdx_test_counters(struct tdx_test_counters *out);
+int tdx_test_inject(const char *script, size_t len);
 
 #endif /* _TDX_MIRROR_TEST_H */

@@ -22,6 +22,7 @@
 #define TDX_TEST_RESET_GFN	0xfffffULL
 #define TDX_TEST_MAX_PAGES	512
 #define TDX_TEST_MAX_VCPUS	4
+#define TDX_TEST_MAX_SCRIPT	1024
 
 /* R11 of a TDG.VP.VMCALL: a round is done, or memory had a wrong value. */
 #define TDX_TEST_VMCALL_ROUND	1
@@ -135,6 +136,19 @@ struct tdx_test_stats {
 	__u64 lost;
 };
 
+/**
+ * struct tdx_test_inject - faults of the software TDX module, of all TDs of the device
+ * @text: address of the script, see "Faults on demand" in Documentation/testing.rst
+ * @len: its bytes, 0 to TDX_TEST_MAX_SCRIPT; an empty script ends all faults
+ *
+ * Replaces the script before it. -EINVAL: a mistake in it, and nothing changed; -E2BIG.
+ * It outlives the file that loaded it, and needs no TD.
+ */
+struct tdx_test_inject {
+	__u64 text;
+	__u64 len;
+};
+
 #define TDX_TEST_CREATE		_IOW('T', 0xc0, struct tdx_test_create)
 #define TDX_TEST_BUILD		_IOW('T', 0xc1, struct tdx_test_build)
 #define TDX_TEST_FINALIZE	_IO('T', 0xc2)
@@ -143,5 +157,6 @@ struct tdx_test_stats {
 #define TDX_TEST_RUN		_IOWR('T', 0xc5, struct tdx_test_run)
 #define TDX_TEST_STATS		_IOR('T', 0xc6, struct tdx_test_stats)
 #define TDX_TEST_DESTROY	_IO('T', 0xc7)
+#define TDX_TEST_INJECT		_IOW('T', 0xc8, struct tdx_test_inject)
 
 #endif /* _UAPI_LINUX_TDX_MIRROR_TEST_H */

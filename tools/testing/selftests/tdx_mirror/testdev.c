@@ -174,6 +174,13 @@ TEST_F(testdev, life_cycle)
 	ASSERT_EQ(0, create_final(self->fd, SEED + 1));
 }
 
+static int inject(int fd, const char *text)
+{
+	struct tdx_test_inject i = { (uintptr_t)text, strlen(text) };
+
+	return DO(fd, TDX_TEST_INJECT, &i);
+}
+
 struct worker {
 	pthread_t thread;
 	int fd, error;
@@ -213,7 +220,11 @@ TEST_F_TIMEOUT(testdev, parallel, 120)
 	struct worker workers[THREADS] = {};
 	atomic_bool stop = false;
 	uint64_t mapped = 0;
-	int i, tries;
+	char script[64];
+	int i;
+
+	/* A guest that accepts the first page which the threads map, until one call met it. */
+	snprintf(script, sizeof(script), "hold entry %x 0 guest busy=1", DATA_GFN << 12);
 
 	ASSERT_EQ(0, create_final(self->fd, SEED));
 	for (i = 0; i < THREADS; i++) {
@@ -222,17 +233,21 @@ TEST_F_TIMEOUT(testdev, parallel, 120)
 		workers[i].stop = &stop;
 		ASSERT_EQ(0, pthread_create(&workers[i].thread, NULL, work, &workers[i]));
 	}
-	/* Until the guest's accepts and the host's calls have collided; soon. */
-	for (tries = 0; tries < 1000; tries++) {
+	for (i = 0; i < 4; i++) {
 		run = (struct tdx_test_run){ .rounds = 5 };
+		ASSERT_EQ(0, inject(self->fd, script));
 		ASSERT_EQ(0, DO(self->fd, TDX_TEST_RUN, &run));
 		sum.done += run.done;
 		sum.bad += run.bad;
 		sum.faults += run.faults;
 		sum.entries += run.entries;
-		if (tries >= 3 && stats_of(self->fd).busy)
-			break;
 	}
+	/* One of both calls is made, and meets it if no thread did. */
+	do
+		i = range(self->fd, TDX_TEST_MAP, DATA_GFN, 1, NULL);
+	while (i == EAGAIN);
+	ASSERT_EQ(0, i);
+	ASSERT_EQ(0, range(self->fd, TDX_TEST_ZAP, DATA_GFN, 1, NULL));
 	stop = true;
 	for (i = 0; i < THREADS; i++) {
 		pthread_join(workers[i].thread, NULL);
@@ -248,6 +263,37 @@ TEST_F_TIMEOUT(testdev, parallel, 120)
 	EXPECT_LT(0, stats_of(self->fd).busy);
 	EXPECT_LT(0, stats_of(self->fd).kicks);
 	EXPECT_TRUE(agree(self->fd, &self->before));
+	EXPECT_EQ(0, inject(self->fd, ""));
+}
+
+TEST_F(testdev, faults_on_demand)
+{
+	static const char mistake[] = "hold entry 0 0 guest busy=1\nhold nothing";
+	struct tdx_test_inject i = { 1, 1 };
+	struct tdx_test_stats s;
+
+	ASSERT_EQ(0, create_final(self->fd, SEED));
+	ASSERT_EQ(0, range(self->fd, TDX_TEST_MAP, DATA_GFN, 1, NULL));
+	ASSERT_EQ(EINVAL, inject(self->fd, mistake));
+	EXPECT_EQ(EFAULT, DO(self->fd, TDX_TEST_INJECT, &i));
+	i.len = TDX_TEST_MAX_SCRIPT + 1;
+	EXPECT_EQ(E2BIG, DO(self->fd, TDX_TEST_INJECT, &i));
+	EXPECT_EQ(EFAULT, DO(self->fd, TDX_TEST_INJECT, NULL));
+
+	/* None of them changed anything. */
+	ASSERT_EQ(0, range(self->fd, TDX_TEST_ZAP, DATA_GFN, 1, NULL));
+	EXPECT_EQ(0, stats_of(self->fd).busy);
+
+	/* AUG, twice busy, then BLOCK, once. */
+	ASSERT_EQ(0, inject(self->fd, "fail 6 1 8000020000000001\nfail 6 2 8000020000000001\n"
+				      "fail 7 1 8000020000000092\n"));
+	ASSERT_EQ(0, range(self->fd, TDX_TEST_MAP, DATA_GFN, 1, NULL));
+	ASSERT_EQ(0, range(self->fd, TDX_TEST_ZAP, DATA_GFN, 1, NULL));
+	s = stats_of(self->fd);
+	EXPECT_EQ(3, s.busy);
+	EXPECT_EQ(3, s.retries);
+	EXPECT_TRUE(agree(self->fd, &self->before));
+	EXPECT_EQ(0, inject(self->fd, ""));
 }
 
 TEST_F(testdev, two_tds)
