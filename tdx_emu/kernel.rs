@@ -11,7 +11,7 @@ use core::fmt::Write;
 use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use crate::instruments::{CheckLevel, Instrumented};
-use crate::module::{Platform, Regs};
+use crate::module::{versions, Platform, Regs};
 use host::Host;
 use kernel::error::to_result;
 use kernel::prelude::*;
@@ -44,7 +44,8 @@ pub(crate) fn start() -> Result {
             return Err(EINVAL);
         }
     });
-    if !ffi::version().to_str().is_ok_and(|v| MODULE.set_version(v)) {
+    let version = versions().find(|name| ffi::version_is(name));
+    if !version.is_some_and(|name| MODULE.set_version(name)) {
         pr_err!("version names no TDX module, see modinfo\n");
         return Err(EINVAL);
     }

@@ -73,7 +73,7 @@ fn each_owned_in_pairs<'m, P: Platform>(
             continue;
         };
         let mut in_use = 0u64;
-        for (i, entry) in (0u64..).zip(parts.iter()) {
+        for (i, entry) in (0..WORDS as u64).zip(parts.iter()) {
             if entry.kind() != pt::NDA {
                 in_use = in_use.wrapping_add(1);
                 f(range | (i << shift(0)), 0, entry)?;

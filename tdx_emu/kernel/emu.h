@@ -86,7 +86,7 @@ int emu_vmx_enter(struct emu_gprs *regs, struct emu_guest *guest, void *xsave,
 		  bool launch);
 
 /* host.c */
-const char *emu_version(void);
+bool emu_version_is(const u8 *name, size_t len);
 u32 emu_this_cpu(void);
 u32 emu_nr_cpus(void);
 u32 emu_package_of(u32 cpu);

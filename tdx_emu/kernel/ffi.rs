@@ -2,7 +2,7 @@
 
 //! The machine, from `tdx_emu/kernel/emu.h`, as safe functions.
 
-use core::ffi::{c_char, c_int, c_void, CStr};
+use core::ffi::{c_int, c_void};
 use core::ptr::NonNull;
 
 /// `struct seq_file`.
@@ -30,7 +30,7 @@ extern "C" {
     fn emu_register() -> c_int;
     fn emu_rebooting() -> bool;
     fn emu_check_level() -> u32;
-    fn emu_version() -> *const c_char;
+    fn emu_version_is(name: *const u8, len: usize) -> bool;
     fn emu_seq_value(m: *mut SeqFile, name: *const u8, len: usize, value: u64);
     fn emu_seq_text(m: *mut SeqFile, text: *const u8, len: usize);
     fn emu_seq_td(m: *mut SeqFile, tdr: u64, hkid: u64, vcpus: u64, children: u64, mrtd: *const u8);
@@ -76,11 +76,10 @@ readers! {
     check_level => emu_check_level() -> u32;
 }
 
-/// Module parameter `version`.
-pub(super) fn version() -> &'static CStr {
-    // SAFETY: The string of a parameter that cannot be written, or its default: it ends with a
-    // NUL and stays as it is while the module is loaded.
-    unsafe { CStr::from_ptr(emu_version()) }
+/// Whether module parameter `version` is `name`.
+pub(super) fn version_is(name: &str) -> bool {
+    // SAFETY: The text is valid for its length.
+    unsafe { emu_version_is(name.as_ptr(), name.len()) }
 }
 
 /// CPUID as EAX, EBX, ECX, EDX.

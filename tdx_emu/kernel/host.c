@@ -38,9 +38,10 @@ static char *version = "1.5.01-linux";
 module_param(version, charp, 0444);
 MODULE_PARM_DESC(version, "TDX module to be: 1.5.01, 1.5.05, 1.5.06, 1.5.08, 1.5.09, 1.5.13, 1.5.16, 1.5.20, 1.5.24, 1.5.25, or 1.5.01-linux, which is 1.5.01 with what Linux demands (default)");
 
-const char *emu_version(void)
+/* Whether the parameter is the @len bytes at @name. */
+bool emu_version_is(const u8 *name, size_t len)
 {
-	return version;
+	return strlen(version) == len && !memcmp(version, name, len);
 }
 
 u32 emu_this_cpu(void)

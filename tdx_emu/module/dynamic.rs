@@ -32,7 +32,7 @@ const COUNT: u64 = 0x3FF;
 /// Number of 4K entries in the first page.
 const IN_FIRST: usize = WORDS / 2;
 
-impl<'m> PamtEntry<'m> {
+impl PamtEntry<'_> {
     /// The pages of a pair; for an entry of type PAMT.
     pub(crate) fn pair(&self) -> [u64; 2] {
         [self.head(), self.block_epoch()].map(|word| word >> PFN_SHIFT << 12)
@@ -242,7 +242,7 @@ impl<P: Platform, O: Observer> Machine<P, O> {
             return Err(st::NO_PAMT_PAGE_PAIR | op::RCX);
         }
         let pages = lock.entry.pair();
-        for (n, pa) in (0..).zip(pages) {
+        for (n, pa) in (0..2).zip(pages) {
             let page = Page::at(&self.p, pa).ok_or_else(|| self.fatal())?;
             let mut entries = (0..IN_FIRST).map(|i| PamtEntry::new(page, i << 1));
             if entries.any(|e| e.kind() != pt::NDA) {

@@ -143,7 +143,8 @@ impl<P: Platform, O: Observer> Machine<P, O> {
 
     /// Makes it the version with that name. False if there is none.
     pub(crate) fn set_version(&self, name: &str) -> bool {
-        let row = TABLE.iter().position(|rules| rules.name == name);
+        let is_named = |&row: &usize| TABLE.get(row).is_some_and(|r| r.name == name);
+        let row = (0..TABLE.len()).find(is_named);
         row.inspect(|&row| self.version.store(row, Ordering::Relaxed))
             .is_some()
     }
