@@ -99,6 +99,11 @@ impl<P: Platform, G: GuestRun<P>> Instrumented<P, G> {
         self.module.set_version(name)
     }
 
+    /// [`Module::install`].
+    pub fn install(&self, name: &str) -> bool {
+        self.module.install(name)
+    }
+
     /// The version that this module is.
     pub fn version(&self) -> &'static str {
         self.machine().rules().name

@@ -44,6 +44,7 @@ pub(crate) mod tdcall;
 pub(crate) mod tdmr;
 pub(crate) mod tracking;
 pub(crate) mod tree;
+pub(crate) mod update;
 pub(crate) mod vcpu;
 pub(crate) mod ve;
 pub(crate) mod version;
@@ -89,6 +90,13 @@ impl<P: Platform, G: GuestRun<P>, O: Observer> Module<P, G, O> {
         self.m.set_version(name)
     }
 
+    /// Puts a module of the version with that name in the place of this one, which must have been
+    /// shut down; TDH.SYS.INIT follows. Nobody may call the module meanwhile. False: it was not,
+    /// or there is none of that name.
+    pub fn install(&self, name: &str) -> bool {
+        self.m.install(name)
+    }
+
     /// The platform.
     pub fn platform(&self) -> &P {
         &self.m.p
@@ -114,6 +122,7 @@ impl<P: Platform, G: GuestRun<P>, O: Observer> Module<P, G, O> {
         refuse: impl FnOnce(&mut Regs) -> Option<u64>,
     ) -> u64 {
         let (number, version) = (rax as u16, (rax >> 16) as u8);
+        let _inside = self.m.inside(lp);
         if let Err(status) = self.admit(rax) {
             return status;
         }
@@ -139,9 +148,12 @@ impl<P: Platform, G: GuestRun<P>, O: Observer> Module<P, G, O> {
         if rax >> 16 != 0 && !self.m.rules().versioned.contains(&number) {
             return Err(bad);
         }
-        let state = self.m.sys.state.load(Ordering::Acquire);
+        let state = self.m.sys.state.load(Ordering::SeqCst);
         if state == sys_state::SHUTDOWN && number != leaf::SYS_LP_SHUTDOWN {
             return Err(st::SYS_SHUTDOWN);
+        }
+        if state == sys_state::STOPPING {
+            return Err(st::SYS_BUSY);
         }
         let bring_up = matches!(
             number,
@@ -150,6 +162,7 @@ impl<P: Platform, G: GuestRun<P>, O: Observer> Module<P, G, O> {
                 | leaf::SYS_RD
                 | leaf::SYS_CONFIG
                 | leaf::SYS_KEY_CONFIG
+                | leaf::SYS_UPDATE
                 | leaf::SYS_LP_SHUTDOWN
                 | leaf::SYS_DISABLE
         );
@@ -239,13 +252,17 @@ impl<P: Platform, O: Observer> Machine<P, O> {
             leaf::SYS_KEY_CONFIG => self.sys_key_config(lp),
             leaf::SYS_TDMR_INIT => self.sys_tdmr_init(r),
             leaf::SYS_LP_SHUTDOWN => self.sys_shutdown(),
-            _ if self.rules().leaves.contains(&number) => self.dispatch_newer(number, r),
+            _ if self.rules().leaves.contains(&number) => {
+                self.dispatch_newer(lp, number, version, r)
+            }
             _ => Err(st::OPERAND_INVALID | op::RAX),
         }
     }
     /// The leaves of the version that not all versions have.
-    fn dispatch_newer(&self, number: u16, r: &mut Regs) -> Res<()> {
+    fn dispatch_newer(&self, lp: u32, number: u16, version: u8, r: &mut Regs) -> Res<()> {
         match number {
+            leaf::SYS_SHUTDOWN => self.sys_hand_off(lp, r),
+            leaf::SYS_UPDATE => self.sys_update(version, r),
             leaf::PHYMEM_PAMT_ADD => self.phymem_pamt_add(r),
             leaf::PHYMEM_PAMT_REMOVE => self.phymem_pamt_remove(r),
             leaf::SYS_DISABLE => self.sys_shutdown(),

@@ -7,6 +7,7 @@
 use super::pamt::PamtLock;
 use super::platform::{Entry, GuestRegs, Inject, Regs, Vcpu};
 use super::td::{Tdcs, Tdr};
+use super::update::Inside;
 use super::vp::{word, Tdvps};
 
 /// A vCPU inside the guest. TDR and TDVPR stay locked shared and the vCPU counts in
@@ -17,6 +18,7 @@ pub(crate) struct Entered<'m> {
     pub(crate) regs: GuestRegs,
     pub(crate) tdvps: Tdvps<'m>,
     pub(crate) tdcs: Tdcs<'m>,
+    pub(crate) _inside: Inside<'m>,
     pub(crate) _tdr: Tdr<'m>,
     pub(crate) _tdvpr: PamtLock<'m>,
 }

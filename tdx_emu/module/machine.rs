@@ -26,6 +26,8 @@ pub(crate) mod sys_state {
     pub(crate) const CONFIGURED: u64 = 2;
     pub(crate) const READY: u64 = 3;
     pub(crate) const SHUTDOWN: u64 = 4;
+    /// SYS.SHUTDOWN looks whether it may.
+    pub(crate) const STOPPING: u64 = 5;
 }
 
 /// Key ownership of a HKID.
@@ -71,6 +73,14 @@ pub(crate) struct Sys {
     pub(crate) wb: [CacheWb; MAX_PACKAGES],
     /// Serialises the making of keys.
     pub(crate) ket_lock: AtomicU64,
+    /// Whether an LP is in the module, or in a guest.
+    pub(crate) lp_busy: [AtomicU64; MAX_LPS],
+    /// Version of what SYS.SHUTDOWN left for the next module, plus one; 0 if it did not.
+    pub(crate) handed_off: AtomicU64,
+    /// TDs that are being built, in versions with MRTD contexts.
+    pub(crate) builds: AtomicU64,
+    /// TDs without such a context cannot be built any further.
+    pub(crate) compatible: AtomicU64,
     /// TDVPR that ran last on each LP, 0 if none: its translations may be cached.
     pub(crate) lp_last_vcpu: [AtomicU64; MAX_LPS],
 }
@@ -98,6 +108,10 @@ impl Sys {
                 }
             }; MAX_PACKAGES],
             ket_lock: ZERO,
+            lp_busy: [ZERO; MAX_LPS],
+            handed_off: ZERO,
+            builds: ZERO,
+            compatible: ZERO,
             lp_last_vcpu: [ZERO; MAX_LPS],
         }
     }

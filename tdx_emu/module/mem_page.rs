@@ -58,6 +58,7 @@ impl<P: Platform, O: Observer> Machine<P, O> {
         }
         let source = self.shared_page(r.r9, 0xFFF, op::R9)?;
         let page = self.lock_explicit(r.r8, 0, pt::NDA, Mode::Exclusive, op::R8)?;
+        self.check_context(&td.tdcs)?;
         let target = Page::at(&self.p, r.r8).ok_or(st::OPERAND_ADDR_RANGE_ERROR | op::R8)?;
 
         self.before_commit(leaf::MEM_PAGE_ADD, td.tdr.pa);

@@ -64,6 +64,9 @@ pub(crate) fn global(rules: &Rules, c: Config, id: u64) -> Option<u64> {
         0x0800_0000_0000_0004 => major,
         0x0800_0000_0000_0005 => update,
         0x0A00_0000_0000_0008 => rules.features0,
+        0x8900_0000_0000_0000 => rules.handoff.version,
+        0x8900_0000_0000_0001 => rules.handoff.oldest,
+        0x8900_0000_0000_0002 => rules.handoff.no_downgrade.into(),
         MIN_DYNAMIC_PAMT_NUM_HKID_BITS if rules.dynamic_pamt == Dynamic::Possible => {
             let bits = c.hkid_start_bit.saturating_add(c.hkid_bits).min(52);
             bits.saturating_sub(PAMT_ADDRESS_BITS).into()

@@ -246,6 +246,7 @@ impl<P: Platform, O: Observer> Machine<P, O> {
 
         self.before_commit(leaf::MNG_INIT, tdr.pa);
         params.store(&tdcs, self.p.tsc());
+        self.begin_context(&tdcs);
         tdcs.set_op_state(op_state::INITIALIZED);
         Ok(())
     }
@@ -302,6 +303,9 @@ impl<P: Platform, O: Observer> Machine<P, O> {
         };
 
         self.before_commit(leaf::MNG_VPFLUSHDONE, tdr.pa);
+        if let Some(tdcs) = self.tdcs_of(&tdr) {
+            self.end_context(&tdcs);
+        }
         tdr.set_lifecycle(lc::BLOCKED);
         k.store(kot::FLUSHED, Ordering::Relaxed);
         wb.store(self.all_packages(), Ordering::Relaxed);

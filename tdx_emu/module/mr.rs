@@ -37,6 +37,7 @@ impl<P: Platform, O: Observer> Machine<P, O> {
         if State::of(w.raw) != Some(State::Mapped) {
             return Err(st::EPT_ENTRY_NOT_PRESENT);
         }
+        self.check_context(&td.tdcs)?;
         let offset = gpa & super::tree::offset_mask(w.entry.level);
         let pa = (w.raw & HPA).wrapping_add(offset);
         let page = Page::at(&self.p, pa).ok_or_else(|| self.fatal())?;
@@ -58,8 +59,10 @@ impl<P: Platform, O: Observer> Machine<P, O> {
         if td.tdcs.word(tdcs_word::NUM_VCPUS).load(Ordering::Relaxed) == 0 {
             return Err(st::NO_VCPUS);
         }
+        self.check_context(&td.tdcs)?;
         self.before_commit(leaf::MR_FINALIZE, td.tdr.pa);
         td.tdcs.finish_measurement();
+        self.end_context(&td.tdcs);
         td.tdcs.set_op_state(op_state::RUNNABLE);
         Ok(())
     }

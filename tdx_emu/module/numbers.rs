@@ -38,6 +38,9 @@ pub(crate) mod st {
     pub(crate) const SYS_NOT_READY: u64 = 0xC000_0505_0000_0000;
     pub(crate) const SYS_SHUTDOWN: u64 = 0xC000_0506_0000_0000;
     pub(crate) const SYS_KEY_CONFIG_NOT_PENDING: u64 = 0xC000_0507_0000_0000;
+    pub(crate) const SYS_STATE_INCORRECT: u64 = 0xC000_0508_0000_0000;
+    pub(crate) const SYS_INVALID_HANDOFF: u64 = 0xC000_0509_0000_0000;
+    pub(crate) const UPDATE_COMPATIBILITY_SENSITIVE: u64 = 0x8000_0512_0000_0000;
     pub(crate) const SYS_CONFIG_NOT_PENDING: u64 = 0xC000_0510_0000_0000;
     pub(crate) const TD_FATAL: u64 = 0xE000_0604_0000_0000;
     pub(crate) const TDCS_NOT_ALLOCATED: u64 = 0xC000_0606_0000_0000;
@@ -46,6 +49,7 @@ pub(crate) mod st {
     pub(crate) const NO_VCPUS: u64 = 0xC000_0609_0000_0000;
     pub(crate) const TDCX_NUM_INCORRECT: u64 = 0xC000_0610_0000_0000;
     pub(crate) const X2APIC_ID_NOT_UNIQUE: u64 = 0xC000_0621_0000_0000;
+    pub(crate) const INCOMPATIBLE_MRTD_CONTEXT: u64 = 0xC000_0622_0000_0000;
     pub(crate) const VCPU_STATE_INCORRECT: u64 = 0xC000_0700_0000_0000;
     pub(crate) const VCPU_ASSOCIATED: u64 = 0x8000_0701_0000_0000;
     pub(crate) const VCPU_NOT_ASSOCIATED: u64 = 0x8000_0702_0000_0000;
@@ -90,6 +94,7 @@ pub(crate) mod op {
     pub(crate) const RDX: u64 = 2;
     pub(crate) const R8: u64 = 8;
     pub(crate) const R9: u64 = 9;
+    pub(crate) const R10: u64 = 10;
     pub(crate) const R12: u64 = 12;
     pub(crate) const R13: u64 = 13;
     pub(crate) const ATTRIBUTES: u64 = 64;
@@ -164,6 +169,8 @@ leaves! {
     43 VP_WR "tdh_vp_wr"
     44 SYS_LP_SHUTDOWN "tdh_sys_lp_shutdown"
     45 SYS_CONFIG "tdh_sys_config"
+    52 SYS_SHUTDOWN "tdh_sys_shutdown"
+    53 SYS_UPDATE "tdh_sys_update"
     58 PHYMEM_PAMT_ADD "tdh_phymem_pamt_add"
     59 PHYMEM_PAMT_REMOVE "tdh_phymem_pamt_remove"
     69 SYS_DISABLE "tdh_sys_disable"

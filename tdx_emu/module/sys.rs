@@ -23,7 +23,7 @@ const DYNAMIC_PAMT: u64 = 1 << 16;
 
 // Leaves are not inlined into the dispatcher: their locals would add up on its stack.
 impl<P: Platform, O: Observer> Machine<P, O> {
-    fn sys_lock(&self) -> Res<ShareX<'_>> {
+    pub(crate) fn sys_lock(&self) -> Res<ShareX<'_>> {
         ShareX::try_lock(&self.sys.lock, Mode::Exclusive).map_err(|_| st::SYS_BUSY)
     }
 
@@ -31,7 +31,7 @@ impl<P: Platform, O: Observer> Machine<P, O> {
         self.sys.state.load(Ordering::Acquire)
     }
 
-    /// TDH.SYS.INIT. RCX: attributes, all reserved.
+    /// TDH.SYS.INIT. RCX: attributes, all reserved; in version 1 R9: features to enable.
     #[inline(never)]
     pub(crate) fn sys_init(&self, version: u8, r: &Regs) -> Res<()> {
         check_version(version)?;
@@ -41,6 +41,9 @@ impl<P: Platform, O: Observer> Machine<P, O> {
         }
         if r.rcx != 0 {
             return Err(st::OPERAND_INVALID | op::RCX);
+        }
+        if version > 0 {
+            self.enable(r)?;
         }
         self.sys
             .state

@@ -76,6 +76,9 @@ pub(crate) mod tdcs_word {
     pub(crate) const RTMR_LOCK: usize = 94;
     /// RTMR0 to RTMR3, six words each.
     pub(crate) const RTMR: usize = 96;
+    /// MRTD context that the TD began with, and whether it counts as one that is being built.
+    pub(crate) const MRTD_CONTEXT: usize = 120;
+    pub(crate) const COUNTED: usize = 121;
     /// x2APIC identifiers of the vCPUs, two in a word.
     pub(crate) const X2APIC_IDS: usize = 128;
 }

@@ -63,6 +63,7 @@ impl<P: Platform, O: Observer> Machine<P, O> {
             regs: v.tdvps.load_regs(),
             tdvps: v.tdvps,
             tdcs: v.tdcs,
+            _inside: self.inside(lp),
             _tdr: v.tdr,
             _tdvpr: v.lock,
         };

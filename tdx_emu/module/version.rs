@@ -63,6 +63,14 @@ pub(crate) enum Dynamic {
     Possible,
 }
 
+/// Versions of what a module hands to the one that it is updated to.
+pub(crate) struct Handoff {
+    pub(crate) version: u64,
+    pub(crate) oldest: u64,
+    /// SYS.SHUTDOWN takes the newest only.
+    pub(crate) no_downgrade: bool,
+}
+
 /// The rules of a release.
 pub(crate) struct Rules {
     /// As the parameter `version` calls it.
@@ -94,6 +102,9 @@ pub(crate) struct Rules {
     /// RDMD: bits 2:0 of RCX are the smallest size to report.
     pub(crate) rdmd_size: bool,
     pub(crate) dynamic_pamt: Dynamic,
+    pub(crate) handoff: Handoff,
+    /// TDs have MRTD contexts, which SYS.SHUTDOWN, SYS.INIT and SYS.UPDATE can be told to mind.
+    pub(crate) update_compatibility: bool,
 }
 
 /// Bits of TDX_FEATURES0.
@@ -127,6 +138,7 @@ const VERSIONED: [u16; 5] = [
 ];
 const VERSIONED_05: [u16; 6] = with(VERSIONED, leaf::VP_INIT);
 const VERSIONED_13: [u16; 7] = with(VERSIONED_05, leaf::SYS_INIT);
+const VERSIONED_24: [u16; 8] = with(VERSIONED_13, leaf::SYS_UPDATE);
 
 const fn with<const N: usize, const M: usize>(list: [u16; N], more: u16) -> [u16; M] {
     let mut out = [more; M];
@@ -142,7 +154,7 @@ const V1_5_01: Rules = Rules {
     name: "1.5.01",
     number: [1, 5, 1],
     features0: bits([0, 1, 2, 3, 4, 5, 7, 9, 10, 11, 16, 17, 18, 19]),
-    leaves: &[],
+    leaves: &[leaf::SYS_SHUTDOWN, leaf::SYS_UPDATE],
     versioned: &VERSIONED,
     fields: &[],
     x2apic_unique: false,
@@ -176,6 +188,12 @@ const V1_5_01: Rules = Rules {
     pending_is_no_step: false,
     rdmd_size: false,
     dynamic_pamt: Dynamic::Unknown,
+    handoff: Handoff {
+        version: 0,
+        oldest: 0,
+        no_downgrade: false,
+    },
+    update_compatibility: false,
 };
 
 /// 1.5.01, but for what Linux demands: it shows NO_RBP_MOD and TOPOLOGY_ENUM only, takes the
@@ -257,7 +275,12 @@ const V1_5_20: Rules = Rules {
     name: "1.5.20",
     number: [1, 5, 20],
     features0: V1_5_16.features0 | bits([36, 44]),
-    leaves: &[leaf::PHYMEM_PAMT_ADD, leaf::PHYMEM_PAMT_REMOVE],
+    leaves: &[
+        leaf::SYS_SHUTDOWN,
+        leaf::SYS_UPDATE,
+        leaf::PHYMEM_PAMT_ADD,
+        leaf::PHYMEM_PAMT_REMOVE,
+    ],
     fields: &[MAX_VCPUS, VIRT_MAXPA, EVENT_FILTERS, PAMT_BITMAP],
     details: Details {
         op_state: true,
@@ -285,6 +308,13 @@ const V1_5_24: Rules = Rules {
     name: "1.5.24",
     number: [1, 5, 24],
     features0: V1_5_20.features0 | bits([40, 46, 47]),
+    versioned: &VERSIONED_24,
+    handoff: Handoff {
+        version: 1,
+        no_downgrade: true,
+        ..V1_5_20.handoff
+    },
+    update_compatibility: true,
     ..V1_5_20
 };
 

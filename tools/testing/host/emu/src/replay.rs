@@ -21,6 +21,7 @@ mod dump;
 mod fields;
 mod machine;
 mod ops;
+mod update;
 
 use dump::Dumps;
 use fields::Fields;
@@ -176,6 +177,9 @@ impl<'m> Replay<'m> {
             "final_septe" => self.dumps.septe(f),
             "final_pamt" => self.dumps.pamt(f),
             "final_bitmap" => self.dumps.bitmap(f),
+            "module_update" => self.module_update(f),
+            "lps_initialised" => self.lps_initialised(f),
+            "module_ready" => self.module_ready(f),
             "final" => {
                 f.end()?;
                 self.end_of_first_dump()

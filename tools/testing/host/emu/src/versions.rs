@@ -5,7 +5,7 @@
 //! and for tests/versions.rs.
 
 use crate::module::lock::Mode;
-use crate::module::version::{Details, Entries, Rules, TreeLock, TABLE};
+use crate::module::version::{Details, Entries, Handoff, Rules, TreeLock, TABLE};
 
 const RELEASES: [&str; 10] = [
     "1.5.01", "1.5.05", "1.5.06", "1.5.08", "1.5.09", "1.5.13", "1.5.16", "1.5.20", "1.5.24",
@@ -17,8 +17,12 @@ const RELEASES: [&str; 10] = [
 const FACTS: &str = "
 number               1           5        6        8         9         13         16         20           24           25
 features0            f0ebf       1f0ebf   2e1f0ebf 22e1f0ebf 26f1f0ebf 226f1f0ebf 226f3f0ebf 10326f3f0ebf d1326f3f0ebf d1326f3f0ebf
-versioned            3.11.23.26.30 +22    .        .         .         +33        .          .            .            .
-leaves               -           .        .        .         .         .          .          +58.59       .            .
+versioned            3.11.23.26.30 +22    .        .         .         +33        .          .            +53          .
+handoff_version      0           .        .        .         .         .          .          .            1            .
+handoff_oldest       0           .        .        .         .         .          .          .            .            .
+no_downgrade         no          .        .        .         .         .          .          .            yes          .
+update_compatibility no          .        .        .         .         .          .          .            yes          .
+leaves               52.53        .        .        .         .         .          .          +58.59       .            .
 max_vcpus            -           240      .        .         .         .          .          .            .            .
 min_virt_maxpa       -           .        2d       .         .         .          .          .            .            .
 max_event_filters    -           .        .        .         200       .          .          .            .            .
@@ -85,6 +89,8 @@ fn cells(rules: &Rules) -> Vec<(&'static str, String)> {
         pending_is_no_step,
         rdmd_size,
         dynamic_pamt,
+        handoff,
+        update_compatibility,
     } = rules;
     let Details {
         unblock_untracked,
@@ -96,6 +102,11 @@ fn cells(rules: &Rules) -> Vec<(&'static str, String)> {
         user_execute,
         keeps_priority,
     } = entries;
+    let Handoff {
+        version,
+        oldest,
+        no_downgrade,
+    } = handoff;
     let TreeLock {
         priority,
         sept_add,
@@ -127,6 +138,10 @@ fn cells(rules: &Rules) -> Vec<(&'static str, String)> {
         ("features0", format!("{features0:x}")),
         ("versioned", list(versioned.to_vec())),
         ("leaves", list(leaves.to_vec())),
+        ("handoff_version", version.to_string()),
+        ("handoff_oldest", oldest.to_string()),
+        ("no_downgrade", yes(*no_downgrade)),
+        ("update_compatibility", yes(*update_compatibility)),
         ("max_vcpus", field(known[0])),
         ("min_virt_maxpa", field(known[1])),
         ("max_event_filters", field(known[2])),

@@ -14,8 +14,12 @@ use serde_json::Value;
 use tdx_emu_host::replay::{replay, Outcome};
 
 /// The folders of the recordings by version, with their number and the calls in them.
-const FOLDERS: [(&str, usize, u64); 3] =
-    [("", 17, 7918), ("1.5.16", 11, 8683), ("1.5.24", 14, 10_729)];
+const FOLDERS: [(&str, usize, u64); 4] = [
+    ("", 17, 7918),
+    ("1.5.16", 11, 8683),
+    ("1.5.24", 14, 10_729),
+    ("update", 14, 9290),
+];
 
 /// The recordings in a folder.
 fn vectors(folder: &str) -> Vec<PathBuf> {
@@ -258,6 +262,63 @@ impl Corpus {
         });
         !complaints(&text).is_empty()
     }
+}
+
+/// Records between the modules before and after an update.
+#[test]
+fn what_an_update_says_is_checked() {
+    let original = vector("update/u16-24-402.jsonl.gz");
+    for (from, to, message) in [
+        (
+            "\"type\":\"module_update\",\"version\":\"1.5.24\"",
+            "\"type\":\"module_update\",\"version\":\"1.5.28\"",
+            "1.5.28 cannot be put in place",
+        ),
+        (
+            "\"lps_initialised\":2",
+            "\"lps_initialised\":3",
+            "lps_initialised is 3",
+        ),
+        ("\"n\":3", "\"n\":2", "lps_initialised: 2 after 2"),
+        (
+            "\"type\":\"lps_initialised\"",
+            "\"type\":\"module_ready\"",
+            "module_ready: field version is missing",
+        ),
+    ] {
+        let changed = original.replacen(from, to, 1);
+        assert_ne!(original, changed, "the recording does not contain {from}");
+        let got = run(&changed).error.expect("an error");
+        assert!(
+            got.contains(message) || got.contains("is missing"),
+            "{to}: {got}"
+        );
+    }
+    for (from, to, message) in [
+        (
+            "\"handoff_version\":0",
+            "\"handoff_version\":1",
+            "handoff_version: expected 1",
+        ),
+        (
+            "\"type\":\"module_update\",\"version\":\"1.5.24\"",
+            "\"type\":\"module_update\",\"version\":\"1.5.25\"",
+            "module_ready version: expected 1.5.24",
+        ),
+    ] {
+        let changed = original.replacen(from, to, 1);
+        assert_ne!(original, changed, "the recording does not contain {from}");
+        let got = complaints(&changed).join("\n");
+        assert!(got.contains(message), "{to}: {got}");
+    }
+    // Without the SHUTDOWN that did it there is nothing to put in place.
+    let shutdown = original
+        .lines()
+        .find(|l| l.contains("TDH.SYS.SHUTDOWN") && l.contains("\"rax\":\"0x0000000000000000\""));
+    let changed = original
+        .replacen(shutdown.unwrap(), "", 1)
+        .replacen("\n\n", "\n", 1);
+    assert!(!complaints(&changed).is_empty());
 }
 
 /// Fields that a call or the machine is made from: a change shows only where the outcome

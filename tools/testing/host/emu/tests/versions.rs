@@ -122,6 +122,9 @@ fn fields_of_the_system_follow_from_the_release() {
             (0x9100_0000_0000_0013, from("1.5.20", 1)),
             (0x9100_0001_0000_0013, from("1.5.20", 1)),
             (0x9100_0000_0000_0014, from("1.5.20", 4)),
+            (0x8900_0001_0000_0000, Some(from("1.5.24", 1).unwrap_or(0))),
+            (0x8900_0001_0000_0001, Some(0)),
+            (0x8900_0000_0000_0002, Some(from("1.5.24", 1).unwrap_or(0))),
         ] {
             assert_eq!(rd(&m, field), want, "{field:#x} of {release}");
         }
@@ -137,7 +140,8 @@ fn leaves_that_take_a_version() {
             let refused = rax == INVALID;
             let known = [3, 11, 23, 26, 30].contains(&leaf)
                 || leaf == 22 && i >= at("1.5.05")
-                || leaf == 33 && i >= at("1.5.13");
+                || leaf == 33 && i >= at("1.5.13")
+                || leaf == 53 && i >= at("1.5.24");
             assert_eq!(refused, !known, "leaf {leaf} of {release}: {rax:#x}");
         }
         // SYS.DISABLE is a leaf of later modules.

@@ -136,8 +136,8 @@ impl Dumps {
     pub fn bitmap(&mut self, mut f: Fields) -> Result<(), String> {
         let pages = f.all_nums("pages")?;
         f.end()?;
-        if self.pamt.is_empty() || self.complete && !self.teardown {
-            return Err("final_bitmap without final_pamt".into());
+        if self.complete && !self.teardown {
+            return Err("final_bitmap between final and teardown".into());
         }
         let n = pages.len();
         let pages: BTreeSet<u64> = pages.into_iter().collect();

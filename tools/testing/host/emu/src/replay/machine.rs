@@ -128,7 +128,7 @@ fn version(h: &mut Fields) -> Result<String, String> {
 }
 
 /// TDX_FEATURES0 as the module reports it.
-fn features0(module: &Instrumented<Host, Interpreter>) -> Result<u64, String> {
+pub fn features0(module: &Instrumented<Host, Interpreter>) -> Result<u64, String> {
     let mut r = Regs {
         rdx: TDX_FEATURES0,
         ..Regs::default()

@@ -186,10 +186,14 @@ impl<'m> Replay<'m> {
             false => None,
         };
         // With any other bit the dispatcher refuses the call.
-        if rax_in == u64::from(leaf::VP_ENTER) {
+        if rax_in == u64::from(leaf::VP_ENTER) && self.is_ready() {
             self.enter(op, &mut r, rip.unwrap_or(0))?;
         } else {
             let rax = self.module.seamcall(op.lp, rax_in, &mut r);
+            if let Some(rip) = rip {
+                let sampled = self.sampled[op.lp as usize];
+                self.compare(&op.index, "rip", rip, sampled);
+            }
             self.returned(op, "seamret", rax, &r)?;
         }
         host.tsc_step.store(0, Ordering::Relaxed);
