@@ -186,6 +186,44 @@ fn entry_lock_gives_the_host_priority() {
 }
 
 #[test]
+fn an_entry_keeps_the_priority_of_a_host_in_some_versions() {
+    use crate::module::mem::Page;
+    use crate::module::tree::{EntryRef, Format};
+    let host = crate::host::Host::new(crate::host::Host::default_config());
+    let page = Page::at(&host, 0x5000).unwrap();
+    let pending = tree::pending_leaf(0x7000);
+    for keeps_priority in [false, true] {
+        let format = Format {
+            hkid_mask: 0x3F << 46,
+            hkid: 17 << 46,
+            with_access: tree::XU,
+            keeps_priority,
+        };
+        page.set(3, tree::FREE);
+        let entry = EntryRef::new(page, 3, 0, format);
+        let lock = entry.lock_host().expect("a free entry");
+        assert!(entry.lock_host().is_err());
+        lock.replace(pending);
+        drop(lock);
+        let kept = if keeps_priority {
+            tree::HOST_PRIORITY
+        } else {
+            0
+        };
+        assert_eq!(page.get(3), pending | (17 << 46) | kept);
+        assert_eq!(entry.load(), pending | kept);
+        // A guest's change writes the whole entry in all of them.
+        let lock = entry.lock_host().expect("a free entry");
+        assert!(entry.lock_host().is_err());
+        lock.set(tree::mapped_leaf(0x7000));
+        drop(lock);
+        let mapped = tree::mapped_leaf(0x7000) | tree::XU;
+        assert_eq!(page.get(3), mapped | (17 << 46));
+        assert_eq!(entry.load(), mapped);
+    }
+}
+
+#[test]
 fn gpa_and_level_are_checked() {
     let bad = Err(0xC000_0100_0000_0001);
     let parse = |raw, levels| GpaLevel::parse(raw, levels).map(|a| (a.gpa, a.level));

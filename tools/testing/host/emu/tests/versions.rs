@@ -29,7 +29,11 @@ struct Module {
 
 impl Module {
     fn new(release: &str) -> Module {
-        let m = Instrumented::new(Host::new(Host::default_config()), Interpreter);
+        Module::on(release, Host::default_config())
+    }
+
+    fn on(release: &str, config: Config) -> Module {
+        let m = Instrumented::new(Host::new(config), Interpreter);
         assert!(m.set_version(release), "{release}");
         assert_eq!(m.version(), release);
         let tdmr = TdmrSpec {
@@ -78,6 +82,57 @@ impl Module {
             tdvpr
         });
         (tdr, vcpus.collect())
+    }
+}
+
+#[test]
+fn what_is_in_an_entry() {
+    for (i, release) in RELEASES.iter().enumerate() {
+        for hkid_in_entries in [true, false] {
+            let mut m = Module::on(
+                release,
+                Config {
+                    hkid_in_entries,
+                    ..Host::default_config()
+                },
+            );
+            let (tdr, _) = m.td(0);
+            let tables = [3, 2, 1].map(|level| {
+                let page = m.page();
+                m.ok(3, regs(level, tdr, page, 0));
+                page
+            });
+            let page = m.page();
+            m.ok(6, regs(0x1000, tdr, page, 0));
+            let newer = i >= at("1.5.13");
+            let hkid = if newer && hkid_in_entries {
+                20 << 46
+            } else {
+                0
+            };
+            let xu = if newer { 1 << 10 } else { 0 };
+            let raw = |table: usize, index: u64| m.m.platform().read(tables[table] + 8 * index);
+            let shown = |gpa: u64, level: u64| m.call(25, regs(gpa | level, tdr, 0, 0)).1.rcx;
+            let who = format!("{release} {hkid_in_entries}");
+            // A table, a pending page, and a place that is free.
+            let table = 0x8000_0000_0000_0007 | xu;
+            assert_eq!(raw(1, 0), table | hkid | tables[2], "{who}");
+            assert_eq!(shown(0, 1), 7 | xu, "{who}");
+            let pending = 0x8100_0000_0000_00F0 | page;
+            assert_eq!(raw(2, 1), pending | hkid, "{who}");
+            assert_eq!(shown(0x1000, 0), 0x8000_0000_0000_00F0 | page, "{who}");
+            assert_eq!(raw(2, 2), 0x80E0_0000_0000_0000, "{who}");
+            // Blocked, and not any more.
+            m.ok(7, regs(1, tdr, 0, 0));
+            let blocked = 0x8080_0000_0000_0000;
+            assert_eq!(raw(1, 0), blocked | hkid | tables[2], "{who}");
+            assert_eq!(shown(0, 1), 0, "{who}");
+            m.ok(38, regs(tdr, 0, 0, 0));
+            m.ok(39, regs(1, tdr, 0, 0));
+            assert_eq!(raw(1, 0), table | hkid | tables[2], "{who}");
+            // Given back, without anything of the key.
+            assert_eq!(m.call(29, regs(0x1000, tdr, 0, 0)).1.rcx, page, "{who}");
+        }
     }
 }
 
