@@ -2,13 +2,14 @@
 
 //! What differs between the releases of the TDX module where no recording shows it.
 
+use tdx_emu_host::driver::{Driver, Lock};
 use tdx_emu_host::host::{
     before_sys_config, bring_up, bring_up_with, layout, td_params, Host, TdmrSpec,
 };
 use tdx_emu_host::instruments::Instrumented;
 use tdx_emu_host::module::interp::Interpreter;
 use tdx_emu_host::module::{versions, Config, Regs};
-use tdx_emu_host::vmm::regs;
+use tdx_emu_host::vmm::{regs, Vmm};
 
 const TDMR: u64 = 0x4000_0000;
 const INVALID: u64 = 0xC000_0100_0000_0000;
@@ -133,6 +134,34 @@ fn what_is_in_an_entry() {
             // Given back, without anything of the key.
             assert_eq!(m.call(29, regs(0x1000, tdr, 0, 0)).1.rcx, page, "{who}");
         }
+    }
+}
+
+#[test]
+fn a_child_that_somebody_holds_is_not_promoted() {
+    const GPA: u64 = 0x4000_0000;
+    for (i, release) in RELEASES.iter().enumerate() {
+        let v = Vmm::of_version(Interpreter, None, Some(release), false);
+        let td = v.create(20, 0);
+        for level in [3, 2] {
+            v.ok(3, regs(level, td.tdr, v.page(), 0));
+        }
+        v.ok(3, regs(GPA | 2, td.tdr, v.page(), 0));
+        v.ok(6, regs(GPA | 1, td.tdr, TDMR + (128 << 20), 0));
+        v.ok(15, regs(GPA | 1, td.tdr, v.page(), 0));
+        let d = Driver::new(&v.module, td.tdr);
+        let promote = || v.call(23, regs(GPA | 1, td.tdr, 0, 0)).0;
+        for child in [0, 5, 511] {
+            let held = d.hold(Lock::Entry(GPA + 4096 * child, 0), true);
+            assert!(held.is_some());
+            let want = match i < at("1.5.20") {
+                true => 0x8000_0200_0000_0001,
+                false => 0xC000_0B09_0000_0001,
+            };
+            assert_eq!(promote(), want, "{child} in {release}");
+            drop(held);
+        }
+        assert_eq!(promote(), 0, "{release}");
     }
 }
 
