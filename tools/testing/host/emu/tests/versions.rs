@@ -322,6 +322,60 @@ fn there_are_pamt_leaves_with_a_dynamic_pamt_only() {
 }
 
 #[test]
+fn rdmd_of_a_dynamic_pamt_takes_a_size() {
+    let v = Vmm::of_version(Interpreter, None, Some("1.5.24"), true);
+    let page = v.page();
+    v.ok(9, regs(page, 20, 0, 0));
+    let ask = |rcx: u64| {
+        let (rax, r) = v.call(24, regs(rcx, 2, 3, 4));
+        (rax, [r.rcx, r.rdx, r.r8, r.r9, r.r10, r.r11])
+    };
+    let node = v.ok(24, regs(TDMR | 1, 0, 0, 0));
+    let pair = [node.r10, node.r11];
+    // A TDR, the range that it is in, and the 1G page that that is in.
+    assert_eq!(ask(page), (0, [4, 0, 0, 0, 0, 0]));
+    let whole = (1 << 63) | 15;
+    assert_eq!(ask(TDMR | 1), (0, [whole, 0, 1, 0, pair[0], pair[1]]));
+    assert_eq!(ask(TDMR | 2), (0, [0, 0, 2, 0, 0, 0]));
+    // The pages of the pair, and a range that has none.
+    for pa in pair {
+        assert_eq!(ask(pa), (0, [15, 0, 0, 0, 0, 0]));
+    }
+    let free = TDMR + (128 << 20);
+    for rcx in [free, free + 4096, free | 1] {
+        assert_eq!(ask(rcx), (0, [0, 0, 1, 0, 0, 0]), "{rcx:#x}");
+    }
+    for rcx in [TDMR | 3, TDMR + 4096 + 1, TDMR + (2 << 20) + 2, TDMR | 8] {
+        assert_eq!(ask(rcx).0, INVALID | 1, "{rcx:#x}");
+    }
+}
+
+#[test]
+fn tdmr_init_of_a_dynamic_pamt_clears_the_bitmap_and_no_more() {
+    let m = Instrumented::new(Host::new(Host::default_config()), Interpreter);
+    assert!(m.set_version("1.5.24"));
+    let tdmr = TdmrSpec {
+        base: TDMR,
+        size: 1 << 30,
+        reserved: vec![(0x0100_0000, 8192)],
+    };
+    // Bitmap, 2M entries and the page with the 1G entry.
+    let (bitmap, end) = (32 << 10, (32 << 10) + (8 << 10) + 4096);
+    for at in (layout::PAMT..layout::PAMT + 2 * end).step_by(8) {
+        m.platform().write(at, u64::MAX);
+    }
+    bring_up_with(&m, &tdmr, 16, true);
+    for at in (0..bitmap).step_by(8) {
+        // Bits 1000h and 1001h, which are in word 40h.
+        let want = if at == 0x40 * 8 { 3 } else { 0 };
+        assert_eq!(m.platform().read(layout::PAMT + at), want, "{at:#x}");
+    }
+    for at in (end..2 * end).step_by(8) {
+        assert_eq!(m.platform().read(layout::PAMT + at), u64::MAX, "{at:#x}");
+    }
+}
+
+#[test]
 fn x2apic_identifiers() {
     for (i, release) in RELEASES.iter().enumerate().skip(1) {
         let mut m = Module::new(release);
