@@ -393,7 +393,7 @@ TEST_F(bad_input, vcpu_is_not_initialised)
 	EXPECT_EQ(0, td_prefault_once(&td->vcpu[0], TD_RAM_GPA, TD_PAGE));
 }
 
-/* Of GPAs beyond those that the TD has, neither memslots nor mappings. */
+/* No memslots at GPAs beyond those that the TD has. */
 TEST_F(bad_input, beyond_the_shared_bit)
 {
 	static const __u64 gpas[] = { TD_SHARED_BIT, TD_SHARED_BIT << 1, TD_SHARED_BIT << 3 };
@@ -402,10 +402,8 @@ TEST_F(bad_input, beyond_the_shared_bit)
 	unsigned int i;
 
 	ASSERT_TD_OK(td, td_build(td, &config));
-	for (i = 0; i < ARRAY_SIZE(gpas); i++) {
-		EXPECT_EQ(-EINVAL, td_prefault_once(&td->vcpu[0], gpas[i], TD_PAGE));
+	for (i = 0; i < ARRAY_SIZE(gpas); i++)
 		EXPECT_EQ(-EINVAL, td_add_plain_slot(td, 4, gpas[i], TD_PAGE, true));
-	}
 	EXPECT_TD_OK(td, td_ops_run(&td->vcpu[0]));
 }
 
