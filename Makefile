@@ -11,6 +11,7 @@
 # make test-all      the same, and what takes too long for every change: the debug kernels, more fuzzing
 # make host-test     the tests that run on this machine (cargo)
 # make selftests     the kselftests on the emulated host in both modes, then testdev; TESTS='kill9'; LONG=1: more often, TD of 1 GiB
+# make unpatched     KVM's own mirror against a KVM without the patches, call by call
 # make failnth       each SEAMCALL and each allocation of a TD's life fails; QUICK=1: a part
 # make testdev       the test device: mirror and software TDX module without KVM
 # make contract      the C contract's test module, on an emulated PC
@@ -40,7 +41,7 @@
 # make clean         remove build/ (the cache stays)
 
 .DEFAULT_GOAL := help
-.PHONY: help run boot-linux boot-qemu test test-all sanitize kasan kcsan fuzz watchdog selftests contract testdev stat kunit host-test loom soak replay bench bench-host bench-emu mutants requirements check modules in-tree vm setup clean failnth planted trace
+.PHONY: help run boot-linux boot-qemu test test-all sanitize kasan kcsan fuzz watchdog selftests contract testdev stat kunit host-test loom soak replay bench bench-host bench-emu mutants requirements check modules in-tree vm setup clean failnth unpatched planted trace
 
 # Other runs are told the target.
 SESSION = TDX_RUN='make $@' scripts/session
@@ -73,6 +74,9 @@ selftests:
 
 failnth:
 	@$(SESSION) scripts/failnth $(if $(QUICK),--quick)
+
+unpatched:
+	@$(SESSION) scripts/unpatched
 
 planted:
 	@$(SESSION) scripts/planted $(BUGS)

@@ -102,13 +102,13 @@ stamp_get()
 #   FLAVOUR   the kernel of that flavour
 # They are taken in this order, `cache` for writing without any of the others.
 # shellcheck disable=SC2034 # for scripts/setup
-tdx_locks=(cache debug plain kasan kcsan guest)
-declare -A tdx_lock_fd=([cache]=9 [debug]=8 [plain]=7 [kasan]=6 [kcsan]=5 [guest]=4)
+tdx_locks=(cache debug plain kasan kcsan guest stock)
+declare -A tdx_lock_fd=([cache]=9 [debug]=8 [plain]=7 [kasan]=6 [kcsan]=5 [guest]=4 [stock]=13)
 
 open_locks()
 {
 	exec 9>>"$TDX_CACHE/lock" 8>>"$TDX_CACHE/lock.debug" 7>>"$TDX_CACHE/lock.plain" 6>>"$TDX_CACHE/lock.kasan" \
-		5>>"$TDX_CACHE/lock.kcsan" 4>>"$TDX_CACHE/lock.guest"
+		5>>"$TDX_CACHE/lock.kcsan" 4>>"$TDX_CACHE/lock.guest" 13>>"$TDX_CACHE/lock.stock"
 }
 
 # run_lives FOLDER: whether the run whose folder it is goes on: it has .run locked.
