@@ -22,7 +22,7 @@ PRESENT = 1 << 11
 LEVELS = {1: PAGE, 2: PAGE << 9, 3: PAGE << 18, 4: PAGE << 27, 5: PAGE << 36}
 # Result of map() -> the figure that counts it: TDX_MIRROR_MAP_* and, for retries, TDX_MIRROR_RETRY_*.
 OUTCOMES = {"1": "fixed", "2": "spurious", "256": "frozen", "512": "no_page",
-            **{str(n): "contended" for n in range(0x1000, 0x1500, 0x100)},
+            **{str(n): "contended" for n in range(0x1000, 0x1600, 0x100)},
             "-5": "bugged", "-22": "invalid"}
 OPERANDS = {"1": "sept_tree", "2": "sept_entry", "3": "td_epoch", "4": "previous_epoch", "5": "tdr",
             "6": "other"}

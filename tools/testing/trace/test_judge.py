@@ -62,7 +62,7 @@ class Test(unittest.TestCase):
 
     def test_outcomes_of_faults(self):
         figures = judge.figures("faults_fixed 3\nfaults_frozen 2\nfaults_contended 5\n")
-        for faults, failed in (({"1": 3, "256": 2, "4096": 4, "5120": 1}, 0), ({"1": 3, "256": 2, "4096": 4}, 1),
+        for faults, failed in (({"1": 3, "256": 2, "4096": 4, "5376": 1}, 0), ({"1": 3, "256": 2, "4096": 4}, 1),
                                ({"1": 3, "0": 2, "4352": 5}, 2)):
             j = judge.Judge()
             with contextlib.redirect_stdout(io.StringIO()):
