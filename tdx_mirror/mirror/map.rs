@@ -134,11 +134,18 @@ impl<E: ExternalPt, V: Vm> Mirror<E, V> {
         let cell = self.cell(table, at)?;
         let mut seen = cell.load();
         if seen.spte().kind(at.level()) == SpteKind::NonPresent {
+            // Filled before the freeze, which others wait for.
+            let Some(owned) = OwnedTable::take(pages, &self.vm) else {
+                return Err(Bail::Retry(RetryReason::NoPage));
+            };
             // A lost race leaves the winner's value, which cannot be non-present: what follows
             // goes on with that instead of with what was read before.
             match FrozenSpte::freeze(l, cell, at, seen.spte()) {
-                Ok(frozen) => seen = self.link(l, phase, pages, frozen, at)?,
-                Err(now) => seen = now,
+                Ok(frozen) => seen = self.link(l, phase, owned, frozen, at)?,
+                Err(now) => {
+                    owned.put(&self.vm);
+                    seen = now;
+                }
             }
         }
         let found = seen.spte();
@@ -150,19 +157,16 @@ impl<E: ExternalPt, V: Vm> Mirror<E, V> {
         }
     }
 
-    /// Links a new table at the frozen entry; returns the entry's value.
-    fn link<'t, P: PageSupplier>(
+    /// Links the new table at the frozen entry; returns the entry's value.
+    fn link<'t>(
         &self,
         l: &Shared<'_>,
         phase: Phase,
-        pages: &mut P,
+        owned: OwnedTable,
         frozen: FrozenSpte<'t>,
         at: Position,
     ) -> Result<Seen<'t>, Bail> {
         self.stats.frozen.inc();
-        let Some(owned) = OwnedTable::take(pages, &self.vm) else {
-            return Err(Bail::Retry(RetryReason::NoPage));
-        };
         let (page, external) = (owned.page(), owned.external_page());
         let begun = self.vm.freeze_begins();
         let linked = frozen.link_table(l, &self.ext, phase, &self.vm, owned);

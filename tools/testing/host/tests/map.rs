@@ -4,7 +4,7 @@
 
 use std::sync::atomic::Ordering::SeqCst;
 use std::sync::{Arc, Mutex, OnceLock};
-use tdx_mirror_host::base::addr::{Gfn, Pfn};
+use tdx_mirror_host::base::addr::{Gfn, PagePtr, Pfn};
 use tdx_mirror_host::base::level::{Level, Position};
 use tdx_mirror_host::base::td::{Operand, Phase};
 use tdx_mirror_host::mirror::cell::SpteCell;
@@ -12,12 +12,12 @@ use tdx_mirror_host::mirror::error::{Bug, MapError, MapOutcome, RetryReason};
 use tdx_mirror_host::mirror::frozen::{FrozenError, FrozenSpte};
 use tdx_mirror_host::mirror::lock::Shared;
 use tdx_mirror_host::mirror::spte::{IllegalTransition, Spte, SpteKind};
-use tdx_mirror_host::mirror::table::OwnedTable;
+use tdx_mirror_host::mirror::table::{OwnedTable, PageSupplier};
 use tdx_mirror_host::mock::{status, Event::Call, Mock};
 use tdx_mirror_host::sept::{Sept, BUILD_TRIES, FAULT_TRIES, ZERO_STEP_THRESHOLD};
 use tdx_mirror_host::tdx::call::Kind;
 use tdx_mirror_host::tdx::status::{OperandId, TdxStatus};
-use tdx_mirror_host::vm::Td;
+use tdx_mirror_host::vm::{Caches, Td};
 
 const FIXED: Result<MapOutcome, MapError> = Ok(MapOutcome::Fixed);
 
@@ -304,6 +304,69 @@ fn empty_caches_lead_to_a_retry() {
         assert_eq!(td.map(5, 7), FIXED);
         td.check_same(&[5]);
     }
+}
+
+/// Caches that look at the entry for GFN 5 whenever a page for a mirror table is asked for, and may
+/// have another vCPU map the GFN first.
+struct Watched<'t> {
+    td: &'t Td,
+    caches: Caches<'t>,
+    overtaken: bool,
+    seen: Vec<SpteKind>,
+}
+
+// SAFETY: The pages are those of the host's own supplier.
+unsafe impl PageSupplier for Watched<'_> {
+    fn take_table(&mut self) -> Option<PagePtr> {
+        self.seen.push(self.td.kind(5));
+        if self.overtaken {
+            // SAFETY: the map that asks holds the lock for read.
+            let l = unsafe { Shared::assume_held() };
+            let (gfn, pfn) = (Gfn::new(5).unwrap(), Pfn::new(7).unwrap());
+            let o = self.td.map_locked(&l, &mut self.td.caches(), gfn, pfn);
+            assert_eq!(o, FIXED);
+        }
+        self.caches.take_table()
+    }
+
+    fn take_external(&mut self) -> Option<PagePtr> {
+        self.caches.take_external()
+    }
+}
+
+fn map_watched(td: &Td, overtaken: bool) -> (Result<MapOutcome, MapError>, Vec<SpteKind>) {
+    let caches = td.caches();
+    let seen = Vec::new();
+    let mut pages = Watched {
+        td,
+        caches,
+        overtaken,
+        seen,
+    };
+    let (gfn, pfn) = (Gfn::new(5).unwrap(), Pfn::new(7).unwrap());
+    let phase = Phase::Run;
+    let o = td.shared(|l| td.mirror().map(l, phase, &mut pages, gfn, pfn, Level::L4K));
+    (o, pages.seen)
+}
+
+#[test]
+fn a_table_is_ready_before_its_entry_is_frozen() {
+    let td = Td::built();
+    let (o, seen) = map_watched(&td, false);
+    assert_eq!(o, FIXED);
+    assert_eq!(seen, [SpteKind::NonPresent; 3]);
+    td.check_same(&[5]);
+}
+
+#[test]
+fn who_loses_an_entry_gives_its_table_back() {
+    let td = Td::built();
+    let (o, seen) = map_watched(&td, true);
+    assert_eq!(o, Ok(MapOutcome::Spurious));
+    assert_eq!(seen, [SpteKind::NonPresent]);
+    assert_eq!((td.host().used_pages(), td.host().used_external()), (4, 3));
+    assert_eq!(td.mirror().stats().frozen.get(), 4);
+    td.check_same(&[5]);
 }
 
 // Shows: R17.
