@@ -10,6 +10,7 @@ import lib
 import objects
 
 OBJECT = "tdx_mirror_main.o"
+# Each name begins with tdx_mirror_, as its symbols are the kernel's as a whole.
 EVENTS = ("spte_changed", "fault", "zap", "seamcall", "busy", "kick", "track", "quarantine", "leak", "bug")
 # Where what is observed goes to, and the clock.
 SINK = re.compile(r"rust_do_trace_\w+$|tdx_mirror_cycles$")
@@ -130,7 +131,7 @@ def branches(result):
     sites, found = examine(code, table, ours)
     for finding in found + ours.unneeded():
         result.bad(finding)
-    for key in [*(f"__tracepoint_{e}" for e in EVENTS), "tdx_mirror_switches"]:
+    for key in [*(f"__tracepoint_tdx_mirror_{e}" for e in EVENTS), "tdx_mirror_switches"]:
         if not sites.get(key):
             result.bad(f"no site asks {key}")
     if result.findings:

@@ -343,13 +343,13 @@ Disassembly of section .text:
 
 0000000000000040 <watch::trace::busy::emit>:
   40:\tcall   45 <watch::trace::busy::emit+0x5>
-\t\t\t41: R_X86_64_PLT32\trust_do_trace_busy-0x4
+\t\t\t41: R_X86_64_PLT32\trust_do_trace_tdx_mirror_busy-0x4
   45:\tret
 """
 SITE_TABLE = """
 0000000000000000 R_X86_64_PC32     .text+0x0000000000000011
 0000000000000004 R_X86_64_PC32     .text+0x0000000000000021
-0000000000000008 R_X86_64_PC64     __tracepoint_busy+0x000000000000000a
+0000000000000008 R_X86_64_PC64     __tracepoint_tdx_mirror_busy+0x000000000000000a
 """
 SITES = (
     ("", "", ""),

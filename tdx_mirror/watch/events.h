@@ -5,6 +5,9 @@
  * Every event begins with @td, the number of the TD since the module was
  * loaded, which is the second part of the name of its debugfs directory. GPAs
  * lack the shared bit. Levels are KVM's enum pg_level, those of the entry.
+ *
+ * Names begin with tdx_mirror_, since a symbol __tracepoint_<name> and a
+ * function trace_<name>() are those of the kernel as a whole.
  */
 #undef TRACE_SYSTEM
 #define TRACE_SYSTEM tdx_mirror
@@ -77,7 +80,7 @@
 	{ 6, "other" }
 
 /* A change of the mirror, once the external table has followed. */
-TRACE_EVENT(spte_changed,
+TRACE_EVENT(tdx_mirror_spte_changed,
 	TP_PROTO(u32 td, u64 gpa, u32 level, u64 old_spte, u64 new_spte),
 	TP_ARGS(td, gpa, level, old_spte, new_spte),
 	TP_STRUCT__entry(
@@ -100,7 +103,7 @@ TRACE_EVENT(spte_changed,
 );
 
 /* The end of a map: a fault, a prefault or a page of the initial image. */
-TRACE_EVENT(fault,
+TRACE_EVENT(tdx_mirror_fault,
 	TP_PROTO(u32 td, u64 gfn, u64 pfn, u32 level, int outcome),
 	TP_ARGS(td, gfn, pfn, level, outcome),
 	TP_STRUCT__entry(
@@ -123,7 +126,7 @@ TRACE_EVENT(fault,
 );
 
 /* The end of a zap of [start, end); @zapped leaves were removed. */
-TRACE_EVENT(zap,
+TRACE_EVENT(tdx_mirror_zap,
 	TP_PROTO(u32 td, u64 start, u64 end, u64 zapped),
 	TP_ARGS(td, start, end, zapped),
 	TP_STRUCT__entry(
@@ -148,7 +151,7 @@ TRACE_EVENT(zap,
  * where it takes none. @status is RAX, @operand the operand in it if it is
  * OPERAND_BUSY or OPERAND_INVALID. The time is that of KVM's hook as a whole.
  */
-TRACE_EVENT(seamcall,
+TRACE_EVENT(tdx_mirror_seamcall,
 	TP_PROTO(u32 td, u32 leaf, u64 gpa, u32 level, u64 pa, u64 status, u64 cycles),
 	TP_ARGS(td, leaf, gpa, level, pa, status, cycles),
 	TP_STRUCT__entry(
@@ -188,7 +191,7 @@ TRACE_EVENT(seamcall,
  * An answer that is contention. @left is the number of tries that are left of
  * the budget: 0 is a give-up.
  */
-TRACE_EVENT(busy,
+TRACE_EVENT(tdx_mirror_busy,
 	TP_PROTO(u32 td, u32 leaf, u64 gpa, u32 level, u32 operand, u32 left),
 	TP_ARGS(td, leaf, gpa, level, operand, left),
 	TP_STRUCT__entry(
@@ -216,7 +219,7 @@ TRACE_EVENT(busy,
 );
 
 /* All vCPUs were forced out of the guest, in @cycles of the TSC. */
-TRACE_EVENT(kick,
+TRACE_EVENT(tdx_mirror_kick,
 	TP_PROTO(u32 td, u64 cycles),
 	TP_ARGS(td, cycles),
 	TP_STRUCT__entry(
@@ -231,7 +234,7 @@ TRACE_EVENT(kick,
 );
 
 /* A try of TDH.MEM.TRACK. */
-TRACE_EVENT(track,
+TRACE_EVENT(tdx_mirror_track,
 	TP_PROTO(u32 td, u64 status),
 	TP_ARGS(td, status),
 	TP_STRUCT__entry(
@@ -246,7 +249,7 @@ TRACE_EVENT(track,
 );
 
 /* A page that the TDX module may still own is kept from the allocator. */
-TRACE_EVENT(quarantine,
+TRACE_EVENT(tdx_mirror_quarantine,
 	TP_PROTO(u32 td, u64 gpa, u32 level, u64 pfn),
 	TP_ARGS(td, gpa, level, pfn),
 	TP_STRUCT__entry(
@@ -266,7 +269,7 @@ TRACE_EVENT(quarantine,
 );
 
 /* A page is never given back; @pfn is 0 for a page of the S-EPT itself. */
-TRACE_EVENT(leak,
+TRACE_EVENT(tdx_mirror_leak,
 	TP_PROTO(u32 td, u64 gpa, u32 level, u64 pfn, u64 status),
 	TP_ARGS(td, gpa, level, pfn, status),
 	TP_STRUCT__entry(
@@ -294,7 +297,7 @@ TRACE_EVENT(leak,
  * table refused with the status @value and RCX @other; 3 an entry that is not
  * there.
  */
-TRACE_EVENT(bug,
+TRACE_EVENT(tdx_mirror_bug,
 	TP_PROTO(u32 td, u32 kind, u64 gpa, u32 level, u64 value, u64 other),
 	TP_ARGS(td, kind, gpa, level, value, other),
 	TP_STRUCT__entry(

@@ -23,7 +23,7 @@ use crate::tdx::call::{
 };
 
 /// Declares a module for each event, with `is_on()` and `emit()`. The parameters are those of the
-/// event's `TP_PROTO`.
+/// event's `TP_PROTO`; the name lacks the `tdx_mirror_` that the event's begins with.
 macro_rules! events {
     ($($(#[$doc:meta])* $name:ident($($arg:ident: $ty:ty),* $(,)?);)*) => {$(
         $(#[$doc])*
@@ -36,8 +36,8 @@ macro_rules! events {
                 #[allow(improper_ctypes)]
                 #[cfg(CONFIG_TRACEPOINTS)]
                 extern "C" {
-                    static [< __tracepoint_ $name >]: kernel::bindings::tracepoint;
-                    fn [< rust_do_trace_ $name >]($($arg: $ty),*);
+                    static [< __tracepoint_tdx_mirror_ $name >]: kernel::bindings::tracepoint;
+                    fn [< rust_do_trace_tdx_mirror_ $name >]($($arg: $ty),*);
                 }
 
                 /// Whether somebody listens.
@@ -47,7 +47,7 @@ macro_rules! events {
                     // SAFETY: The key is that of a tracepoint of this module.
                     unsafe {
                         kernel::static_branch_unlikely!(
-                            [< __tracepoint_ $name >],
+                            [< __tracepoint_tdx_mirror_ $name >],
                             kernel::bindings::tracepoint,
                             key
                         )
@@ -63,7 +63,7 @@ macro_rules! events {
                     #[cfg(CONFIG_TRACEPOINTS)]
                     // SAFETY: Takes any numbers, in any context.
                     unsafe {
-                        [< rust_do_trace_ $name >]($($arg),*)
+                        [< rust_do_trace_tdx_mirror_ $name >]($($arg),*)
                     }
                     #[cfg(not(CONFIG_TRACEPOINTS))]
                     {

@@ -7,6 +7,8 @@ use std::fmt::Write;
 
 use serde::Serialize;
 
+/// The names of the events, after what each begins with.
+const PREFIX: &str = "tdx_mirror_";
 const EVENTS: [&str; 10] = [
     "spte_changed",
     "fault",
@@ -66,7 +68,7 @@ pub struct Report {
     pub lost: u64,
 }
 
-/// An event's name, the time before it if there is one, and what it says.
+/// An event's name without the prefix, the time before it if there is one, and what it says.
 fn split(line: &str) -> Option<(&str, Option<f64>, &str)> {
     // trace-cmd pads names with blanks.
     let (head, body) = line
@@ -82,6 +84,7 @@ fn split(line: &str) -> Option<(&str, Option<f64>, &str)> {
     let time = before
         .strip_suffix(':')
         .and_then(|text| text.rsplit(' ').next()?.parse().ok());
+    let name = name.strip_prefix(PREFIX)?;
     EVENTS.contains(&name).then_some((name, time, body))
 }
 
@@ -285,21 +288,22 @@ mod tests {
 
     const FTRACE: &str = "\
 # tracer: nop
-            life-87      [001] .....    12.000100: seamcall: td 3 MEM.PAGE.AUG gpa 0x5000 level 1 pa 0x1234000 status 0x8000020000000001 operand 0x1 cycles 900 ns 400
-            life-87      [001] .....    12.000200: busy: td 3 MEM.PAGE.AUG gpa 0x5000 level 1 operand sept_tree tries left 4
-            life-87      [001] .....    12.000300: seamcall: td 3 MEM.PAGE.AUG gpa 0x5000 level 1 pa 0x1234000 status 0x0000000000000000 operand 0x0 cycles 1100 ns 500
-            life-87      [001] .....    12.000400: spte_changed: td 3 gpa 0x5000 level 1 old 0x0000000000000000 new 0x8008000001234837
-            life-87      [001] .....    12.000500: fault: td 3 gfn 0x5 pfn 0x1234 level 1 fixed
-            life-87      [001] .....    12.000600: kick: td 3 cycles 777
-            life-87      [001] .....    12.000700: track: td 3 status 0x0000000000000000
-            life-87      [001] .....    12.000800: zap: td 3 gfns 0x0-0x10 zapped 1
-            life-87      [001] .....    12.000900: something: td 3 else
+            life-87      [001] .....    12.000100: tdx_mirror_seamcall: td 3 MEM.PAGE.AUG gpa 0x5000 level 1 pa 0x1234000 status 0x8000020000000001 operand 0x1 cycles 900 ns 400
+            life-87      [001] .....    12.000200: tdx_mirror_busy: td 3 MEM.PAGE.AUG gpa 0x5000 level 1 operand sept_tree tries left 4
+            life-87      [001] .....    12.000300: tdx_mirror_seamcall: td 3 MEM.PAGE.AUG gpa 0x5000 level 1 pa 0x1234000 status 0x0000000000000000 operand 0x0 cycles 1100 ns 500
+            life-87      [001] .....    12.000400: tdx_mirror_spte_changed: td 3 gpa 0x5000 level 1 old 0x0000000000000000 new 0x8008000001234837
+            life-87      [001] .....    12.000500: tdx_mirror_fault: td 3 gfn 0x5 pfn 0x1234 level 1 fixed
+            life-87      [001] .....    12.000600: tdx_mirror_kick: td 3 cycles 777
+            life-87      [001] .....    12.000700: tdx_mirror_track: td 3 status 0x0000000000000000
+            life-87      [001] .....    12.000800: tdx_mirror_zap: td 3 gfns 0x0-0x10 zapped 1
+            life-87      [001] .....    12.000900: tdx_mirror_something: td 3 else
+            life-87      [001] .....    12.000950: kick: td 3 cycles 5
 ";
 
     #[test]
     fn ftrace() {
         let report = Report::parse(FTRACE);
-        assert_eq!(report.other_lines, 1);
+        assert_eq!(report.other_lines, 2);
         let td = &report.tds[&3];
         assert_eq!(
             (td.events, td.spte_changes, td.kicks, td.kick_cycles),
@@ -326,9 +330,9 @@ mod tests {
 
     #[test]
     fn perf_and_trace_cmd() {
-        let perf = "life 87 [001] 12.000600:     tdx_mirror:kick: td 4 cycles 5\n";
+        let perf = "life 87 [001] 12.000600:     tdx_mirror:tdx_mirror_kick: td 4 cycles 5\n";
         let trace_cmd =
-            "          life-87    [001]    12.000700: kick:                 td 4 cycles 6\n";
+            "          life-87    [001]    12.000700: tdx_mirror_kick:                 td 4 cycles 6\n";
         let report = Report::parse(&format!("{perf}{trace_cmd}"));
         assert_eq!((report.tds[&4].kicks, report.tds[&4].kick_cycles), (2, 11));
         assert_eq!(report.tds[&4].first, Some(12.0006));
@@ -339,20 +343,22 @@ mod tests {
     fn alarms_and_losses() {
         let report = Report::parse(
             "CPU:0 [LOST 12 EVENTS]\n\
-             a-1 [000] 1.0: leak: td 5 gpa 0x0 level 1 pfn 0x77 status 0xc000030000000000\n\
+             a-1 [000] 1.0: tdx_mirror_leak: td 5 gpa 0x0 level 1 pfn 0x77 status 0xc000030000000000\n\
              CPU:1 [3 EVENTS DROPPED]\n\
-             a-1 [000] 1.0: seamcall: td 5 MEM.TRACK gpa 0x0 level 0 pa 0x0 status 0xc000010000000000 operand 0x0 cycles 1 ns 1\n",
+             a-1 [000] 1.0: tdx_mirror_seamcall: td 5 MEM.TRACK gpa 0x0 level 0 pa 0x0 status 0xc000010000000000 operand 0x0 cycles 1 ns 1\n",
         );
         assert_eq!(report.lost, 15);
         assert!(report.alarming());
         assert_eq!(report.tds[&5].seamcalls["MEM.TRACK"].failed, 1);
-        assert!(report.text().contains("alarm: a-1 [000] 1.0: leak: td 5"));
+        assert!(report
+            .text()
+            .contains("alarm: a-1 [000] 1.0: tdx_mirror_leak: td 5"));
     }
 
     #[test]
     fn lines_that_are_cut() {
         let report = Report::parse(
-            "x: kick: td 5 cycles\nx: seamcall: td 5\nx: fault: td 5\nx: zap: td\nplain text\n",
+            "x: tdx_mirror_kick: td 5 cycles\nx: tdx_mirror_seamcall: td 5\nx: tdx_mirror_fault: td 5\nx: tdx_mirror_zap: td\nplain text\n",
         );
         assert_eq!(report.other_lines, 5);
         assert!(report.tds.is_empty());

@@ -14,6 +14,7 @@ import re
 import sys
 from collections import Counter
 
+# Each name begins with tdx_mirror_ in the kernel.
 EVENTS = ("spte_changed", "fault", "zap", "seamcall", "busy", "kick", "track", "quarantine", "leak", "bug")
 PAGE = 4096
 # The part of an SPTE that is the page's address.
@@ -45,7 +46,7 @@ def table_of_calls():
 
 
 LEAVES = table_of_calls()
-LINE = re.compile(r"^\s*\S.*-(\d+)\s+\[\d+\]\s.*?\s(\d+\.\d+):\s+(\w+):\s+(td \d+.*)$")
+LINE = re.compile(r"^\s*\S.*-(\d+)\s+\[\d+\]\s.*?\s(\d+\.\d+):\s+tdx_mirror_(\w+):\s+(td \d+.*)$")
 
 
 def figures(text):
@@ -81,7 +82,8 @@ def events(text):
 def of_perf(text):
     """event -> times, of `perf stat -x,`."""
     rows = (line.split(",") for line in text.splitlines())
-    return {row[2].partition(":")[2]: int(row[0]) for row in rows if len(row) > 2 and row[0].isdigit()}
+    return {row[2].removeprefix("tdx_mirror:tdx_mirror_"): int(row[0])
+            for row in rows if len(row) > 2 and row[0].isdigit()}
 
 
 def of_bpftrace(text):

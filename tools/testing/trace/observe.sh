@@ -49,7 +49,8 @@ done
 
 # What goes wrong, which the fakes of the contract's test provoke.
 say "the contract's test"
-in-image trace-cmd start -b 4096 -e tdx_mirror:bug -e tdx_mirror:leak -e tdx_mirror:quarantine >/out/trace-cmd.log 2>&1 || exit
+in-image trace-cmd start -b 4096 -e tdx_mirror:tdx_mirror_bug -e tdx_mirror:tdx_mirror_leak \
+	-e tdx_mirror:tdx_mirror_quarantine >/out/trace-cmd.log 2>&1 || exit
 echo "tdx-mirror-test: warnings expected" >/dev/kmsg
 insmod $modules/tdx_mirror_contract_test.ko && rmmod tdx_mirror_contract_test || exit
 echo "tdx-mirror-test: no more warnings expected" >/dev/kmsg

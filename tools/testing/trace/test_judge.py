@@ -14,13 +14,13 @@ import judge  # noqa: E402
 
 HEAD = "         testdev-219   [000] ...1.    63.834979: "
 LIFE = [
-    "seamcall:             td 50 MEM.PAGE.AUG gpa 0x5000 level 1 pa 0x9000 status 0x0000000000000000 operand 0x0 "
+    "tdx_mirror_seamcall: td 50 MEM.PAGE.AUG gpa 0x5000 level 1 pa 0x9000 status 0x0000000000000000 operand 0x0 "
     "cycles 2000 ns 1000",
-    "spte_changed:         td 50 gpa 0x5000 level 1 old 0x8000000000000000 new 0x8000000000009837",
-    "fault:                td 50 gfn 0x5 pfn 0x9 level 1 fixed",
-    "kick:                 td 50 cycles 7",
-    "spte_changed:         td 50 gpa 0x5000 level 1 old 0x8000000000009837 new 0x8000000000000000",
-    "zap:                  td 50 gfns 0x0-0x100 zapped 1",
+    "tdx_mirror_spte_changed: td 50 gpa 0x5000 level 1 old 0x8000000000000000 new 0x8000000000009837",
+    "tdx_mirror_fault: td 50 gfn 0x5 pfn 0x9 level 1 fixed",
+    "tdx_mirror_kick: td 50 cycles 7",
+    "tdx_mirror_spte_changed: td 50 gpa 0x5000 level 1 old 0x8000000000009837 new 0x8000000000000000",
+    "tdx_mirror_zap: td 50 gfns 0x0-0x100 zapped 1",
 ]
 FIGURES = ("mapped 1\nzapped 1\nfaults_fixed 1\nseamcall_page_map_success 1\nkicks 1\ntsc_khz 2000000\n"
            "freeze_cycles_4096 1\n")
@@ -77,12 +77,12 @@ class Test(unittest.TestCase):
         self.assertEqual({str(int(v, 0)) for v in values.values()}, {n for n in judge.OUTCOMES if int(n) > 0})
 
     def test_words_of_events(self):
-        found = judge.events(HEAD + "busy:   td 3 MEM.TRACK gpa 0x0 level 0 operand td_epoch tries left 4\n")
+        found = judge.events(HEAD + "tdx_mirror_busy:   td 3 MEM.TRACK gpa 0x0 level 0 operand td_epoch tries left 4\n")
         self.assertEqual(found, [("busy", {"td": 3, "what": "MEM.TRACK", "gpa": 0, "level": 0, "operand": "td_epoch",
                                            "left": 4})])
 
     def test_perf_and_bpftrace(self):
-        self.assertEqual(judge.of_perf("# started\n\n44,,tdx_mirror:bug,1185,100.00,,\n"), {"bug": 44})
+        self.assertEqual(judge.of_perf("# started\n\n44,,tdx_mirror:tdx_mirror_bug,1185,100.00,,\n"), {"bug": 44})
         self.assertEqual(judge.of_bpftrace('\n{"type": "map", "data": {"@fault": {"-5": 3}}}\nwatching\n'),
                          {"@fault": {"-5": 3}})
 
