@@ -33,6 +33,25 @@ impl Event {
             other => other,
         }
     }
+
+    /// Whether `status` is contention for it, whatever the operand: one that nobody is known to
+    /// lock there is retried too.
+    pub fn contends(self, status: TdxStatus) -> bool {
+        let on_entry = [
+            Kind::SeptAdd,
+            Kind::PageAdd,
+            Kind::PageAug,
+            Kind::RangeBlock,
+            Kind::PageRemove,
+            Kind::SeptRd,
+        ];
+        match (self, status) {
+            (Self::Call(Kind::Track), TdxStatus::PREVIOUS_TLB_EPOCH_BUSY) => true,
+            (Self::Call(Kind::Track), busy) => busy.is_operand_busy(),
+            (Self::Call(kind), busy) => busy.is_operand_busy() && on_entry.contains(&kind),
+            _ => false,
+        }
+    }
 }
 
 /// An entry of the mock S-EPT.

@@ -130,23 +130,6 @@ impl Model {
         }
     }
 
-    /// Whether `status` is contention for `call`, by the table of locks.
-    fn contention(&self, call: Event, status: TdxStatus) -> bool {
-        let on_entry = matches!(
-            call,
-            Call(Kind::SeptAdd)
-                | Call(Kind::PageAdd)
-                | Call(Kind::PageAug)
-                | Call(Kind::RangeBlock)
-                | Call(Kind::PageRemove)
-        );
-        match status {
-            TdxStatus::PREVIOUS_TLB_EPOCH_BUSY => call == Call(Kind::Track),
-            // Whatever the operand: one that nobody is known to lock there is retried too.
-            busy => busy.is_operand_busy() && (on_entry || call == Call(Kind::Track)),
-        }
-    }
-
     fn step(&mut self, op: &Op, inject: &Option<Inject>) {
         let inject = &inject.clone().map(|mut i| {
             i.call = i.call.of_phase(self.built);
@@ -213,14 +196,12 @@ impl Model {
             }
             Ok(MapOutcome::Retry(RetryReason::Contended(_))) => {
                 let i = inject.as_ref().expect("contention without a cause");
-                assert!(self.contention(i.call, i.status));
+                assert!(i.call.contends(i.status));
                 let budget = if self.built { FAULT_TRIES } else { BUILD_TRIES };
                 assert!(i.times >= budget, "gave up before the budget");
             }
             Err(MapError::Bugged) => {
-                let failed = inject
-                    .as_ref()
-                    .is_some_and(|i| !self.contention(i.call, i.status));
+                let failed = inject.as_ref().is_some_and(|i| !i.call.contends(i.status));
                 assert!(pfn_taken || failed, "bugged without a cause");
                 self.bugged = true;
             }
@@ -249,7 +230,7 @@ impl Model {
         if !lost.is_empty() {
             // Not for contention that one kick resolves.
             let i = inject.as_ref().expect("quarantine without a cause");
-            assert!(i.times >= 2 || !self.contention(i.call, i.status));
+            assert!(i.times >= 2 || !i.call.contends(i.status));
             self.bugged = true;
         }
         for gfn in inside {

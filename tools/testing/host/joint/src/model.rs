@@ -11,10 +11,9 @@ use tdx_mirror_host::base::addr::{Gfn, Pfn};
 use tdx_mirror_host::base::level::{Level, Position};
 use tdx_mirror_host::mirror::error::{Leak, MapError, MapOutcome, RetryReason};
 use tdx_mirror_host::mirror::spte::SpteKind;
-use tdx_mirror_host::mock::Event::{self, Call};
+use tdx_mirror_host::mock::Event::Call;
 use tdx_mirror_host::sept::{BUILD_TRIES, DEBT_SLOTS, FAULT_TRIES, MAX_ENTERS};
 use tdx_mirror_host::tdx::call::Kind;
-use tdx_mirror_host::tdx::status::TdxStatus;
 
 use crate::backend::Fail;
 use crate::compare;
@@ -102,24 +101,6 @@ impl Model {
             .sum()
     }
 
-    /// Whether `status` is contention for `call`, by the table of locks.
-    fn contention(&self, call: Event, status: TdxStatus) -> bool {
-        let on_entry = matches!(
-            call,
-            Call(Kind::SeptAdd)
-                | Call(Kind::PageAdd)
-                | Call(Kind::PageAug)
-                | Call(Kind::RangeBlock)
-                | Call(Kind::PageRemove)
-                | Call(Kind::SeptRd)
-        );
-        match status {
-            TdxStatus::PREVIOUS_TLB_EPOCH_BUSY => call == Call(Kind::Track),
-            // Whatever the operand: one that nobody is known to lock there is retried too.
-            busy => busy.is_operand_busy() && (on_entry || call == Call(Kind::Track)),
-        }
-    }
-
     /// Whether what goes wrong is contention for at least `times` calls.
     fn contends(&self, fault: Option<Fault>, times: u32) -> bool {
         match fault {
@@ -128,7 +109,7 @@ impl Model {
                 times: n,
                 status,
                 ..
-            }) => self.contention(call, status) && n >= times,
+            }) => call.contends(status) && n >= times,
             Some(Fault::Locked { calls, .. }) => calls >= times,
             None => false,
         }
@@ -136,7 +117,7 @@ impl Model {
 
     /// Whether what goes wrong is more than contention.
     fn fails(&self, fault: Option<Fault>) -> bool {
-        matches!(fault, Some(Fault::Answer { call, status, .. }) if !self.contention(call, status))
+        matches!(fault, Some(Fault::Answer { call, status, .. }) if !call.contends(status))
     }
 
     fn begin(&self, fault: Option<Fault>) {
