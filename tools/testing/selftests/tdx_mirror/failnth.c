@@ -155,9 +155,6 @@ static const struct rule {
 	{ TD_PAGE_AUG, ANY, ONCE, GOES_ON },
 	{ TD_SEPT_ADD, ANY, EVER, STAYS, -EAGAIN },
 	{ TD_PAGE_AUG, ANY, EVER, STAYS, -EAGAIN },
-	/* KVM warns of any error of a prefault that it does not expect. */
-	{ TD_SEPT_ADD, STEP(PREFAULT), BROKEN, ENDS, -EIO, NOTHING, "tdx_mirror_warn_bug", 1 },
-	{ TD_PAGE_AUG, STEP(PREFAULT), BROKEN, ENDS, -EIO, NOTHING, "tdx_mirror_warn_bug", 1 },
 	{ TD_SEPT_ADD, ANY, BROKEN, ENDS, -EIO, NOTHING, "tdx_mirror_warn_bug" },
 	{ TD_PAGE_AUG, ANY, BROKEN, ENDS, -EIO, NOTHING, "tdx_mirror_warn_bug" },
 
