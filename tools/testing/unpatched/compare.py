@@ -10,6 +10,7 @@ and KVM as it is upstream. Each test case has to be equal in both, but for those
 DIFFERENCES, which have to differ as they say. The first form lists the programs to run.
 """
 import collections
+import errno as errno_of
 import pathlib
 import re
 import sys
@@ -101,8 +102,9 @@ def note(case, thread, event, words, text, calls):
     elif calls and calls[-1][0] == event.removesuffix("_ret"):
         called, given = calls.pop()
         if called in IOCTLS:
-            sub = given["first"] if given["cmd"] == ENCRYPT_OP else ""
-            result = min(errno(words["status"]), 0) if given["cmd"] != ENCRYPT_OP else errno(words["status"])
+            result = min(errno(words["status"]), 0)
+            # Where the argument cannot be read, what the record has of it means nothing.
+            sub = given["first"] if given["cmd"] == ENCRYPT_OP and result != -errno_of.EFAULT else ""
             case.add("results", thread, (called, given["cmd"], sub, result))
         elif called == "gmem_fallocate":
             case.add("results", thread, (called, given["mode"], "", errno(words["status"])))

@@ -87,6 +87,10 @@ class Test(unittest.TestCase):
         other = TRACE.replace("status=0x0\n", "status=0x9\n", 1)
         self.assertEqual(verdict(TRACE, other)[0], (2, 0))
 
+    def test_an_argument_that_cannot_be_read_is_none(self):
+        fault = TRACE.replace("0xfffffffffffffff0", "0xfffffffffffffff2")
+        self.assertEqual(verdict(fault, fault.replace("first=0x3", "first=0x2a7"))[0], (2, 0))
+
     def test_each_difference_is_found(self):
         for old, new in (("gpa=0x5000", "gpa=0x6000"), ("level=1", "level=2"), ("first=0x3", "first=0x4"),
                          ("0xfffffffffffffff0", "0xfffffffffffffffb"), ("EPT_VIOLATION", "TDCALL"),
